@@ -1,0 +1,544 @@
+//! How a thread gets an operation into a turn.
+//!
+//! The dispatcher serves a bounded channel, so that one commit carries what many threads have handed in. A caller who
+//! is alone while the dispatcher rests takes the turn on its own thread and spares two thread switches.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::id::JobId;
+use crate::model::job::Progress;
+use crate::model::retry::Backoff;
+use crate::model::time::Timestamp;
+use crate::store::claim::{Claim, Demand};
+use crate::store::connect::storage_error;
+use crate::store::finish::Verdict;
+use crate::store::{Outbox, Store, Turn};
+
+/// The most operations that wait for a turn. Who comes after that waits to hand in.
+const WAITING_MAX: usize = 4096;
+/// The most operations of one turn.
+const TURN_MAX: usize = 1024;
+/// The most jobs that one turn claims.
+const CLAIM_MAX: usize = 512;
+/// The most jobs that one turn expires.
+const EXPIRE_MAX: usize = 200;
+/// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
+const EAGER: Duration = Duration::from_millis(50);
+
+/// Something that is done in a turn, for a caller who waits.
+trait Operation: Send {
+    /// Does it. An error fails the whole turn; what concerns the caller alone is kept for the answer.
+    fn apply(&mut self, turn: &mut Turn<'_>) -> Result<()>;
+    /// Tells the caller, once the turn has been committed or has failed.
+    fn answer(self: Box<Self>, committed: Result<(), &Error>);
+}
+
+/// An operation made of a closure.
+struct Call<F, T> {
+    work: Option<F>,
+    result: Option<Result<T>>,
+    reply: Option<Sender<Result<T>>>,
+}
+
+impl<F, T> Call<F, T> {
+    fn new(work: F, reply: Option<Sender<Result<T>>>) -> Self {
+        Self { work: Some(work), result: None, reply }
+    }
+
+    fn outcome(self, committed: Result<(), &Error>) -> Result<T> {
+        match (committed, self.result) {
+            (Ok(()), Some(result)) => result,
+            (Err(error), _) => Err(error.again()),
+            (Ok(()), None) => Err(Error::shutdown()),
+        }
+    }
+}
+
+impl<F, T> Operation for Call<F, T>
+where
+    F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
+    T: Send,
+{
+    fn apply(&mut self, turn: &mut Turn<'_>) -> Result<()> {
+        let Some(work) = self.work.take() else { return Ok(()) };
+        match work(turn) {
+            Err(error) if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Busy) => Err(error),
+            result => {
+                self.result = Some(result);
+                Ok(())
+            }
+        }
+    }
+
+    fn answer(mut self: Box<Self>, committed: Result<(), &Error>) {
+        if let Some(reply) = self.reply.take() {
+            // A caller who has gone does not miss the answer.
+            let _ = reply.send(self.outcome(committed));
+        }
+    }
+}
+
+/// The end of an attempt.
+#[derive(Debug)]
+pub(crate) struct Finish {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) verdict: Verdict,
+    pub(crate) worker: Option<u32>,
+}
+
+/// What a running handler tells of itself.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) progress: Option<Progress>,
+    pub(crate) lines: Vec<(Timestamp, String)>,
+    pub(crate) ttft: Option<Duration>,
+}
+
+/// What waits for a turn.
+enum Item {
+    Call(Box<dyn Operation>),
+    Finish(Finish),
+    Note(Note),
+    /// Nothing but a reason to look around.
+    Nudge,
+}
+
+/// Those who run the jobs that a turn claims.
+pub(crate) trait Crew: Send + Sync {
+    /// What is wanted now.
+    fn demand(&self) -> Box<dyn Demand + '_>;
+    /// Takes note of how long a turn took.
+    fn turn_took(&self, took: Duration);
+    /// Takes over claimed jobs.
+    fn accept(&self, claims: Vec<Claim>);
+    /// Asks running jobs to stop.
+    fn stop(&self, jobs: &[JobId]);
+    /// How long a job waits after a failure unless it says otherwise.
+    fn backoff(&self) -> &Backoff;
+}
+
+struct Core {
+    store: Store,
+    /// What a failed turn has left: ends and notes, which nobody could hand in again.
+    backlog: Vec<Item>,
+}
+
+/// The way into a turn, shared by all threads of the process.
+pub(crate) struct Desk {
+    core: Mutex<Core>,
+    sender: Sender<Item>,
+    receiver: Receiver<Item>,
+    clock: Arc<dyn Clock>,
+    crew: OnceLock<Arc<dyn Crew>>,
+    /// Whether a dispatcher serves the channel. If not, whoever has an operation takes the turn.
+    attended: AtomicBool,
+    closed: AtomicBool,
+    /// Callers with an operation under way.
+    callers: AtomicUsize,
+    waiters: Mutex<HashMap<JobId, Vec<Sender<()>>>>,
+    waiting: AtomicUsize,
+    /// Until when commits of the application's own are looked for eagerly, on the monotonic clock in nanoseconds.
+    eager_until_ns: AtomicU64,
+}
+
+/// What a look around came to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rest {
+    /// The next moment at which time alone gives something to do.
+    pub(crate) due: Option<Timestamp>,
+    /// A commit of somebody else is expected any moment.
+    pub(crate) eager: bool,
+    /// The last turn failed, and what it had to do is still to be done.
+    pub(crate) failed: bool,
+}
+
+impl Desk {
+    pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
+        let (sender, receiver) = bounded(WAITING_MAX);
+        Self {
+            core: Mutex::new(Core { store, backlog: Vec::new() }),
+            sender,
+            receiver,
+            clock,
+            crew: OnceLock::new(),
+            attended: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            callers: AtomicUsize::new(0),
+            waiters: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            eager_until_ns: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Sets who runs what turns claim. Once only.
+    pub(crate) fn employ(&self, crew: Arc<dyn Crew>) {
+        let employed = self.crew.set(crew);
+        debug_assert!(employed.is_ok(), "a desk has one crew");
+    }
+
+    /// Says whether a dispatcher serves the channel from now on.
+    pub(crate) fn set_attended(&self, attended: bool) {
+        self.attended.store(attended, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_attended(&self) -> bool {
+        self.attended.load(Ordering::SeqCst)
+    }
+
+    /// Runs `work` in a turn and waits for its commit.
+    pub(crate) fn call<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Turn<'_>) -> Result<T> + Send + 'static,
+    {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::shutdown());
+        }
+        let _leave = Counted::enter(&self.callers);
+        if !self.is_attended() {
+            return self.call_here(work);
+        }
+        let alone = self.callers.load(Ordering::Relaxed) == 1 && self.receiver.is_empty();
+        if alone && let Some(mut core) = self.try_core()? {
+            return self.call_on(&mut core, work);
+        }
+        let (reply, answer) = bounded(1);
+        self.hand_in(Item::Call(Box::new(Call::new(work, Some(reply)))));
+        answer.recv().unwrap_or_else(|_| Err(Error::shutdown()))
+    }
+
+    /// Runs `work` in a turn on the caller's own thread, however long it must wait for its turn. The dispatcher's way,
+    /// for it cannot wait for itself.
+    pub(crate) fn call_here<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send,
+        F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
+    {
+        let mut core = self.core()?;
+        self.call_on(&mut core, work)
+    }
+
+    fn call_on<T: Send, F>(&self, core: &mut Core, work: F) -> Result<T>
+    where
+        F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
+    {
+        let mut call = Call::new(work, None);
+        let turned = self.turn(core, Some(&mut call), Vec::new());
+        call.outcome(turned.as_ref().map(|()| ()))
+    }
+
+    /// Hands in the end of an attempt.
+    pub(crate) fn finish(&self, finish: Finish) {
+        self.post(Item::Finish(finish));
+    }
+
+    /// Keeps ends for the next turn, whoever takes it. The dispatcher's way, for its channel may be full.
+    pub(crate) fn finish_next_turn(&self, ends: Vec<Finish>) {
+        if ends.is_empty() {
+            return;
+        }
+        if let Ok(mut core) = self.core() {
+            core.backlog.extend(ends.into_iter().map(Item::Finish));
+        }
+    }
+
+    /// Hands in what a handler tells of itself.
+    pub(crate) fn note(&self, note: Note) {
+        self.post(Item::Note(note));
+    }
+
+    /// Makes the dispatcher look around.
+    pub(crate) fn nudge(&self) {
+        // A full channel keeps it busy anyhow.
+        let _ = self.sender.try_send(Item::Nudge);
+    }
+
+    /// Tells that the application is about to commit a transaction in which it has enqueued.
+    pub(crate) fn expect_commit(&self) {
+        let until = self.clock.monotonic().saturating_add(EAGER);
+        self.eager_until_ns.store(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.nudge();
+    }
+
+    fn post(&self, item: Item) {
+        if self.is_attended() {
+            self.hand_in(item);
+        } else if let Ok(mut core) = self.core() {
+            core.backlog.push(item);
+        }
+    }
+
+    fn hand_in(&self, item: Item) {
+        // The receiver lives as long as we do.
+        let _ = self.sender.send(item);
+        if self.closed.load(Ordering::SeqCst) {
+            self.refuse_all();
+        }
+    }
+
+    /// Refuses every operation from now on, those that wait included.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.refuse_all();
+        self.notify_all();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    fn refuse_all(&self) {
+        for item in self.receiver.try_iter() {
+            if let Item::Call(call) = item {
+                call.answer(Err(&Error::shutdown()));
+            }
+        }
+    }
+
+    /// Waits for an operation, no longer than `rest`, and takes a turn with it and all that have come since. The
+    /// dispatcher's way.
+    pub(crate) fn attend(&self, rest: Duration) -> Result<Rest> {
+        let first = self.receiver.recv_timeout(rest).ok();
+        let mut core = self.core()?;
+        let mut items = std::mem::take(&mut core.backlog);
+        items.extend(first.filter(|item| !matches!(item, Item::Nudge)));
+        items.extend(self.receiver.try_iter().take(TURN_MAX.saturating_sub(items.len())));
+        self.round(&mut core, items)
+    }
+
+    /// Takes a turn with what earlier ones have left, and with whatever time and others have brought. Without waiting.
+    pub(crate) fn look_around(&self) -> Result<Rest> {
+        let mut core = self.core()?;
+        let items = std::mem::take(&mut core.backlog);
+        self.round(&mut core, items)
+    }
+
+    fn round(&self, core: &mut Core, items: Vec<Item>) -> Result<Rest> {
+        let mut failed = false;
+        if items.is_empty() {
+            core.store.look()?;
+        }
+        if !items.is_empty() || self.worth_a_turn(core, self.clock.now()) {
+            let turned = self.turn(core, None, items);
+            if let Err(error) = &turned {
+                log::error!("a turn failed and is tried again: {error}");
+                failed = true;
+            }
+        }
+        if core.store.take_changed_by_others() {
+            self.notify_all();
+        }
+        Ok(self.rest(core, self.clock.now(), failed))
+    }
+
+    fn rest(&self, core: &Core, now: Timestamp, failed: bool) -> Rest {
+        let mono_ns = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
+        let eager = self.eager_until_ns.load(Ordering::Relaxed) > mono_ns;
+        Rest { due: core.store.next_due(now), eager, failed }
+    }
+
+    /// Whether a turn without operations would do anything. The look that found out took no write lock.
+    fn worth_a_turn(&self, core: &Core, now: Timestamp) -> bool {
+        core.store.is_expiry_due(now)
+            || core.store.may_have_signals()
+            || self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
+    }
+
+    /// Takes one turn: the operations, then what time has brought, then as many claims as are wanted.
+    fn turn(&self, core: &mut Core, mut first: Option<&mut dyn Operation>, mut items: Vec<Item>) -> Result<()> {
+        let crew = self.crew.get();
+        let default_backoff = Backoff::default();
+        let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
+        let began = self.clock.monotonic();
+        let turned = core.store.turn(self.clock.now(), |turn| {
+            if let Some(first) = first.as_deref_mut() {
+                first.apply(turn)?;
+            }
+            for item in &mut items {
+                item.apply(turn, backoff)?;
+            }
+            let storage = |error| storage_error("cannot choose the next jobs", error);
+            turn.take_signals().map_err(storage)?;
+            turn.expire(EXPIRE_MAX).map_err(storage)?;
+            match crew {
+                Some(crew) => turn.claim(&mut *crew.demand(), CLAIM_MAX).map_err(storage),
+                None => Ok(Vec::new()),
+            }
+        });
+        match turned {
+            Ok((claims, out)) => {
+                if let Some(crew) = crew {
+                    crew.turn_took(self.clock.monotonic().saturating_sub(began));
+                }
+                self.publish(claims, &out);
+                for item in items {
+                    item.answer(Ok(()));
+                }
+                Ok(())
+            }
+            Err(error) => {
+                for item in items {
+                    match item {
+                        Item::Call(call) => call.answer(Err(&error)),
+                        kept => core.backlog.push(kept),
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn publish(&self, claims: Vec<Claim>, out: &Outbox) {
+        if let Some(crew) = self.crew.get() {
+            if !out.stop.is_empty() {
+                crew.stop(&out.stop);
+            }
+            if !claims.is_empty() {
+                crew.accept(claims);
+            }
+        }
+        if !out.ended.is_empty() && self.waiting.load(Ordering::SeqCst) > 0 {
+            let mut waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for id in &out.ended {
+                for waiter in waiters.remove(id).unwrap_or_default() {
+                    let _ = waiter.try_send(());
+                }
+            }
+        }
+    }
+
+    /// Asks to be told when a job ends. The receiver also hears of every change that somebody else made to the file.
+    pub(crate) fn watch(&self, id: JobId) -> Watch<'_> {
+        let (sender, receiver) = bounded(1);
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        waiters.entry(id).or_default().push(sender.clone());
+        Watch { desk: self, id, sender, receiver }
+    }
+
+    fn notify_all(&self) {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for waiter in waiters.values().flatten() {
+            let _ = waiter.try_send(());
+        }
+    }
+
+    /// Runs work on the writer between turns.
+    pub(crate) fn with_store<R>(&self, work: impl FnOnce(&mut Store) -> R) -> Result<R> {
+        Ok(work(&mut self.core()?.store))
+    }
+
+    fn core(&self) -> Result<MutexGuard<'_, Core>> {
+        self.core.lock().map_err(|_| poisoned())
+    }
+
+    fn try_core(&self) -> Result<Option<MutexGuard<'_, Core>>> {
+        match self.core.try_lock() {
+            Ok(core) => Ok(Some(core)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Poisoned(_)) => Err(poisoned()),
+        }
+    }
+}
+
+fn poisoned() -> Error {
+    Error::new(ErrorKind::Shutdown, "the engine stopped after a panic in a turn")
+}
+
+impl Item {
+    fn apply(&mut self, turn: &mut Turn<'_>, backoff: &Backoff) -> Result<()> {
+        let storage = |error| storage_error("cannot end an attempt", error);
+        match self {
+            Self::Call(call) => call.apply(turn),
+            Self::Finish(finish) => {
+                turn.finish(&finish.claim, &finish.verdict, finish.worker, backoff).map_err(storage).map(drop)
+            }
+            Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
+            Self::Nudge => Ok(()),
+        }
+    }
+
+    fn answer(self, committed: Result<(), &Error>) {
+        if let Self::Call(call) = self {
+            call.answer(committed);
+        }
+    }
+}
+
+impl Note {
+    fn apply(&self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
+        let id = self.claim.job.id;
+        if !turn.holds(id, self.claim.fence)? {
+            return Ok(());
+        }
+        if let Some(progress) = &self.progress {
+            turn.progress(id, progress)?;
+        }
+        for (at, line) in &self.lines {
+            turn.log_line(id, self.claim.job.attempt, *at, line)?;
+        }
+        match self.ttft {
+            Some(ttft) => turn.first_token(id, ttft),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Somebody who waits for a job to end.
+pub(crate) struct Watch<'d> {
+    desk: &'d Desk,
+    id: JobId,
+    sender: Sender<()>,
+    receiver: Receiver<()>,
+}
+
+impl Watch<'_> {
+    /// Hears something whenever it is worth looking again.
+    pub(crate) fn receiver(&self) -> &Receiver<()> {
+        &self.receiver
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut waiters = self.desk.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(all) = waiters.get_mut(&self.id) {
+            all.retain(|waiter| !waiter.same_channel(&self.sender));
+            if all.is_empty() {
+                waiters.remove(&self.id);
+            }
+        }
+        self.desk.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Counts those who are within.
+struct Counted<'c>(&'c AtomicUsize);
+
+impl<'c> Counted<'c> {
+    fn enter(count: &'c AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

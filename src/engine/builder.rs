@@ -1,0 +1,342 @@
+//! How an engine is described and started.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::clock::{Clock, SystemClock};
+use crate::engine::dispatcher::Dispatcher;
+use crate::engine::maintenance::Maintenance;
+use crate::engine::pool::{Pool, PoolSettings};
+use crate::engine::staff::Staff;
+use crate::engine::worker::Shop;
+use crate::engine::{Engine, Place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::context::{Context, States};
+use crate::handler::registry::{FnHandler, Registry, panic_place};
+use crate::handler::{Failure, Handler, IntoOutcome};
+use crate::liveness::Liveness;
+use crate::model::new_job::{Payload, check_duration, check_name};
+use crate::model::retention::Retention;
+use crate::model::retry::Backoff;
+use crate::model::workers::Workers;
+use crate::store::connect::{DEFAULT_PATIENCE, Durability, storage_error};
+use crate::store::{Faults, Store};
+
+/// Describes an engine. Nothing is checked or started before [`start`](EngineBuilder::start).
+///
+/// ```
+/// use jobmill::{Durability, Engine, Priority, Workers};
+/// use std::time::Duration;
+/// # fn main() -> jobmill::Result<()> {
+/// # let directory = tempfile::tempdir().expect("a temporary directory");
+/// # let path = directory.path().join("jobs.db");
+///
+/// let engine = Engine::builder(&path)
+///     .durability(Durability::Normal)
+///     .workers(Workers::new(4).reserve(Priority::Critical, 1))
+///     .queue("mail", 2)
+///     .ageing(Duration::from_secs(600))
+///     .start()?;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a builder does nothing until it is started"]
+pub struct EngineBuilder {
+    path: PathBuf,
+    registry: Registry,
+    states: States,
+    workers: Workers,
+    queue_limits: HashMap<String, usize>,
+    backoff: Backoff,
+    ageing: Option<Duration>,
+    durability: Durability,
+    busy_timeout: Duration,
+    retention: Retention,
+    timeout_grace: Duration,
+    abandoned_max: usize,
+    shutdown_timeout: Duration,
+    clock: Arc<dyn Clock>,
+    faults: Option<Faults>,
+    /// The first rule that a setter saw broken.
+    problem: Option<Error>,
+}
+
+impl EngineBuilder {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            registry: Registry::default(),
+            states: States::default(),
+            workers: Workers::default(),
+            queue_limits: HashMap::new(),
+            backoff: Backoff::default(),
+            ageing: None,
+            durability: Durability::Full,
+            busy_timeout: DEFAULT_PATIENCE,
+            retention: Retention::default(),
+            timeout_grace: Duration::from_secs(5),
+            abandoned_max: 8,
+            shutdown_timeout: Duration::from_secs(10),
+            clock: Arc::new(SystemClock),
+            faults: None,
+            problem: None,
+        }
+    }
+
+    /// Registers a function or closure as the handler of its payload's kind. It returns a value, or an
+    /// [`Outcome`](crate::Outcome) of one, or a [`Failure`].
+    pub fn handle<F, P, R>(self, handler: F) -> Self
+    where
+        F: Fn(P, &Context) -> Result<R, Failure> + Send + Sync + 'static,
+        P: Payload + 'static,
+        R: IntoOutcome + 'static,
+    {
+        self.handler(FnHandler::new(handler))
+    }
+
+    /// Registers a handler of its payload's kind.
+    pub fn handler(mut self, handler: impl Handler) -> Self {
+        if let Err(problem) = self.registry.add(handler) {
+            self.problem.get_or_insert(problem);
+        }
+        self
+    }
+
+    /// Shares a value with all handlers, which have it by [`Context::state`]. One of each type; the last one counts.
+    pub fn state<T: Any + Send + Sync>(mut self, state: T) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// Sets how many jobs run at a time, and how many workers are kept for urgent ones. Defaults to one worker for each
+    /// processor, at least two.
+    pub fn workers(mut self, workers: Workers) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Sets how many jobs of one queue this process runs at a time, at least 1. Defaults to no limit but the workers.
+    pub fn queue(mut self, name: impl Into<String>, limit: usize) -> Self {
+        self.queue_limits.insert(name.into(), limit);
+        self
+    }
+
+    /// Sets the waits between the attempts of jobs that do not say otherwise. Defaults to [`Backoff::default`].
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Lets a job that has waited this long count one priority higher, and one more for each further such time, so
+    /// that none starves. Defaults to no ageing.
+    pub fn ageing(mut self, bound: Duration) -> Self {
+        self.ageing = Some(bound);
+        self
+    }
+
+    /// Sets how much of a commit survives. Defaults to [`Durability::Full`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    /// Sets how long a write waits for another process's write. Defaults to 10 s.
+    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
+        self.busy_timeout = timeout;
+        self
+    }
+
+    /// Sets how long ended jobs are kept. Defaults to [`Retention::default`].
+    pub fn retention(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// Sets how long a handler may go on after its timeout before its attempt is abandoned. Defaults to 5 s.
+    pub fn timeout_grace(mut self, grace: Duration) -> Self {
+        self.timeout_grace = grace;
+        self
+    }
+
+    /// Sets how many abandoned handlers may be running on, each on a thread that was replaced. Further ones keep
+    /// their workers. Defaults to 8.
+    pub fn max_abandoned(mut self, max: usize) -> Self {
+        self.abandoned_max = max;
+        self
+    }
+
+    /// Sets how long dropping the engine waits for running jobs. Defaults to 10 s.
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.shutdown_timeout = timeout;
+        self
+    }
+
+    /// Sets where the time comes from. Defaults to [`SystemClock`].
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Makes commits fail as told, for tests.
+    #[cfg(feature = "testing")]
+    pub(crate) fn faults(mut self, faults: Faults) -> Self {
+        self.faults = Some(faults);
+        self
+    }
+
+    /// Starts the engine and its threads.
+    ///
+    /// # Errors
+    /// `Invalid` if a setting breaks a rule, with the setting and the rule; `Conflict` if this process runs an engine
+    /// on the file already; `Storage` if the file cannot be opened.
+    pub fn start(self) -> Result<Engine> {
+        self.build(true)
+    }
+
+    /// Makes an engine without threads, which runs jobs only when [`Engine::drain`] is called.
+    ///
+    /// # Errors
+    /// Those of [`start`](EngineBuilder::start).
+    pub fn inline(self) -> Result<Engine> {
+        self.build(false)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        if let Some(problem) = self.problem.take() {
+            return Err(problem);
+        }
+        self.workers.check()?;
+        self.backoff.check()?;
+        self.retention.check()?;
+        for (name, limit) in &self.queue_limits {
+            check_name("queue", name)?;
+            if *limit == 0 {
+                return Err(Error::invalid("queue", format_args!("the limit of {name} must be at least 1")));
+            }
+        }
+        if self.ageing == Some(Duration::ZERO) {
+            return Err(Error::invalid("ageing", "must be longer than nothing"));
+        }
+        for (field, duration) in [
+            ("ageing", self.ageing.unwrap_or_default()),
+            ("busy_timeout", self.busy_timeout),
+            ("timeout_grace", self.timeout_grace),
+            ("shutdown_timeout", self.shutdown_timeout),
+            ("workers.keep_alive", self.workers.keep_alive),
+        ] {
+            check_duration(field, duration)?;
+        }
+        Ok(())
+    }
+
+    fn build(mut self, threads: bool) -> Result<Engine> {
+        self.check()?;
+        let mut store = Store::open(&self.path, self.durability, self.busy_timeout)?;
+        let path = store.path().to_owned();
+        let mut place = Place::take(&path)?;
+        if let Some(faults) = self.faults.take() {
+            store.inject(faults);
+        }
+        let liveness = Arc::new(Liveness::begin(&path, self.clock.now())?);
+        place.liveness = Some(liveness.clone());
+
+        let registry = Arc::new(self.registry);
+        let kinds = registry.kinds();
+        let own = register(&mut store, &*self.clock, &liveness, &kinds)?;
+        store.serve(kinds, own);
+        let client = Client::new(store, self.durability, self.clock.clone())?;
+        let desk = client.desk().clone();
+        let settings = PoolSettings {
+            workers: self.workers,
+            queue_limits: self.queue_limits,
+            ageing: self.ageing,
+            backoff: self.backoff,
+            timeout_grace: self.timeout_grace,
+            abandoned_max: self.abandoned_max,
+        };
+        let pool = Arc::new(Pool::new(settings, registry.clone(), self.clock.clone()));
+        let staff = Arc::new(Staff::new(pool.clone()));
+        desk.employ(staff.clone());
+        let shutting_down = Arc::new(AtomicBool::new(false));
+        let shop = Arc::new(Shop {
+            client: client.clone(),
+            registry,
+            states: Arc::new(self.states),
+            pool: pool.clone(),
+            liveness,
+            shutting_down: shutting_down.clone(),
+        });
+        panic_place::install();
+        let mut maintenance = Maintenance::new(desk.clone(), path.clone(), own, self.retention);
+        maintenance.rescue()?;
+
+        let stop_dispatcher = Arc::new(AtomicBool::new(false));
+        let (mut dispatcher, mut inline) = (None, None);
+        if threads {
+            staff.open(shop.clone());
+            pool.set_open(true);
+            desk.set_attended(true);
+            let body = Dispatcher { desk, pool: pool.clone(), maintenance, stop: stop_dispatcher.clone() };
+            let thread = std::thread::Builder::new()
+                .name("jobmill-dispatcher".to_owned())
+                .spawn(move || body.run())
+                .map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the dispatcher", error))?;
+            dispatcher = Some(thread);
+        } else {
+            inline = Some(Mutex::new(maintenance));
+        }
+        log::info!(
+            "started on {}, without leader election, which SQLite does not need: every claim is a conditional write",
+            path.display()
+        );
+        Ok(Engine {
+            client,
+            pool,
+            staff,
+            shop: Mutex::new(Some(shop)),
+            dispatcher: Mutex::new(dispatcher),
+            stop_dispatcher,
+            shutting_down,
+            own,
+            inline,
+            shutdown_timeout: self.shutdown_timeout,
+            place: Mutex::new(Some(place)),
+        })
+    }
+}
+
+/// Writes our row among the instances.
+fn register(
+    store: &mut Store,
+    clock: &dyn Clock,
+    liveness: &Liveness,
+    kinds: &std::collections::HashSet<String>,
+) -> Result<i64> {
+    let Some(lock_file) = liveness.path().to_str() else {
+        return Err(Error::invalid("path", "must be UTF-8, for it is kept in the database"));
+    };
+    let kinds = serde_json::to_string(kinds)
+        .map_err(|error| Error::with_source(ErrorKind::Invalid, "the kinds do not serialize", error))?;
+    let host = hostname();
+    let (own, _) = store.turn(clock.now(), |turn| {
+        turn.register(lock_file, &host, std::process::id(), &kinds)
+            .map_err(|error| storage_error("cannot register the engine", error))
+    })?;
+    Ok(own)
+}
+
+/// The name of this host, for people to read.
+fn hostname() -> String {
+    std::env::var("HOSTNAME")
+        .or_else(|_| std::env::var("COMPUTERNAME"))
+        .ok()
+        .or_else(|| std::fs::read_to_string("/etc/hostname").ok())
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}

@@ -1,0 +1,200 @@
+//! What comes due by itself: the rescue of dead engines' jobs, pruning, checkpoints, vacuum.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::desk::Desk;
+use crate::error::Result;
+use crate::liveness::find_dead;
+use crate::model::retention::Retention;
+use crate::store::connect::{storage_error, with_patience};
+use crate::store::housekeeping::PruneRange;
+use crate::store::instance::{Instance, open_instances};
+
+/// How often the engine looks whether another one has died.
+const RESCUE_EVERY: Duration = Duration::from_millis(200);
+/// How often the size of the WAL file is looked at.
+const WAL_EVERY: Duration = Duration::from_secs(1);
+/// How often a pruning begins.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// How long the writer is left to others between two slices of pruning.
+const SLICE_EVERY: Duration = Duration::from_millis(20);
+/// How many jobs a slice looks at.
+const SLICE_JOBS: usize = 200;
+/// How many pages are given back to the file system at a time.
+const SLICE_PAGES: u32 = 256;
+/// Free pages that are kept for the jobs to come.
+const FREE_PAGES_KEEP: i64 = 1024;
+/// A WAL file longer than this is cut by force, and if that fails, somebody is told.
+const WAL_MAX_BYTES: u64 = 64 << 20;
+/// How long a forced checkpoint waits for readers.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(20);
+const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Rows of engines that ended are kept this long, for attempts refer to them.
+const INSTANCES_KEEP: Duration = Duration::from_secs(90 * 86_400);
+
+/// When each duty is due next, on the monotonic clock.
+pub(crate) struct Maintenance {
+    desk: Arc<Desk>,
+    database: PathBuf,
+    own: i64,
+    retention: Retention,
+    rescue_at: Duration,
+    wal_at: Duration,
+    prune_at: Duration,
+    warn_at: Duration,
+    /// What is left of the pruning under way.
+    pruning: Vec<PruneRange>,
+    wal_path: PathBuf,
+}
+
+impl Maintenance {
+    pub(crate) fn new(desk: Arc<Desk>, database: PathBuf, own: i64, retention: Retention) -> Self {
+        let mut wal_path = database.clone().into_os_string();
+        wal_path.push("-wal");
+        let now = desk.clock().monotonic();
+        Self {
+            desk,
+            database,
+            own,
+            retention,
+            rescue_at: now + RESCUE_EVERY,
+            wal_at: now + WAL_EVERY,
+            prune_at: now + PRUNE_EVERY,
+            warn_at: now,
+            pruning: Vec::new(),
+            wal_path: wal_path.into(),
+        }
+    }
+
+    /// Does what is due. Failures are logged, and the duty comes due again.
+    pub(crate) fn tick(&mut self) {
+        let now = self.desk.clock().monotonic();
+        if now >= self.rescue_at {
+            self.rescue_at = now + RESCUE_EVERY;
+            log_failure("rescue", self.rescue());
+        }
+        if now >= self.wal_at {
+            self.wal_at = now + WAL_EVERY;
+            log_failure("checkpoint", self.bound_wal(now));
+        }
+        if now >= self.prune_at {
+            let outcome = self.prune();
+            self.prune_at = now + if self.pruning.is_empty() { PRUNE_EVERY } else { SLICE_EVERY };
+            log_failure("pruning", outcome);
+        }
+    }
+
+    /// Does everything at once, until nothing is left.
+    pub(crate) fn run(&mut self) -> Result<()> {
+        self.rescue()?;
+        loop {
+            self.prune()?;
+            if self.pruning.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes back the jobs of every engine that has died.
+    pub(crate) fn rescue(&mut self) -> Result<()> {
+        let own = self.own;
+        let others = self.desk.with_store(|store| {
+            open_instances(store.connection(), Some(own))
+                .map_err(|error| storage_error("cannot read the instances", error))
+        })??;
+        for instance in others {
+            self.rescue_one(&instance)?;
+        }
+        Ok(())
+    }
+
+    fn rescue_one(&self, instance: &Instance) -> Result<()> {
+        let Some(dead) = find_dead(&self.database, &instance.lock_file)? else { return Ok(()) };
+        let (id, begun) = (instance.id, dead.begun.clone());
+        let rescued = self.desk.call_here(move |turn| {
+            let storage = |error| storage_error("cannot rescue jobs", error);
+            // Another engine may have been quicker, between our look and our turn.
+            if !turn.is_open(id).map_err(storage)? {
+                return Ok(None);
+            }
+            turn.rescue(id, &begun).map(Some).map_err(storage)
+        })?;
+        if let Some(rescued) = rescued {
+            log::warn!(
+                "the engine of process {} on {} died: {} of its jobs run again, {} had not begun, {} have ended",
+                instance.process,
+                instance.host,
+                rescued.retried,
+                rescued.returned,
+                rescued.ended
+            );
+        }
+        dead.bury();
+        Ok(())
+    }
+
+    /// Keeps the WAL file from growing without end. A reader that stays can hold it, but not unnoticed.
+    fn bound_wal(&mut self, now: Duration) -> Result<()> {
+        let bytes = std::fs::metadata(&self.wal_path).map_or(0, |file| file.len());
+        if bytes <= WAL_MAX_BYTES {
+            return Ok(());
+        }
+        let checkpoint = self.desk.with_store(|store| with_patience(CHECKPOINT_PATIENCE, || store.checkpoint()))??;
+        if checkpoint.done < checkpoint.in_wal && now >= self.warn_at {
+            self.warn_at = now + WARN_EVERY;
+            log::warn!(
+                "the WAL file has {bytes} bytes and cannot be cut: somebody has been reading for long, {} of {} pages \
+                 are checkpointed",
+                checkpoint.done,
+                checkpoint.in_wal
+            );
+        }
+        Ok(())
+    }
+
+    /// Deletes a slice of the jobs that have been kept for long enough.
+    fn prune(&mut self) -> Result<()> {
+        let now = self.desk.clock().now();
+        if self.pruning.is_empty() {
+            let retention = self.retention;
+            self.pruning = self.desk.with_store(|store| {
+                store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time)))
+            })?;
+            self.desk.call_here(move |turn| {
+                turn.forget_instances(now.saturating_sub(INSTANCES_KEEP))
+                    .map_err(|error| storage_error("cannot forget instances", error))
+            })?;
+        }
+        let Some(range) = self.pruning.pop() else { return self.vacuum() };
+        let (gone, left) = self.desk.call_here(move |turn| {
+            turn.prune(range, SLICE_JOBS).map_err(|error| storage_error("cannot prune", error))
+        })?;
+        self.pruning.extend(left);
+        if gone > 0 {
+            log::debug!("{gone} ended jobs pruned");
+        }
+        if self.pruning.is_empty() { self.vacuum() } else { Ok(()) }
+    }
+
+    fn vacuum(&self) -> Result<()> {
+        self.desk.with_store(|store| {
+            let mut free = store.free_pages()?;
+            // A slice is short; what is left goes at the next pruning.
+            for _ in 0..16 {
+                if free <= FREE_PAGES_KEEP {
+                    break;
+                }
+                free = store.vacuum(SLICE_PAGES)?;
+            }
+            Ok(())
+        })?
+    }
+}
+
+fn log_failure(duty: &str, outcome: Result<()>) {
+    if let Err(error) = outcome {
+        log::warn!("{duty} failed and is tried again: {error}");
+    }
+}

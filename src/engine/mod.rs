@@ -1,0 +1,257 @@
+//! The threads: the engine that owns them, and the parts that they run.
+
+pub(crate) mod builder;
+pub(crate) mod dispatcher;
+pub(crate) mod maintenance;
+pub(crate) mod pool;
+pub(crate) mod staff;
+pub(crate) mod worker;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::client::Client;
+use crate::desk::Finish;
+use crate::engine::builder::EngineBuilder;
+use crate::engine::maintenance::Maintenance;
+use crate::engine::pool::Pool;
+use crate::engine::staff::Staff;
+use crate::engine::worker::Shop;
+use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::Liveness;
+use crate::store::connect::{storage_error, with_patience};
+use crate::store::finish::Verdict;
+
+/// Runs jobs: one dispatcher thread and as many workers as there is work for, on one SQLite file.
+///
+/// ```
+/// use jobmill::{Context, Engine, Failure, Payload};
+/// use serde::{Deserialize, Serialize};
+/// use std::time::Duration;
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Greet {
+///     name: String,
+/// }
+///
+/// impl Payload for Greet {
+///     const KIND: &'static str = "greet";
+/// }
+///
+/// fn greet(job: Greet, _ctx: &Context) -> Result<String, Failure> {
+///     Ok(format!("hello {}", job.name))
+/// }
+///
+/// # fn main() -> jobmill::Result<()> {
+/// # let directory = tempfile::tempdir().expect("a temporary directory");
+/// # let path = directory.path().join("jobs.db");
+/// let engine = Engine::builder(&path).handle(greet).start()?;
+/// let id = engine.client().enqueue(&Greet { name: "Ada".into() })?.id();
+/// let job = engine.client().wait(id, Duration::from_secs(10))?;
+/// assert_eq!(job.result::<String>()?, "hello Ada");
+/// engine.shutdown(Duration::from_secs(30))?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Engine {
+    client: Client,
+    pool: Arc<Pool>,
+    staff: Arc<Staff>,
+    shop: Mutex<Option<Arc<Shop>>>,
+    dispatcher: Mutex<Option<JoinHandle<()>>>,
+    stop_dispatcher: Arc<AtomicBool>,
+    shutting_down: Arc<AtomicBool>,
+    own: i64,
+    /// What an engine without threads does by itself.
+    inline: Option<Mutex<Maintenance>>,
+    shutdown_timeout: Duration,
+    place: Mutex<Option<Place>>,
+}
+
+/// What a shutdown came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shutdown {
+    /// Jobs that were running still when the time was up, and are pending again.
+    pub returned: usize,
+}
+
+impl Engine {
+    /// Begins to describe an engine on this file.
+    pub fn builder(path: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(path.as_ref())
+    }
+
+    /// A client of this engine. It clones.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Runs what is due on the caller's own thread, until nothing is, and tells how many attempts that were. Only for
+    /// an engine without threads ([`EngineBuilder::inline`]).
+    ///
+    /// # Errors
+    /// `Conflict` if the engine has threads; `Shutdown` if it has shut down; `Storage` if the file fails.
+    pub fn drain(&self) -> Result<usize> {
+        let Some(maintenance) = &self.inline else {
+            return Err(Error::new(ErrorKind::Conflict, "this engine has threads, which run what is due"));
+        };
+        let shop = self.shop.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(Error::shutdown)?;
+        maintenance.lock().unwrap_or_else(PoisonError::into_inner).rescue()?;
+        self.pool.set_open(true);
+        let drained = self.drain_with(&shop);
+        self.pool.set_open(false);
+        drained
+    }
+
+    fn drain_with(&self, shop: &Shop) -> Result<usize> {
+        let mut attempts = 0;
+        loop {
+            let look = self.client.desk().look_around()?;
+            if look.failed {
+                return Err(Error::new(ErrorKind::Storage, "a turn failed; draining again may go on"));
+            }
+            let before = attempts;
+            while let Some(run) = self.pool.try_next(0) {
+                shop.run(&run);
+                attempts += 1;
+            }
+            if attempts == before {
+                return Ok(attempts);
+            }
+        }
+    }
+
+    /// Does everything at once that an engine does by itself now and then: the rescue of dead engines' jobs, pruning,
+    /// vacuum.
+    ///
+    /// # Errors
+    /// `Conflict` if the engine has threads, which do it; `Storage` if the file fails.
+    pub fn maintain(&self) -> Result<()> {
+        let Some(maintenance) = &self.inline else {
+            return Err(Error::new(ErrorKind::Conflict, "this engine has threads, which do the maintenance"));
+        };
+        maintenance.lock().unwrap_or_else(PoisonError::into_inner).run()
+    }
+
+    /// Stops claiming, lets running jobs end for at most `timeout`, then makes those that have not pending again, with
+    /// their attempt given back. Clients of this engine answer `Shutdown` afterwards. Doing it again does nothing.
+    ///
+    /// # Errors
+    /// `Storage` if the file fails; the next engine rescues the jobs then.
+    pub fn shutdown(&self, timeout: Duration) -> Result<Shutdown> {
+        let Some(place) = self.place.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Ok(Shutdown::default());
+        };
+        log::info!("shutting down");
+        self.shutting_down.store(true, Ordering::SeqCst);
+        let desk = self.client.desk();
+        let mut ends: Vec<Finish> = self
+            .pool
+            .retire()
+            .into_iter()
+            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None })
+            .collect();
+        self.pool.wait_until_idle(timeout);
+        let runs = self.pool.abandon_all();
+        let report = Shutdown { returned: runs.len() };
+        ends.extend(runs.into_iter().map(|run| Finish {
+            claim: run.claim.clone(),
+            verdict: Verdict::Returned,
+            worker: Some(run.worker),
+        }));
+        desk.finish_next_turn(ends);
+        self.stop_dispatcher.store(true, Ordering::SeqCst);
+        desk.nudge();
+        let dispatcher = self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if dispatcher.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("the dispatcher panicked");
+        }
+        desk.set_attended(false);
+        self.staff.dismiss();
+        self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let written = self.sign_off();
+        desk.close();
+        match &written {
+            // Nothing of ours is left in the file, so nobody needs to know whether we live.
+            Ok(()) => place.leave(),
+            Err(error) => log::error!("the shutdown could not be written; the next start makes up for it: {error}"),
+        }
+        log::info!("shut down, {} running jobs returned", report.returned);
+        written.map(|()| report)
+    }
+
+    /// Writes what is left to write, and closes our row.
+    fn sign_off(&self) -> Result<()> {
+        let desk = self.client.desk();
+        if desk.look_around()?.failed {
+            return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
+        }
+        let own = self.own;
+        desk.call_here(move |turn| {
+            turn.unregister(own).map_err(|error| storage_error("cannot close the engine's row", error))
+        })?;
+        desk.with_store(|store| {
+            if let Err(error) = with_patience(Duration::ZERO, || store.checkpoint()) {
+                log::debug!("no checkpoint at the shutdown: {error}");
+            }
+        })
+    }
+
+    /// Ends as if the process had been killed: nothing is written, running jobs stay so in the file.
+    #[cfg(feature = "testing")]
+    pub(crate) fn crash(self) {
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.pool.close();
+        self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.staff.dismiss();
+        self.client.desk().close();
+        drop(place);
+    }
+}
+
+impl Drop for Engine {
+    /// Shuts down, waiting for running jobs no longer than the builder said.
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown(self.shutdown_timeout) {
+            log::error!("cannot shut down: {error}");
+        }
+    }
+}
+
+/// The file that this process runs jobs on, once only, and the sign that it lives.
+struct Place {
+    path: PathBuf,
+    liveness: Option<Arc<Liveness>>,
+}
+
+static TAKEN: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
+
+impl Place {
+    fn take(path: &Path) -> Result<Self> {
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if !taken.insert(path.to_owned()) {
+            let rule = format!("an engine runs on {} in this process already", path.display());
+            return Err(Error::new(ErrorKind::Conflict, rule));
+        }
+        Ok(Self { path: path.to_owned(), liveness: None })
+    }
+
+    /// Takes the sign of life away, for there is nothing to rescue.
+    fn leave(mut self) {
+        if let Some(liveness) = self.liveness.take() {
+            // Abandoned workers may hold it still. The lock goes with the last of them, and nobody asks for it any more.
+            liveness.end();
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.path);
+    }
+}

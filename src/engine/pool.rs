@@ -1,0 +1,439 @@
+//! The claimed jobs and those who run them: who may take which, how many are wanted, who has run out of time.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::handler::context::{Run, Stop};
+use crate::handler::registry::Registry;
+use crate::model::id::JobId;
+use crate::model::job::Priority;
+use crate::model::retry::Backoff;
+use crate::model::workers::Workers;
+use crate::store::claim::{Claim, Demand};
+use crate::store::lane::Lane;
+
+/// Jobs are claimed ahead of free workers for about as long as this, so that no turn is made for each of them.
+const AHEAD_MIN: Duration = Duration::from_millis(1);
+const AHEAD_MAX: Duration = Duration::from_millis(10);
+/// The most jobs that are claimed ahead.
+const AHEAD_JOBS_MAX: usize = 256;
+/// Jobs claimed ahead that no worker has taken for this long go back.
+const AHEAD_STALE: Duration = Duration::from_millis(20);
+const RANKS: usize = Priority::ALL.len();
+
+/// What the pool was built with.
+pub(crate) struct PoolSettings {
+    pub(crate) workers: Workers,
+    pub(crate) queue_limits: HashMap<String, usize>,
+    pub(crate) ageing: Option<Duration>,
+    pub(crate) backoff: Backoff,
+    pub(crate) timeout_grace: Duration,
+    pub(crate) abandoned_max: usize,
+}
+
+/// The claimed jobs and those who run them.
+pub(crate) struct Pool {
+    settings: PoolSettings,
+    registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+    /// A worker may have something to do.
+    work: Condvar,
+    /// A run has ended.
+    ended: Condvar,
+    /// How long a turn takes, a moving mean.
+    turn_ns: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// Jobs are claimed.
+    open: bool,
+    /// Workers go home.
+    closed: bool,
+    /// Claimed jobs that no worker has taken yet, by rank.
+    ready: [VecDeque<Arc<Claim>>; RANKS],
+    /// Since when jobs have lain ready without one being taken.
+    ready_since: Duration,
+    /// Nothing is claimed ahead until a run ends, for all workers are busy for long.
+    no_ahead: bool,
+    running: HashMap<JobId, Arc<Run>>,
+    running_by_rank: [usize; RANKS],
+    /// Claimed jobs by queue, for queues with a limit.
+    by_queue: HashMap<String, usize>,
+    /// Ready jobs that somebody asked to stop.
+    stopped: HashSet<JobId>,
+    threads: usize,
+    idle: usize,
+    abandoned: usize,
+    warned_of_abandoned: bool,
+    next_worker: u32,
+}
+
+impl State {
+    fn ready_len(&self) -> usize {
+        self.ready.iter().map(VecDeque::len).sum()
+    }
+
+    /// The best ready job that a worker may take now.
+    fn take(&mut self, workers: &Workers) -> Option<Arc<Claim>> {
+        let rank = (0..RANKS).find(|&rank| {
+            let fits = |above: usize| {
+                let running: usize = self.running_by_rank[above..].iter().sum();
+                running < workers.room_for(Priority::ALL[above])
+            };
+            !self.ready[rank].is_empty() && (0..=rank).all(fits)
+        })?;
+        self.ready[rank].pop_front()
+    }
+}
+
+/// What a worker is to do next.
+pub(crate) enum Next {
+    Run(Arc<Run>),
+    /// Nothing has come for so long that the thread may end.
+    GoHome,
+}
+
+impl Pool {
+    pub(crate) fn new(settings: PoolSettings, registry: Arc<Registry>, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            settings,
+            registry,
+            clock,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            turn_ns: AtomicU64::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock runs code of others.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether jobs are to be claimed.
+    pub(crate) fn set_open(&self, open: bool) {
+        self.state().open = open;
+    }
+
+    /// Takes note of how long a turn took.
+    pub(crate) fn turn_took(&self, took: Duration) {
+        let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let mean_ns = self.turn_ns.load(Ordering::Relaxed);
+        self.turn_ns.store(mean_ns - mean_ns / 8 + took_ns / 8, Ordering::Relaxed);
+    }
+
+    /// How many jobs of a kind are to be claimed ahead of free workers: what they run in about one turn.
+    fn ahead(&self, kind: &str) -> usize {
+        let Some(mean) = self.registry.mean(kind) else { return 0 };
+        let turn = Duration::from_nanos(self.turn_ns.load(Ordering::Relaxed));
+        let horizon = (2 * turn).clamp(AHEAD_MIN, AHEAD_MAX);
+        let each = horizon.as_nanos() / mean.as_nanos().max(1);
+        let jobs = usize::try_from(each).unwrap_or(usize::MAX).saturating_mul(self.settings.workers.max);
+        jobs.min(AHEAD_JOBS_MAX)
+    }
+
+    /// The next job for a worker, waited for if need be.
+    pub(crate) fn next(&self, worker: u32) -> Next {
+        let mut state = self.state();
+        loop {
+            if let Some(run) = self.begin(&mut state, worker) {
+                return Next::Run(run);
+            }
+            if state.closed {
+                state.threads -= 1;
+                self.ended.notify_all();
+                return Next::GoHome;
+            }
+            state.idle += 1;
+            let (woken, waited) = self
+                .work
+                .wait_timeout(state, self.settings.workers.keep_alive)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if waited.timed_out() && state.ready_len() == 0 && state.threads > self.settings.workers.min {
+                state.threads -= 1;
+                return Next::GoHome;
+            }
+        }
+    }
+
+    /// The next job for the caller's own thread, if there is one.
+    pub(crate) fn try_next(&self, worker: u32) -> Option<Arc<Run>> {
+        self.begin(&mut self.state(), worker)
+    }
+
+    fn begin(&self, state: &mut State, worker: u32) -> Option<Arc<Run>> {
+        let claim = state.take(&self.settings.workers)?;
+        let now = self.clock.monotonic();
+        state.ready_since = now;
+        state.running_by_rank[claim.job.priority.rank()] += 1;
+        let run = Arc::new(Run::new(claim, worker, now));
+        if state.stopped.remove(&run.claim.job.id) {
+            run.ask_to_stop(Stop::Cancelled);
+        }
+        state.running.insert(run.claim.job.id, run.clone());
+        Some(run)
+    }
+
+    /// Takes note that a run has ended, and tells whether its outcome counts still.
+    pub(crate) fn end(&self, run: &Run) -> bool {
+        let took = self.clock.monotonic().saturating_sub(run.began);
+        self.registry.measured(&run.claim.job.kind, took);
+        let mut state = self.state();
+        let counts = remove(&mut state, run);
+        if !counts {
+            state.abandoned -= 1;
+        }
+        self.ended.notify_all();
+        counts
+    }
+
+    /// How many threads ought to be started for the jobs that lie ready, with the numbers of their workers.
+    pub(crate) fn hire(&self) -> std::ops::Range<u32> {
+        let mut state = self.state();
+        let first = state.next_worker;
+        if !state.closed {
+            let max = self.settings.workers.max;
+            let wanted = state.ready_len().saturating_sub(state.idle).max(
+                self.settings.workers.min.saturating_sub(state.threads),
+            );
+            let hired = wanted.min(max.saturating_sub(state.threads));
+            state.threads += hired;
+            state.next_worker += hired as u32;
+        }
+        first..state.next_worker
+    }
+
+    /// Gives back a worker's place whose thread could not be started.
+    pub(crate) fn unhire(&self) {
+        self.state().threads -= 1;
+    }
+
+    /// Looks for runs whose time is up: asks them to stop, and gives those that did not within the grace. These are
+    /// abandoned: their outcome counts no more, and their place is free.
+    pub(crate) fn overdue(&self) -> Vec<Arc<Run>> {
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        let mut abandoned = Vec::new();
+        for run in state.running.values() {
+            let Some(deadline) = run.deadline().filter(|deadline| *deadline <= now) else { continue };
+            run.ask_to_stop(Stop::TimedOut);
+            if deadline.saturating_add(self.settings.timeout_grace) <= now {
+                abandoned.push(run.clone());
+            }
+        }
+        let room = self.settings.abandoned_max.saturating_sub(state.abandoned);
+        if abandoned.len() > room && !state.warned_of_abandoned {
+            state.warned_of_abandoned = true;
+            log::warn!("{} handlers ignore their timeouts; further ones keep their workers", state.abandoned);
+        }
+        abandoned.truncate(room);
+        for run in &abandoned {
+            remove(&mut state, run);
+            state.abandoned += 1;
+            // The thread comes back whenever its handler does, and then goes home.
+            state.threads -= 1;
+        }
+        abandoned
+    }
+
+    /// Takes back jobs that were claimed ahead and that no worker has come to take.
+    pub(crate) fn stale(&self) -> Vec<Arc<Claim>> {
+        let mut state = self.state();
+        let now = self.clock.monotonic();
+        if state.ready_len() == 0 || now.saturating_sub(state.ready_since) < AHEAD_STALE {
+            return Vec::new();
+        }
+        state.no_ahead = true;
+        self.take_ready(&mut state)
+    }
+
+    fn take_ready(&self, state: &mut State) -> Vec<Arc<Claim>> {
+        let mut taken = Vec::new();
+        for rank in 0..RANKS {
+            taken.extend(state.ready[rank].drain(..));
+        }
+        state.stopped.clear();
+        for claim in &taken {
+            release(state, &claim.job.queue);
+        }
+        taken
+    }
+
+    /// Stops the claiming and gives back what no worker has taken.
+    pub(crate) fn retire(&self) -> Vec<Arc<Claim>> {
+        let mut state = self.state();
+        state.open = false;
+        self.take_ready(&mut state)
+    }
+
+    /// Waits until nothing runs any more, or the time is up.
+    pub(crate) fn wait_until_idle(&self, timeout: Duration) {
+        let state = self.state();
+        let waited = self.ended.wait_timeout_while(state, timeout, |state| !state.running.is_empty());
+        drop(waited);
+    }
+
+    /// Abandons every run. Their outcomes count no more.
+    pub(crate) fn abandon_all(&self) -> Vec<Arc<Run>> {
+        let mut state = self.state();
+        let runs: Vec<Arc<Run>> = state.running.values().cloned().collect();
+        for run in &runs {
+            run.ask_to_stop(Stop::ShutDown);
+            remove(&mut state, run);
+            state.abandoned += 1;
+            state.threads -= 1;
+        }
+        runs
+    }
+
+    /// How many threads run a handler whose outcome does not count any more.
+    pub(crate) fn abandoned(&self) -> usize {
+        self.state().abandoned
+    }
+
+    /// Waits until every worker has gone home that is not abandoned.
+    pub(crate) fn wait_until_gone(&self) {
+        let state = self.state();
+        let gone = self.ended.wait_while(state, |state| state.threads > 0);
+        drop(gone);
+    }
+
+    /// Sends all workers home.
+    pub(crate) fn close(&self) {
+        let mut state = self.state();
+        state.open = false;
+        state.closed = true;
+        self.work.notify_all();
+    }
+}
+
+/// Takes a run off the books, and tells whether it was on them.
+fn remove(state: &mut State, run: &Run) -> bool {
+    let id = run.claim.job.id;
+    if state.running.get(&id).is_none_or(|known| known.claim.fence != run.claim.fence) {
+        return false;
+    }
+    state.running.remove(&id);
+    state.running_by_rank[run.claim.job.priority.rank()] -= 1;
+    release(state, &run.claim.job.queue);
+    state.no_ahead = false;
+    true
+}
+
+fn release(state: &mut State, queue: &str) {
+    if let Some(count) = state.by_queue.get_mut(queue) {
+        *count -= 1;
+    }
+}
+
+/// What a turn needs of the pool.
+impl Pool {
+    /// What is wanted now.
+    pub(crate) fn demand(&self) -> PoolDemand<'_> {
+        let state = self.state();
+        let mut claimed = state.running_by_rank;
+        for (rank, ready) in state.ready.iter().enumerate() {
+            claimed[rank] += ready.len();
+        }
+        PoolDemand {
+            pool: self,
+            open: state.open,
+            claimed,
+            ready: state.ready_len(),
+            ahead: !state.no_ahead,
+            by_queue: state.by_queue.clone(),
+        }
+    }
+
+    /// Takes over claimed jobs.
+    pub(crate) fn accept(&self, claims: Vec<Claim>) {
+        let mut state = self.state();
+        if state.ready_len() == 0 {
+            state.ready_since = self.clock.monotonic();
+        }
+        let count = claims.len();
+        for claim in claims {
+            if self.settings.queue_limits.contains_key(&claim.job.queue) {
+                *state.by_queue.entry(claim.job.queue.clone()).or_default() += 1;
+            }
+            state.ready[claim.job.priority.rank()].push_back(Arc::new(claim));
+        }
+        let idle = state.idle;
+        drop(state);
+        for _ in 0..count.min(idle) {
+            self.work.notify_one();
+        }
+    }
+
+    /// Asks claimed jobs to stop.
+    pub(crate) fn stop(&self, jobs: &[JobId]) {
+        let mut state = self.state();
+        for id in jobs {
+            match state.running.get(id) {
+                Some(run) => run.ask_to_stop(Stop::Cancelled),
+                None if state.ready.iter().flatten().any(|claim| claim.job.id == *id) => {
+                    state.stopped.insert(*id);
+                }
+                None => {}
+            }
+        }
+    }
+
+    pub(crate) fn backoff(&self) -> &Backoff {
+        &self.settings.backoff
+    }
+}
+
+/// What the pool wants in one turn.
+pub(crate) struct PoolDemand<'p> {
+    pool: &'p Pool,
+    open: bool,
+    /// Claimed jobs by rank, running and ready.
+    claimed: [usize; RANKS],
+    ready: usize,
+    ahead: bool,
+    by_queue: HashMap<String, usize>,
+}
+
+impl Demand for PoolDemand<'_> {
+    fn room(&self, lane: &Lane) -> usize {
+        if !self.open {
+            return 0;
+        }
+        let settings = &self.pool.settings;
+        let rank = lane.priority.rank();
+        let free = (0..=rank)
+            .map(|above| {
+                let claimed: usize = self.claimed[above..].iter().sum();
+                settings.workers.room_for(Priority::ALL[above]).saturating_sub(claimed)
+            })
+            .min()
+            .unwrap_or(0);
+        let ahead = if self.ahead { self.pool.ahead(&lane.kind).saturating_sub(self.ready) } else { 0 };
+        let room = free.max(ahead);
+        match settings.queue_limits.get(&*lane.queue) {
+            Some(limit) => room.min(limit.saturating_sub(self.by_queue.get(&*lane.queue).copied().unwrap_or(0))),
+            None => room,
+        }
+    }
+
+    fn took(&mut self, lane: &Lane) {
+        self.claimed[lane.priority.rank()] += 1;
+        self.ready += 1;
+        if self.pool.settings.queue_limits.contains_key(&*lane.queue) {
+            *self.by_queue.entry(lane.queue.to_string()).or_default() += 1;
+        }
+    }
+
+    fn ageing(&self) -> Option<Duration> {
+        self.pool.settings.ageing
+    }
+}

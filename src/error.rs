@@ -1,0 +1,86 @@
+//! The one error type of the crate.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+
+/// A result whose error is jobmill's own.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong, in the few ways that a caller can act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No such row, or one that belongs to another user.
+    NotFound,
+    /// The row is in a state that forbids the change.
+    Conflict,
+    /// The input breaks a rule; the message names the field and the rule. Nothing was written.
+    Invalid,
+    /// The database stayed locked by somebody else for longer than the busy timeout.
+    Busy,
+    /// The time that the caller gave has passed.
+    Timeout,
+    /// The engine is shutting down or has shut down.
+    Shutdown,
+    /// The database or its file system failed; the message says how.
+    Storage,
+}
+
+/// An error with a kind to branch on, a message to read and, where there is one, its source.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    context: Cow<'static, str>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, context: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    pub(crate) fn with_source(
+        kind: ErrorKind,
+        context: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self { kind, context: context.into(), source: Some(source.into()) }
+    }
+
+    /// A broken rule: `field` is what the caller set, `rule` what holds for it.
+    pub(crate) fn invalid(field: &str, rule: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::Invalid, format!("{field}: {rule}"))
+    }
+
+    pub(crate) fn shutdown() -> Self {
+        Self::new(ErrorKind::Shutdown, "the engine has shut down")
+    }
+
+    /// What kind of error this is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The same error once more, for several callers of one failed commit. The source becomes text.
+    pub(crate) fn again(&self) -> Self {
+        let source = self.source.as_ref().map(|source| source.to_string().into());
+        Self { kind: self.kind, context: self.context.clone(), source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}

@@ -1,0 +1,360 @@
+//! What a handler has of its job and its engine while it runs.
+
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::client::{Client, Transaction};
+use crate::desk::Note;
+use crate::error::{Error, ErrorKind, Result};
+use crate::handler::Failure;
+use crate::handler::registry::encode;
+use crate::model::id::JobId;
+use crate::model::job::{Job, Progress};
+use crate::model::new_job::NewJob;
+use crate::model::time::Timestamp;
+use crate::store::claim::Claim;
+use crate::store::connect::storage_error;
+use crate::store::finish::{self, Finished, Verdict};
+
+/// Progress and log lines are written no more often than this; what comes between is gathered.
+const NOTE_EVERY: Duration = Duration::from_millis(100);
+/// The most lines that one attempt may log, and the longest one in bytes. What is more is cut.
+const LOG_LINES_MAX: usize = 1000;
+const LOG_LINE_BYTES: usize = 4096;
+
+/// Why a handler should stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    Cancelled = 1,
+    TimedOut = 2,
+    ShutDown = 3,
+}
+
+/// One attempt under way, as its worker, its handler and the engine share it.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) claim: Arc<Claim>,
+    pub(crate) worker: u32,
+    /// When it began, on the monotonic clock.
+    pub(crate) began: Duration,
+    stop: AtomicU8,
+    notes: Mutex<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    progress: Option<Progress>,
+    lines: Vec<(Timestamp, String)>,
+    ttft: Option<Duration>,
+    logged: usize,
+    sent_at: Option<Duration>,
+    /// The handler has ended its job in a transaction.
+    ended: bool,
+}
+
+impl Run {
+    pub(crate) fn new(claim: Arc<Claim>, worker: u32, began: Duration) -> Self {
+        Self { claim, worker, began, stop: AtomicU8::new(0), notes: Mutex::default() }
+    }
+
+    /// Asks the handler to stop. The first reason stays.
+    pub(crate) fn ask_to_stop(&self, stop: Stop) {
+        let _ = self.stop.compare_exchange(0, stop as u8, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    pub(crate) fn stop(&self) -> Option<Stop> {
+        match self.stop.load(Ordering::SeqCst) {
+            0 => None,
+            1 => Some(Stop::Cancelled),
+            2 => Some(Stop::TimedOut),
+            _ => Some(Stop::ShutDown),
+        }
+    }
+
+    /// The moment on the monotonic clock when its time is up.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.claim.job.timeout.map(|timeout| self.began.saturating_add(timeout))
+    }
+
+    /// What the handler has told and nobody has written yet.
+    pub(crate) fn take_note(&self) -> Option<Note> {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.progress.is_none() && notes.lines.is_empty() && notes.ttft.is_none() {
+            return None;
+        }
+        Some(Note {
+            claim: self.claim.clone(),
+            progress: notes.progress.take(),
+            lines: std::mem::take(&mut notes.lines),
+            ttft: notes.ttft.take(),
+        })
+    }
+
+    /// Whether the handler has ended its job in a transaction.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).ended
+    }
+}
+
+/// Values that an application shares with its handlers, one of each type.
+#[derive(Default)]
+pub(crate) struct States(HashMap<TypeId, Box<dyn Any + Send + Sync>>);
+
+impl States {
+    pub(crate) fn insert<T: Any + Send + Sync>(&mut self, state: T) {
+        self.0.insert(TypeId::of::<T>(), Box::new(state));
+    }
+
+    fn find<T: Any>(&self) -> Option<&T> {
+        self.0.get(&TypeId::of::<T>())?.downcast_ref()
+    }
+}
+
+/// What a handler has of its job and its engine while it runs.
+///
+/// ```
+/// use jobmill::{Context, Failure, Payload};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct Import { files: Vec<String> }
+/// # impl Payload for Import { const KIND: &'static str = "import"; }
+///
+/// fn import(job: Import, ctx: &Context) -> Result<usize, Failure> {
+///     // The attempt before this one may have come some way.
+///     let done: usize = ctx.saved()?.unwrap_or(0);
+///     for (number, file) in job.files.iter().enumerate().skip(done) {
+///         ctx.check()?;
+///         ctx.log(format!("importing {file}"));
+///         ctx.save(&(number + 1))?;
+///         ctx.progress(number as u64 + 1, Some(job.files.len() as u64));
+///     }
+///     Ok(job.files.len())
+/// }
+/// ```
+pub struct Context {
+    run: Arc<Run>,
+    client: Client,
+    states: Arc<States>,
+    shutting_down: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Context {
+    pub(crate) fn new(
+        run: Arc<Run>,
+        client: Client,
+        states: Arc<States>,
+        shutting_down: Arc<std::sync::atomic::AtomicBool>,
+    ) -> Self {
+        Self { run, client, states, shutting_down }
+    }
+
+    /// The job, as it stood when this attempt began.
+    pub fn job(&self) -> &Job {
+        &self.run.claim.job
+    }
+
+    /// The job's id.
+    pub fn id(&self) -> JobId {
+        self.job().id
+    }
+
+    /// The number of this attempt, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.job().attempt
+    }
+
+    /// Whether this is the last attempt that the job may have.
+    pub fn is_last_attempt(&self) -> bool {
+        self.attempt() >= self.job().max_attempts
+    }
+
+    pub(crate) fn payload<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        Ok(self.job().payload()?)
+    }
+
+    /// A value that the builder was given for all handlers.
+    ///
+    /// # Errors
+    /// A fatal failure if it was given none of this type.
+    pub fn state<T: Any + Send + Sync>(&self) -> Result<&T, Failure> {
+        self.states.find().ok_or_else(|| {
+            Failure::fatal(format_args!("the builder was given no state of the type {}", type_name::<T>()))
+        })
+    }
+
+    /// The client of the engine, to enqueue further jobs or to ask about others.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether somebody asked for the job's cancellation.
+    pub fn is_cancelled(&self) -> bool {
+        self.run.stop() == Some(Stop::Cancelled)
+    }
+
+    /// Whether the engine shuts down. A long handler may save its state and [snooze](crate::Outcome::Snooze) then; one
+    /// that goes on has until the shutdown's deadline.
+    pub fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Ordering::SeqCst)
+    }
+
+    /// Goes on only if the attempt still counts. Long handlers call it often.
+    ///
+    /// # Errors
+    /// A failure to be returned by `?` if the job was cancelled, its time is up, or the engine's shutdown cannot wait
+    /// any longer.
+    pub fn check(&self) -> Result<(), Failure> {
+        match self.run.stop() {
+            None => Ok(()),
+            Some(Stop::Cancelled) => Err(Failure::fatal("the job was cancelled")),
+            Some(Stop::TimedOut) => Err(Failure::retry("the time of the attempt is up")),
+            Some(Stop::ShutDown) => Err(Failure::retry("the engine shuts down")),
+        }
+    }
+
+    /// How much of the attempt's time is left, if it has a timeout.
+    pub fn remaining(&self) -> Option<Duration> {
+        let now = self.client.desk().clock().monotonic();
+        self.run.deadline().map(|deadline| deadline.saturating_sub(now))
+    }
+
+    /// When the attempt's time is up, by the wall clock, if it has a timeout.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.remaining().map(|left| self.client.desk().clock().now().saturating_add(left))
+    }
+
+    /// Tells how far the work is. It is written at most ten times a second, the last word always.
+    pub fn progress(&self, done: u64, total: Option<u64>) {
+        self.tell(|notes, _| notes.progress = Some(Progress { done, total, note: None }));
+    }
+
+    /// Tells how far the work is, with a word about it.
+    pub fn progress_note(&self, done: u64, total: Option<u64>, note: impl Into<String>) {
+        let note = Some(cut(note.into()));
+        self.tell(|notes, _| notes.progress = Some(Progress { done, total, note }));
+    }
+
+    /// Keeps a line in the job's own log. At most 1000 of each attempt are kept, of at most 4096 bytes.
+    pub fn log(&self, line: impl Into<String>) {
+        self.tell(|notes, now| {
+            notes.logged += 1;
+            if notes.logged < LOG_LINES_MAX {
+                notes.lines.push((now, cut(line.into())));
+            } else if notes.logged == LOG_LINES_MAX {
+                notes.lines.push((now, "further lines are not kept".to_owned()));
+            }
+        });
+    }
+
+    /// Marks the moment at which a model gave its first token. The first mark of an attempt counts.
+    pub fn first_token(&self) {
+        let ttft = self.client.desk().clock().monotonic().saturating_sub(self.run.began);
+        self.tell(|notes, _| {
+            notes.ttft.get_or_insert(ttft);
+        });
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut Notes, Timestamp)) {
+        let clock = self.client.desk().clock();
+        let now = clock.monotonic();
+        {
+            let mut notes = self.run.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&mut notes, clock.now());
+            if notes.sent_at.is_some_and(|sent_at| now.saturating_sub(sent_at) < NOTE_EVERY) {
+                return;
+            }
+            notes.sent_at = Some(now);
+        }
+        if let Some(note) = self.run.take_note() {
+            self.client.desk().note(note);
+        }
+    }
+
+    /// The state that an earlier attempt has saved.
+    ///
+    /// # Errors
+    /// A failure if it cannot be read, or is not a `T`.
+    pub fn saved<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
+        match self.client.reader().saved(self.id())? {
+            Some(value) => Ok(Some(serde_json::from_slice(&value)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Saves a state for the attempt that may follow this one. It is durable when this returns.
+    ///
+    /// # Errors
+    /// A failure if it cannot be written, or if this attempt does not count any more.
+    pub fn save<T: Serialize>(&self, state: &T) -> Result<(), Failure> {
+        let value = serde_json::to_vec(state)?;
+        if value.len() > NewJob::MAX_PAYLOAD_BYTES {
+            return Err(Failure::fatal("the state to save is too long"));
+        }
+        let claim = self.run.claim.clone();
+        self.client.desk().call(move |turn| {
+            let storage = |error| storage_error("cannot save the state", error);
+            if !turn.holds(claim.job.id, claim.fence).map_err(storage)? {
+                return Err(fenced(&claim));
+            }
+            turn.save(claim.job.id, &value).map_err(storage)
+        })?;
+        Ok(())
+    }
+
+    /// Completes the job in the very transaction in which `work` writes: both are done once, or neither. What the
+    /// handler returns after that changes nothing.
+    ///
+    /// # Errors
+    /// The error of `work`, of which nothing is written then; `Conflict` if this attempt does not count any more.
+    pub fn complete<T, E>(
+        &self,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<(), E>
+    where
+        T: Serialize + 'static,
+        E: From<Error> + Send + 'static,
+    {
+        let (claim, worker) = (self.run.claim.clone(), self.run.worker);
+        self.client.write(move |tx| -> Result<(), E> {
+            let output = work(tx)?;
+            let result = encode(&output).map_err(|failure| Error::invalid("result", failure))?;
+            let storage = |error| storage_error("cannot complete the job", error);
+            let verdict = Verdict::Completed { result: Some(result) };
+            let finished = tx.turn().finish(&claim, &verdict, Some(worker), &Default::default()).map_err(storage)?;
+            if finished == Finished::Fenced { Err(fenced(&claim).into()) } else { Ok(()) }
+        })?;
+        self.run.notes.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        Ok(())
+    }
+
+    /// Completes the job in a transaction of the application's own on the same file. If it is committed, what the
+    /// handler returns after that changes nothing; if it is not, nothing has happened.
+    ///
+    /// # Errors
+    /// `Conflict` if this attempt does not count any more.
+    pub fn complete_in<T: Serialize>(&self, transaction: &rusqlite::Transaction<'_>, output: &T) -> Result<()> {
+        let result = encode(output).map_err(|failure| Error::invalid("result", failure))?;
+        let claim = &self.run.claim;
+        let now = self.client.desk().clock().now();
+        let done = finish::complete_in(transaction, claim, Some(self.run.worker), Some(&result), now)
+            .map_err(|error| storage_error("cannot complete the job", error))?;
+        self.client.desk().expect_commit();
+        if done { Ok(()) } else { Err(fenced(claim)) }
+    }
+}
+
+fn fenced(claim: &Claim) -> Error {
+    Error::new(ErrorKind::Conflict, format!("this attempt of {} does not count any more", claim.job.id))
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > LOG_LINE_BYTES {
+        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES));
+    }
+    text
+}

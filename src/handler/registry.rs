@@ -1,0 +1,158 @@
+//! Which handler runs which kind, and how long its jobs take.
+
+use std::collections::{HashMap, HashSet};
+use std::marker::PhantomData;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::handler::context::Context;
+use crate::handler::{Failure, Handler, IntoOutcome, Outcome};
+use crate::model::new_job::{NewJob, Payload, check_name};
+
+/// What an attempt gives: an outcome whose value is JSON already.
+pub(crate) type RawOutcome = Result<Outcome<Vec<u8>>, Failure>;
+
+type Run = Box<dyn Fn(&Context) -> RawOutcome + Send + Sync>;
+
+/// Every handler of an engine, by kind.
+#[derive(Default)]
+pub(crate) struct Registry {
+    entries: HashMap<String, Entry>,
+}
+
+struct Entry {
+    run: Run,
+    /// How long an attempt takes, a moving mean in nanoseconds. 0 if none has been measured.
+    mean_ns: AtomicU64,
+}
+
+impl Registry {
+    pub(crate) fn add<H: Handler>(&mut self, handler: H) -> Result<()> {
+        let run = move |ctx: &Context| {
+            let payload = ctx.payload::<H::Payload>()?;
+            match handler.run(payload, ctx)? {
+                Outcome::Done(output) => encode(&output).map(Outcome::Done),
+                Outcome::Snooze(wait) => Ok(Outcome::Snooze(wait)),
+                Outcome::Cancel(reason) => Ok(Outcome::Cancel(reason)),
+            }
+        };
+        let kind = <H::Payload as Payload>::KIND;
+        check_name("kind", kind)?;
+        let entry = Entry { run: Box::new(run), mean_ns: AtomicU64::new(0) };
+        match self.entries.insert(kind.to_owned(), entry) {
+            None => Ok(()),
+            Some(_) => Err(Error::invalid("handle", format_args!("the kind {kind} has a handler already"))),
+        }
+    }
+
+    pub(crate) fn kinds(&self) -> HashSet<String> {
+        self.entries.keys().cloned().collect()
+    }
+
+    /// Runs the handler of the context's job. A panic becomes a failure with its message.
+    pub(crate) fn run(&self, ctx: &Context) -> RawOutcome {
+        let Some(entry) = self.entries.get(&ctx.job().kind) else {
+            // Only served lanes are claimed.
+            return Err(Failure::retry(format_args!("no handler for the kind {}", ctx.job().kind)));
+        };
+        catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))).unwrap_or_else(|panic| {
+            let message = panic
+                .downcast_ref::<&str>()
+                .map(|message| (*message).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_else(|| "without a message".to_owned());
+            let place = panic_place::take().map(|place| format!(" at {place}")).unwrap_or_default();
+            Err(Failure::retry(format_args!("panicked{place}: {message}")))
+        })
+    }
+
+    /// Takes note of how long an attempt took.
+    pub(crate) fn measured(&self, kind: &str, took: Duration) {
+        if let Some(entry) = self.entries.get(kind) {
+            let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX).max(1);
+            let mean_ns = entry.mean_ns.load(Ordering::Relaxed);
+            let next = if mean_ns == 0 { took_ns } else { mean_ns - mean_ns / 8 + took_ns / 8 };
+            entry.mean_ns.store(next.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// How long an attempt of this kind takes, if any has been measured.
+    pub(crate) fn mean(&self, kind: &str) -> Option<Duration> {
+        let mean_ns = self.entries.get(kind)?.mean_ns.load(Ordering::Relaxed);
+        (mean_ns > 0).then(|| Duration::from_nanos(mean_ns))
+    }
+}
+
+pub(crate) fn encode(output: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+    let result = serde_json::to_vec(output)
+        .map_err(|error| Failure::fatal(format_args!("the result does not serialize: {error}")))?;
+    if result.len() > NewJob::MAX_PAYLOAD_BYTES {
+        let (is, max) = (result.len(), NewJob::MAX_PAYLOAD_BYTES);
+        return Err(Failure::fatal(format_args!("the result has {is} bytes, and no more than {max} are stored")));
+    }
+    Ok(result)
+}
+
+/// A function or closure as a handler.
+pub(crate) struct FnHandler<F, P, R> {
+    run: F,
+    types: PhantomData<fn(P) -> R>,
+}
+
+impl<F, P, R> FnHandler<F, P, R> {
+    pub(crate) fn new(run: F) -> Self {
+        Self { run, types: PhantomData }
+    }
+}
+
+impl<F, P, R> Handler for FnHandler<F, P, R>
+where
+    F: Fn(P, &Context) -> Result<R, Failure> + Send + Sync + 'static,
+    P: Payload + 'static,
+    R: IntoOutcome + 'static,
+{
+    type Payload = P;
+    type Output = R::Output;
+
+    fn run(&self, payload: P, ctx: &Context) -> Result<Outcome<R::Output>, Failure> {
+        (self.run)(payload, ctx).map(R::into_outcome)
+    }
+}
+
+/// Where the last panic of this thread happened. The standard library tells it to the panic hook alone.
+pub(crate) mod panic_place {
+    use std::cell::{Cell, RefCell};
+    use std::sync::Once;
+
+    thread_local! {
+        static RUNNING: Cell<bool> = const { Cell::new(false) };
+        static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    }
+
+    /// Notes the places of panics on threads that run handlers, and keeps their noise from standard error: the
+    /// message goes to the job. Panics elsewhere go to the hook that was there before.
+    pub(crate) fn install() {
+        static INSTALL: Once = Once::new();
+        INSTALL.call_once(|| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if RUNNING.get() {
+                    PLACE.set(info.location().map(ToString::to_string));
+                } else {
+                    before(info);
+                }
+            }));
+        });
+    }
+
+    /// Says whether this thread runs a handler.
+    pub(crate) fn set_running(running: bool) {
+        RUNNING.set(running);
+    }
+
+    pub(crate) fn take() -> Option<String> {
+        PLACE.take()
+    }
+}

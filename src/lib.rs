@@ -1,0 +1,42 @@
+//! A durable job engine that a program links in: one SQLite file, a few threads, no server, no async runtime.
+//!
+//! An [`Engine`] runs typed jobs; a [`Client`] enqueues them, asks about them and operates on them. Start with the
+//! example at [`Engine`].
+#![warn(missing_docs)]
+
+mod client;
+mod clock;
+mod desk;
+mod engine;
+mod error;
+mod handler;
+mod liveness;
+mod model;
+mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use client::{Client, Transaction};
+pub use clock::{Clock, SystemClock};
+pub use engine::builder::EngineBuilder;
+pub use engine::{Engine, Shutdown};
+pub use error::{Error, ErrorKind, Result};
+pub use handler::context::Context;
+pub use handler::{Failure, Handler, IntoOutcome, Outcome};
+pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
+pub use model::explain::{Explanation, Reason};
+pub use model::id::JobId;
+pub use model::job::{Job, Priority, Progress, Status};
+pub use model::new_job::{NewJob, Payload};
+pub use model::page::{Order, Page, Query};
+pub use model::retention::Retention;
+pub use model::retry::Backoff;
+pub use model::stats::{Stats, StatusCounts};
+pub use model::time::Timestamp;
+pub use model::unique::{Unique, UniqueScope};
+pub use model::workers::Workers;
+/// The release of `rusqlite` whose transactions this crate takes.
+pub use rusqlite;
+pub use store::connect::Durability;
+pub use store::enqueue::Enqueued;
+pub use store::operate::Cancelled;

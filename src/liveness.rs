@@ -1,0 +1,179 @@
+//! Who is alive: each engine holds an operating system's lock on a small file of its own beside the database. Whoever
+//! can take that lock knows that its owner is dead.
+//!
+//! The file also tells which claimed jobs have begun: a slot for each worker, with the id and the fencing token of the
+//! job that it took last. A kill of the process keeps it, for the operating system has the bytes; after a power cut a
+//! slot may be old, and its job then counts as not begun.
+
+use std::collections::HashSet;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::time::Timestamp;
+
+const SLOT_BYTES: usize = 16;
+
+/// Our own sign of life.
+#[derive(Debug)]
+pub(crate) struct Liveness {
+    file: File,
+    path: PathBuf,
+}
+
+impl Liveness {
+    /// Makes the file beside the database and locks it.
+    ///
+    /// # Errors
+    /// `Storage` if the file system has no locks, as some network file systems have none.
+    pub(crate) fn begin(database: &Path, now: Timestamp) -> Result<Self> {
+        let failed = |error| {
+            Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error)
+        };
+        let mut number = now.as_micros();
+        loop {
+            let path = sibling(database, &format!("{}-{number:x}", std::process::id()));
+            match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
+                Ok(file) => {
+                    if let Err(error) = file.try_lock() {
+                        drop(file);
+                        remove(&path);
+                        return Err(Error::with_source(
+                            ErrorKind::Storage,
+                            "the file system of the database has no file locks, by which engines know who is alive",
+                            error,
+                        ));
+                    }
+                    return Ok(Self { file, path });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// The path of the file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells that a worker has begun a job.
+    pub(crate) fn begun(&self, slot: u32, id: i64, fence: i64) {
+        let mut bytes = [0; SLOT_BYTES];
+        bytes[..8].copy_from_slice(&id.to_le_bytes());
+        bytes[8..].copy_from_slice(&fence.to_le_bytes());
+        if let Err(error) = write_at(&self.file, &bytes, u64::from(slot) * SLOT_BYTES as u64) {
+            log::warn!("cannot mark a job as begun, so a crash would not spend its attempt: {error}");
+        }
+    }
+
+    /// Removes the file: the engine has ended and left nothing behind.
+    pub(crate) fn end(&self) {
+        remove(&self.path);
+    }
+}
+
+/// An engine that has died.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    /// The jobs that it had begun, by id and fencing token. Most of them have ended since.
+    pub(crate) begun: HashSet<(i64, i64)>,
+    /// Its file, and the lock on it that keeps others from the same rescue.
+    file: Option<(File, PathBuf)>,
+}
+
+impl Dead {
+    /// Removes the file of the dead engine, once its jobs are rescued.
+    pub(crate) fn bury(self) {
+        if let Some((file, path)) = self.file {
+            drop(file);
+            remove(&path);
+        }
+    }
+}
+
+/// Finds out whether the engine that made `lock_file` is dead. None if it is alive, or is being rescued.
+pub(crate) fn find_dead(database: &Path, lock_file: &str) -> Result<Option<Dead>> {
+    let stored = Path::new(lock_file);
+    // The same directory may have another name for another process: what lies beside the database counts first.
+    let beside = stored.file_name().and_then(|name| Some(database.parent()?.join(name)));
+    for path in beside.into_iter().chain([stored.to_owned()]) {
+        let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                let doing = format!("cannot open the lock file {}", path.display());
+                return Err(Error::with_source(ErrorKind::Storage, doing, error));
+            }
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => {
+                let doing = format!("cannot lock {}", path.display());
+                return Err(Error::with_source(ErrorKind::Storage, doing, error));
+            }
+        }
+        let mut bytes = Vec::new();
+        if let Err(error) = file.read_to_end(&mut bytes) {
+            log::warn!("cannot read which jobs a dead engine had begun: {error}");
+        }
+        return Ok(Some(Dead { begun: slots(&bytes), file: Some((file, path)) }));
+    }
+    Ok(Some(Dead { begun: HashSet::new(), file: None }))
+}
+
+fn slots(bytes: &[u8]) -> HashSet<(i64, i64)> {
+    let number = |bytes: &[u8]| bytes.try_into().map(i64::from_le_bytes).unwrap_or(0);
+    bytes.chunks_exact(SLOT_BYTES).map(|slot| (number(&slot[..8]), number(&slot[8..]))).collect()
+}
+
+fn sibling(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = database.file_name().unwrap_or_default().to_owned();
+    name.push(format!("-jobmill-{suffix}"));
+    database.with_file_name(name)
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = std::fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::warn!("cannot remove the lock file {}: {error}", path.display());
+    }
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    // A write of one slot is never cut in two.
+    std::os::windows::fs::FileExt::seek_write(file, bytes, offset).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_is_dead_once_its_lock_is_gone() -> Result<()> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let database = directory.path().join("jobs.db");
+        let life = Liveness::begin(&database, Timestamp::EPOCH)?;
+        let lock_file = life.path().to_str().expect("a path in UTF-8").to_owned();
+        life.begun(3, 7, 1);
+        life.begun(3, 8, 2);
+        assert!(find_dead(&database, &lock_file)?.is_none(), "it is alive");
+        drop(life);
+        let dead = find_dead(&database, &lock_file)?.expect("it is dead");
+        assert!(dead.begun.contains(&(8, 2)) && !dead.begun.contains(&(7, 1)));
+        assert!(find_dead(&database, &lock_file)?.is_none(), "somebody is at its rescue");
+        dead.bury();
+        assert!(!Path::new(&lock_file).exists());
+        assert!(find_dead(&database, &lock_file)?.is_some_and(|dead| dead.begun.is_empty()));
+        Ok(())
+    }
+}

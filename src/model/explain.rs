@@ -1,0 +1,103 @@
+//! Why a job stands where it stands.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::model::job::Status;
+use crate::model::time::Timestamp;
+
+/// One reason why a job does not run, or what it does instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+#[non_exhaustive]
+pub enum Reason {
+    /// It is recorded, but not admitted.
+    NotAdmitted,
+    /// Its time has not come.
+    Scheduled {
+        /// When it comes.
+        until: Timestamp,
+        /// Which attempt it waits for, from 1.
+        attempt: u32,
+    },
+    /// Its queue is paused.
+    QueuePaused {
+        /// The queue.
+        queue: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// No engine that works on the file has a handler for its kind.
+    NoHandler {
+        /// The kind.
+        kind: String,
+    },
+    /// Nothing stands in its way but that no worker is free for it.
+    NoFreeWorker,
+    /// It will not start after this moment.
+    Deadline {
+        /// The job's `expires_at`.
+        expires_at: Timestamp,
+    },
+    /// It is running.
+    Running {
+        /// In which process, on which host.
+        process: String,
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It is running and has been asked to stop.
+    CancelRequested {
+        /// When.
+        at: Timestamp,
+    },
+    /// It failed, and its attempts are spent.
+    AttemptsSpent {
+        /// How many it had.
+        attempts: u32,
+    },
+    /// It has ended.
+    Ended {
+        /// How.
+        status: Status,
+    },
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAdmitted => write!(f, "it is not admitted yet"),
+            Self::Scheduled { until, attempt } => write!(f, "its attempt {attempt} is scheduled for {until}"),
+            Self::QueuePaused { queue, since } => write!(f, "the queue {queue} is paused since {since}"),
+            Self::NoHandler { kind } => write!(f, "no engine on this file has a handler for the kind {kind}"),
+            Self::NoFreeWorker => write!(f, "it waits for a free worker"),
+            Self::Deadline { expires_at } => write!(f, "it expires if it has not started by {expires_at}"),
+            Self::Running { process, since } => write!(f, "it runs in {process} since {since}"),
+            Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
+            Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),
+            Self::Ended { status } => write!(f, "it is {status}"),
+        }
+    }
+}
+
+/// Why a job stands where it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Explanation {
+    /// Where it stands.
+    pub status: Status,
+    /// Why. Never empty.
+    pub reasons: Vec<Reason>,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.status)?;
+        for (at, reason) in self.reasons.iter().enumerate() {
+            let separator = if at == 0 { "" } else { ", " };
+            write!(f, "{separator}{reason}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! Ids: a position in creation order, written as a prefix and 13 characters of Crockford base32.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::error::{Error, Result};
+use crate::model::time::Timestamp;
+
+/// How many low bits of an id count the rows of one microsecond.
+const COUNTER_BITS: u32 = 10;
+const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+const LENGTH: usize = 13;
+
+/// The id of a job: its row number, and its position in creation order.
+///
+/// The high bits hold the microsecond of creation, the low ten a counter. Ids are assigned inside the write
+/// transaction and grow in commit order, across processes too.
+///
+/// ```
+/// # fn main() -> jobmill::Result<()> {
+/// let id: jobmill::JobId = "job-1hs2cdp7k8g00".parse()?;
+/// assert_eq!(id.to_string(), "job-1hs2cdp7k8g00");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(i64);
+
+impl JobId {
+    const PREFIX: &'static str = "job-";
+
+    pub(crate) const fn from_raw(raw: i64) -> Self {
+        Self(raw)
+    }
+
+    pub(crate) const fn raw(self) -> i64 {
+        self.0
+    }
+
+    /// The first id that a row created at `at` can have.
+    pub(crate) const fn first_at(at: Timestamp) -> Self {
+        Self(at.as_micros() << COUNTER_BITS)
+    }
+
+    /// The id that follows `last` at the time `now`: later than both.
+    pub(crate) const fn after(last: i64, now: Timestamp) -> Self {
+        let by_time = now.as_micros() << COUNTER_BITS;
+        Self(if by_time > last { by_time } else { last + 1 })
+    }
+
+    /// When the row was created.
+    pub const fn created_at(self) -> Timestamp {
+        Timestamp::from_micros(self.0 >> COUNTER_BITS)
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = [0u8; LENGTH];
+        let mut rest = self.0.cast_unsigned();
+        for place in text.iter_mut().rev() {
+            *place = DIGITS[(rest & 31) as usize];
+            rest >>= 5;
+        }
+        f.write_str(Self::PREFIX)?;
+        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = Error;
+
+    /// Reads an id as it is written. Capital letters are read too.
+    fn from_str(text: &str) -> Result<Self> {
+        let malformed = || Error::invalid("id", "must be job- and 13 characters of Crockford base32");
+        let digits = text.strip_prefix(Self::PREFIX).ok_or_else(malformed)?.as_bytes();
+        if digits.len() != LENGTH {
+            return Err(malformed());
+        }
+        let mut value: u128 = 0;
+        for digit in digits {
+            let place =
+                DIGITS.iter().position(|known| *known == digit.to_ascii_lowercase()).ok_or_else(malformed)?;
+            value = value << 5 | place as u128;
+        }
+        match i64::try_from(value) {
+            Ok(raw) if raw > 0 => Ok(Self(raw)),
+            _ => Err(malformed()),
+        }
+    }
+}
+
+impl Serialize for JobId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for JobId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_keeps_the_order_and_reads_back() -> Result<()> {
+        let raws = [1, 31, 32, 1 << 40, 1_790_000_000_123_456 << COUNTER_BITS, i64::MAX];
+        let mut last = String::new();
+        for raw in raws {
+            let text = JobId(raw).to_string();
+            assert_eq!(text.len(), 17);
+            assert!(text > last, "{text} sorts after {last}");
+            assert_eq!(text.parse::<JobId>()?, JobId(raw));
+            assert_eq!(text.to_uppercase().replace("JOB-", "job-").parse::<JobId>()?, JobId(raw));
+            last = text;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn malformed_ids_are_refused() {
+        for text in [
+            "",
+            "job-",
+            "job-0000000000000",
+            "run-0000000000001",
+            "job-000000000001",
+            "job-00000000000001",
+            "job-000000000000u",
+            "job-zzzzzzzzzzzzz",
+            "job-00000000000é",
+            "0000000000001",
+        ] {
+            assert!(text.parse::<JobId>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ids_grow_even_when_the_clock_falls_back() {
+        let now = Timestamp::from_micros(1_000_000);
+        let first = JobId::after(0, now);
+        assert_eq!(first.created_at(), now);
+        let second = JobId::after(first.raw(), now);
+        assert_eq!(second.raw(), first.raw() + 1);
+        let third = JobId::after(second.raw(), Timestamp::EPOCH);
+        assert_eq!(third.raw(), second.raw() + 1);
+    }
+}

@@ -1,0 +1,293 @@
+//! A job as it stands in the ledger, and the words for where it stands.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+
+/// Where a job stands.
+///
+/// The way is forward only: created, pending, running, then one of the four terminal ones. A retry, a snooze and a
+/// rescue lead back to pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Status {
+    /// Recorded, but not admitted yet.
+    Created,
+    /// Admitted: it runs when its time has come and a worker is free.
+    Pending,
+    /// A worker has it.
+    Running,
+    /// Ended with a value. Terminal.
+    Completed,
+    /// Ended with an error: its attempts are spent, or the handler refused it for good. Terminal.
+    Failed,
+    /// Cancelled. Terminal.
+    Cancelled,
+    /// Its `expires_at` passed before it could run. Terminal.
+    Expired,
+}
+
+impl Status {
+    /// Every status, in the order of a job's life.
+    pub const ALL: [Self; 7] = [
+        Self::Created,
+        Self::Pending,
+        Self::Running,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+    ];
+
+    /// Whether the job has ended. A terminal status never changes, unless an operator retries the job.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Expired)
+    }
+
+    /// Whether a job may go from this status to `next` (DESIGN §5). The same terminal status once more is no step.
+    pub const fn may_become(self, next: Self) -> bool {
+        match self {
+            Self::Created => !matches!(next, Self::Created),
+            Self::Pending => matches!(next, Self::Running) || next.is_terminal(),
+            Self::Running => matches!(next, Self::Pending) || next.is_terminal(),
+            Self::Completed => false,
+            // The explicit retry of a job that ended otherwise than well.
+            Self::Failed | Self::Cancelled | Self::Expired => matches!(next, Self::Pending),
+        }
+    }
+
+    /// The status as a word, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Status {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|status| status.as_str() == word).ok_or_else(|| {
+            Error::invalid(
+                "status",
+                "must be one of created, pending, running, completed, failed, cancelled and expired",
+            )
+        })
+    }
+}
+
+/// How urgent a job is. A more urgent one is taken first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Priority {
+    /// Before everything else.
+    Critical,
+    /// Before the ordinary.
+    High,
+    /// The ordinary.
+    #[default]
+    Default,
+    /// When nothing else is to be done.
+    Low,
+}
+
+impl Priority {
+    /// Every priority, the most urgent first.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Default, Self::Low];
+
+    /// The priority as a word, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Default => "default",
+            Self::Low => "low",
+        }
+    }
+
+    /// 0 for the most urgent, 3 for the least.
+    pub(crate) const fn rank(self) -> usize {
+        self as usize
+    }
+
+    pub(crate) fn from_rank(rank: i64) -> Option<Self> {
+        usize::try_from(rank).ok().and_then(|rank| Self::ALL.get(rank).copied())
+    }
+}
+
+impl fmt::Display for Priority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Priority {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|priority| priority.as_str() == word)
+            .ok_or_else(|| Error::invalid("priority", "must be one of critical, high, default and low"))
+    }
+}
+
+/// How far a running job says it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Units done.
+    pub done: u64,
+    /// Units in all, where that is known.
+    pub total: Option<u64>,
+    /// A word about what is being done.
+    pub note: Option<String>,
+}
+
+/// A job as it stands in the ledger.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Job {
+    /// Its id, which also tells when it was created.
+    pub id: JobId,
+    /// The name under which its handler is registered.
+    pub kind: String,
+    /// The lane that it runs in.
+    pub queue: String,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// Where it stands.
+    pub status: Status,
+    /// How many attempts have begun and count. A snooze or a shutdown gives its attempt back.
+    pub attempt: u32,
+    /// How many attempts it may have.
+    pub max_attempts: u32,
+    /// The earliest moment of its next attempt, or of its last one if it has ended.
+    pub run_at: Timestamp,
+    /// When its newest attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended, whichever way.
+    pub completed_at: Option<Timestamp>,
+    /// It does not start after this moment.
+    pub expires_at: Option<Timestamp>,
+    /// How long one attempt may take.
+    pub timeout: Option<Duration>,
+    /// When somebody asked for its cancellation.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// The user whose job it is.
+    pub user_id: Option<String>,
+    /// The agent that it belongs to.
+    pub agent_id: Option<String>,
+    /// The key that keeps a second one like it away.
+    pub unique_key: Option<String>,
+    /// Words to find it by.
+    pub tags: Vec<String>,
+    /// What the application knows about it.
+    pub metadata: Option<Map<String, Value>>,
+    /// The error of its newest attempt that failed.
+    pub error: Option<String>,
+    /// How far its handler says it is.
+    pub progress: Option<Progress>,
+    /// Time from the start of the attempt to the first token, as the handler marked it.
+    pub ttft: Option<Duration>,
+    /// The handler's input, as JSON text.
+    #[serde(skip)]
+    pub payload: Vec<u8>,
+    /// The handler's output, as JSON text, once it has completed.
+    #[serde(skip)]
+    pub result: Option<Vec<u8>>,
+}
+
+impl Job {
+    /// When it was enqueued.
+    pub fn created_at(&self) -> Timestamp {
+        self.id.created_at()
+    }
+
+    /// Reads the payload.
+    ///
+    /// # Errors
+    /// `Invalid` if the payload is not a `T`.
+    pub fn payload<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_slice(&self.payload)
+            .map_err(|error| Error::invalid("payload", format_args!("is no {}: {error}", std::any::type_name::<T>())))
+    }
+
+    /// Reads the result of a completed job.
+    ///
+    /// # Errors
+    /// `Conflict` if the job has no result, and `Invalid` if the result is not a `T`.
+    pub fn result<T: DeserializeOwned>(&self) -> Result<T> {
+        let Some(result) = &self.result else {
+            return Err(Error::new(
+                crate::error::ErrorKind::Conflict,
+                format!("{} is {} and has no result", self.id, self.status),
+            ));
+        };
+        serde_json::from_slice(result)
+            .map_err(|error| Error::invalid("result", format_args!("is no {}: {error}", std::any::type_name::<T>())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table of DESIGN §5, a row for each status, a column for each next one.
+    const TABLE: [(Status, &str); 7] = [
+        // to:              C P R c f x e
+        (Status::Created, "- y y y y y y"),
+        (Status::Pending, "- - y y y y y"),
+        (Status::Running, "- y - y y y y"),
+        (Status::Completed, "- - - - - - -"),
+        (Status::Failed, "- y - - - - -"),
+        (Status::Cancelled, "- y - - - - -"),
+        (Status::Expired, "- y - - - - -"),
+    ];
+
+    #[test]
+    fn every_pair_of_statuses() {
+        for (from, row) in TABLE {
+            for (to, cell) in Status::ALL.into_iter().zip(row.split(' ')) {
+                assert_eq!(from.may_become(to), cell == "y", "{from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn words_read_back() -> Result<()> {
+        for status in Status::ALL {
+            assert_eq!(status.as_str().parse::<Status>()?, status);
+            assert_eq!(serde_json::to_value(status).ok(), Some(status.as_str().into()));
+        }
+        for priority in Priority::ALL {
+            assert_eq!(priority.as_str().parse::<Priority>()?, priority);
+            assert_eq!(Priority::from_rank(priority.rank() as i64), Some(priority));
+        }
+        assert!("Pending".parse::<Status>().is_err());
+        assert!("urgent".parse::<Priority>().is_err());
+        Ok(())
+    }
+}

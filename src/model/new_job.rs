@@ -1,0 +1,318 @@
+//! A job that is about to be enqueued: what it carries, its options, and the rules for them.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model::job::Priority;
+use crate::model::retry::Backoff;
+use crate::model::time::Timestamp;
+use crate::model::unique::Unique;
+
+/// The input of a job: a type that names its kind.
+///
+/// ```
+/// use jobmill::{NewJob, Payload, Priority};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct SendInvoice {
+///     customer: u64,
+/// }
+///
+/// impl Payload for SendInvoice {
+///     const KIND: &'static str = "invoice.send";
+///
+///     fn defaults(job: NewJob) -> NewJob {
+///         job.queue("mail").priority(Priority::High).max_attempts(5)
+///     }
+/// }
+/// ```
+pub trait Payload: Serialize + DeserializeOwned {
+    /// The name under which handlers of this type are registered, and which stands in the database: it must stay the
+    /// same as long as jobs of it are stored. 1 to 128 bytes, no control characters.
+    const KIND: &'static str;
+
+    /// Sets what every job of this kind has, unless its enqueueing says otherwise. Defaults to nothing.
+    fn defaults(job: NewJob) -> NewJob {
+        job
+    }
+}
+
+/// When a job may first run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum When {
+    Now,
+    After(Duration),
+    At(Timestamp),
+}
+
+impl When {
+    /// The moment that is meant, or none for the moment of creation itself.
+    pub(crate) fn resolve(self, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Now | Self::After(Duration::ZERO) => None,
+            Self::After(delay) => Some(now.saturating_add(delay)),
+            Self::At(at) => Some(at),
+        }
+    }
+}
+
+/// A job that is about to be enqueued, with its options. A reference to a [`Payload`] becomes one by itself.
+///
+/// Setters never fail; what is wrong is said by the enqueueing, before anything is written.
+///
+/// ```
+/// # use jobmill::{NewJob, Payload};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct Resize { path: String }
+/// # impl Payload for Resize { const KIND: &'static str = "resize"; }
+/// use std::time::Duration;
+///
+/// let later = NewJob::of(&Resize { path: "cat.jpg".into() })
+///     .queue("pictures")
+///     .delay(Duration::from_secs(60))
+///     .tags(["nightly"]);
+/// # let _ = later;
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[must_use = "a new job does nothing until it is enqueued"]
+pub struct NewJob {
+    pub(crate) kind: Cow<'static, str>,
+    pub(crate) payload: Result<Vec<u8>, String>,
+    pub(crate) queue: Cow<'static, str>,
+    pub(crate) priority: Priority,
+    pub(crate) run_at: When,
+    pub(crate) expires_at: Option<When>,
+    pub(crate) max_attempts: u32,
+    pub(crate) backoff: Option<Backoff>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) user_id: Option<String>,
+    pub(crate) agent_id: Option<String>,
+    pub(crate) tags: Vec<String>,
+    pub(crate) metadata: Option<Result<Map<String, Value>, String>>,
+    pub(crate) unique: Option<Unique>,
+}
+
+impl<P: Payload> From<&P> for NewJob {
+    fn from(payload: &P) -> Self {
+        Self::of(payload)
+    }
+}
+
+impl NewJob {
+    /// The longest payload, in bytes of JSON.
+    pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
+    /// The longest metadata, in bytes of JSON.
+    pub const MAX_METADATA_BYTES: usize = 1 << 20;
+    /// The longest name: kind, queue, tag, user, agent. In bytes.
+    pub const MAX_NAME_BYTES: usize = 128;
+    /// The longest unique key, in bytes.
+    pub const MAX_KEY_BYTES: usize = 1024;
+    /// How many tags a job may bear.
+    pub const MAX_TAGS: usize = 32;
+    /// How many attempts a job may be given.
+    pub const MAX_ATTEMPTS: u32 = 1_000_000;
+    /// The longest delay, timeout, period and time to expiry: a hundred years.
+    pub const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+    /// A job with this payload and the defaults of its type.
+    pub fn of<P: Payload>(payload: &P) -> Self {
+        P::defaults(Self::json(P::KIND, payload))
+    }
+
+    /// A job of any kind with any payload, for callers that know no type.
+    pub fn json(kind: impl Into<Cow<'static, str>>, payload: &impl Serialize) -> Self {
+        Self {
+            kind: kind.into(),
+            payload: serde_json::to_vec(payload).map_err(|error| error.to_string()),
+            queue: Cow::Borrowed("default"),
+            priority: Priority::Default,
+            run_at: When::Now,
+            expires_at: None,
+            max_attempts: 10,
+            backoff: None,
+            timeout: None,
+            user_id: None,
+            agent_id: None,
+            tags: Vec::new(),
+            metadata: None,
+            unique: None,
+        }
+    }
+
+    /// Sets the queue. Defaults to `default`.
+    pub fn queue(mut self, queue: impl Into<Cow<'static, str>>) -> Self {
+        self.queue = queue.into();
+        self
+    }
+
+    /// Sets the priority. Defaults to [`Priority::Default`].
+    pub fn priority(mut self, priority: Priority) -> Self {
+        self.priority = priority;
+        self
+    }
+
+    /// Lets the job wait this long first. Defaults to no wait.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.run_at = When::After(delay);
+        self
+    }
+
+    /// Lets the job wait until this moment. One that has passed puts the job before those that came since. Defaults to
+    /// the moment of enqueueing.
+    pub fn run_at(mut self, at: Timestamp) -> Self {
+        self.run_at = When::At(at);
+        self
+    }
+
+    /// Sets the moment after which the job starts no more, but ends as expired. Defaults to none.
+    pub fn expires_at(mut self, at: Timestamp) -> Self {
+        self.expires_at = Some(When::At(at));
+        self
+    }
+
+    /// Sets the time after which the job starts no more, but ends as expired. Defaults to none.
+    pub fn expires_in(mut self, time: Duration) -> Self {
+        self.expires_at = Some(When::After(time));
+        self
+    }
+
+    /// Sets how many attempts the job may have. Defaults to 10.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts;
+        self
+    }
+
+    /// Sets the waits between attempts. Defaults to the engine's.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = Some(backoff);
+        self
+    }
+
+    /// Sets how long one attempt may take. Defaults to no limit.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the user whose job it is. Defaults to none.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user_id = Some(user.into());
+        self
+    }
+
+    /// Sets the agent that it belongs to. Defaults to none.
+    pub fn agent(mut self, agent: impl Into<String>) -> Self {
+        self.agent_id = Some(agent.into());
+        self
+    }
+
+    /// Sets the words to find it by. Defaults to none.
+    pub fn tags<S: Into<String>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
+        self.tags = tags.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Sets what the application wants to know about it: anything that serializes to a JSON object. Defaults to none.
+    pub fn metadata(mut self, metadata: &impl Serialize) -> Self {
+        self.metadata = Some(match serde_json::to_value(metadata) {
+            Ok(Value::Object(object)) => Ok(object),
+            Ok(_) => Err("must be a JSON object".to_owned()),
+            Err(error) => Err(format!("does not serialize: {error}")),
+        });
+        self
+    }
+
+    /// Keeps a second job like this one away. Defaults to none.
+    pub fn unique(mut self, unique: Unique) -> Self {
+        self.unique = Some(unique);
+        self
+    }
+
+    /// Checks every rule. The error names the first field that breaks one.
+    pub(crate) fn check(&self) -> Result<()> {
+        check_name("kind", &self.kind)?;
+        check_name("queue", &self.queue)?;
+        match &self.payload {
+            Err(error) => return Err(Error::invalid("payload", format_args!("does not serialize: {error}"))),
+            Ok(payload) => check_size("payload", payload.len(), Self::MAX_PAYLOAD_BYTES)?,
+        }
+        if !(1..=Self::MAX_ATTEMPTS).contains(&self.max_attempts) {
+            return Err(Error::invalid("max_attempts", format_args!("must be from 1 to {}", Self::MAX_ATTEMPTS)));
+        }
+        if let When::After(delay) = self.run_at {
+            check_duration("delay", delay)?;
+        }
+        if let Some(When::After(time)) = self.expires_at {
+            check_duration("expires_in", time)?;
+        }
+        if let Some(timeout) = self.timeout {
+            check_duration("timeout", timeout)?;
+            if timeout < Duration::from_micros(1) {
+                return Err(Error::invalid("timeout", "must be longer than nothing"));
+            }
+        }
+        if let Some(backoff) = &self.backoff {
+            backoff.check()?;
+        }
+        for (field, name) in [("user", &self.user_id), ("agent", &self.agent_id)] {
+            if let Some(name) = name {
+                check_name(field, name)?;
+            }
+        }
+        if self.tags.len() > Self::MAX_TAGS {
+            return Err(Error::invalid("tags", format_args!("must be no more than {}", Self::MAX_TAGS)));
+        }
+        for tag in &self.tags {
+            check_name("tags", tag)?;
+        }
+        match &self.metadata {
+            Some(Err(problem)) => return Err(Error::invalid("metadata", problem)),
+            Some(Ok(object)) => {
+                let bytes = serde_json::to_vec(object).map_or(usize::MAX, |text| text.len());
+                check_size("metadata", bytes, Self::MAX_METADATA_BYTES)?;
+            }
+            None => {}
+        }
+        if let Some(unique) = &self.unique {
+            if unique.key.is_empty() || unique.key.len() > Self::MAX_KEY_BYTES {
+                return Err(Error::invalid("unique.key", format_args!("must be 1 to {} bytes", Self::MAX_KEY_BYTES)));
+            }
+            if unique.statuses == 0 {
+                return Err(Error::invalid("unique.while_in", "must name at least one status"));
+            }
+            if let Some(period) = unique.period {
+                check_duration("unique.period", period)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The rule for every name: 1 to 128 bytes, no control characters.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > NewJob::MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        let rule = format!("must be 1 to {} bytes without control characters", NewJob::MAX_NAME_BYTES);
+        return Err(Error::invalid(field, rule));
+    }
+    Ok(())
+}
+
+fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
+    if bytes > max {
+        return Err(Error::invalid(field, format_args!("must be no longer than {max} bytes, is {bytes}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_duration(field: &str, duration: Duration) -> Result<()> {
+    if duration > NewJob::MAX_DURATION {
+        return Err(Error::invalid(field, "must be no longer than 100 years"));
+    }
+    Ok(())
+}

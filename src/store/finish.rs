@@ -1,0 +1,310 @@
+//! How an attempt ends in the ledger, and what a handler writes while it runs.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+
+use crate::model::attempt::AttemptOutcome;
+use crate::model::id::JobId;
+use crate::model::job::Progress;
+use crate::model::retry::Backoff;
+use crate::model::time::Timestamp;
+use crate::store::Turn;
+use crate::store::claim::Claim;
+use crate::store::row::State;
+use crate::store::lane;
+
+/// How an attempt came out, before the rules of retry are applied.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Verdict {
+    /// It gave a value.
+    Completed { result: Option<Vec<u8>> },
+    /// It gave an error, panicked or ran out of time.
+    Failed { error: String, outcome: AttemptOutcome, retry: Retry },
+    /// The job is to run again later, and the attempt does not count.
+    Snoozed { wait: Duration },
+    /// The handler cancelled its own job, or followed a request to do so.
+    Cancelled { reason: Option<String> },
+    /// It never began, or was cut off by the shutdown: the attempt does not count.
+    Returned,
+}
+
+/// Whether a failed attempt is followed by another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// After the job's backoff, while attempts are left.
+    Backoff,
+    /// After this wait, while attempts are left.
+    After(Duration),
+    /// Never.
+    Never,
+}
+
+/// What the end of an attempt made of its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finished {
+    /// The job has ended, or waits for its next attempt.
+    Now(State),
+    /// The claim was no longer valid, and nothing was changed.
+    Fenced,
+}
+
+/// Ends a claim with a terminal state.
+pub(crate) const PLAN_END: &str = "UPDATE jobmill_job SET state = :state, completed_at = :now, worker = :worker,
+         result = :result, error = coalesce(:error, error)
+     WHERE id = :id AND claim = :fence AND state = 2";
+
+/// Ends a claim so that the job waits for another.
+pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, worker = :worker,
+         attempt = attempt - :unspent, error = coalesce(:error, error)
+     WHERE id = :id AND claim = :fence AND state = 2";
+
+/// Puts a job back where its claim took it from.
+pub(crate) const PLAN_RETURN: &str =
+    "UPDATE jobmill_job SET state = CASE WHEN run_at IS NULL THEN 1 ELSE 7 END, attempt = attempt - 1
+     WHERE id = :id AND claim = :fence AND state = 2
+     RETURNING state, run_at";
+
+impl Turn<'_> {
+    /// Ends an attempt. A claim that is no longer valid changes nothing.
+    pub(crate) fn finish(
+        &mut self,
+        claim: &Claim,
+        verdict: &Verdict,
+        worker: Option<u32>,
+        backoff: &Backoff,
+    ) -> rusqlite::Result<Finished> {
+        let job = &claim.job;
+        match verdict {
+            Verdict::Completed { result } => {
+                self.end(claim, State::Completed, worker, result.as_deref(), None)
+            }
+            Verdict::Cancelled { reason } => self.end(claim, State::Cancelled, worker, None, reason.as_deref()),
+            Verdict::Snoozed { wait } => {
+                let run_at = self.now.saturating_add(*wait);
+                if self.cancel_requested(claim)? {
+                    return self.end(claim, State::Cancelled, worker, None, None);
+                }
+                self.wait(claim, worker, run_at, None, true)
+            }
+            Verdict::Returned => self.put_back(claim),
+            Verdict::Failed { error, outcome, retry } => {
+                if self.cancel_requested(claim)? {
+                    return self.end(claim, State::Cancelled, worker, None, Some(error));
+                }
+                let wait = match retry {
+                    Retry::Never => None,
+                    _ if job.attempt >= job.max_attempts => None,
+                    Retry::After(wait) => Some(*wait),
+                    Retry::Backoff => Some(claim.backoff.as_ref().unwrap_or(backoff).wait(job.id, job.attempt)),
+                };
+                let Some(wait) = wait else {
+                    return self.end(claim, State::Failed, worker, None, Some(error));
+                };
+                let finished = self.wait(claim, worker, self.now.saturating_add(wait), Some(error), false)?;
+                if finished != Finished::Fenced {
+                    let started_at = job.started_at.unwrap_or(self.now);
+                    record_attempt(
+                        self.conn,
+                        &PastAttempt {
+                            job: job.id,
+                            fence: claim.fence,
+                            number: job.attempt,
+                            started_at,
+                            ended_at: self.now,
+                            outcome: *outcome,
+                            error: Some(error),
+                            owner: self.book.owner,
+                            worker,
+                        },
+                    )?;
+                }
+                Ok(finished)
+            }
+        }
+    }
+
+    fn end(
+        &mut self,
+        claim: &Claim,
+        state: State,
+        worker: Option<u32>,
+        result: Option<&[u8]>,
+        error: Option<&str>,
+    ) -> rusqlite::Result<Finished> {
+        if !end(self.conn, claim, state, worker, result, error, self.now)? {
+            return Ok(Finished::Fenced);
+        }
+        self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
+        self.out.ended.push(claim.job.id);
+        Ok(Finished::Now(state))
+    }
+
+    fn wait(
+        &mut self,
+        claim: &Claim,
+        worker: Option<u32>,
+        run_at: Timestamp,
+        error: Option<&str>,
+        unspent: bool,
+    ) -> rusqlite::Result<Finished> {
+        let changed = self.conn.prepare_cached(PLAN_WAIT)?.execute(named_params! {
+            ":run_at": run_at, ":worker": worker, ":unspent": unspent, ":error": error,
+            ":id": claim.job.id, ":fence": claim.fence,
+        })?;
+        if changed == 0 {
+            return Ok(Finished::Fenced);
+        }
+        self.waits(claim.lane, State::Running, State::Delayed, run_at);
+        Ok(Finished::Now(State::Delayed))
+    }
+
+    fn put_back(&mut self, claim: &Claim) -> rusqlite::Result<Finished> {
+        let back: Option<(State, Option<i64>)> = self
+            .conn
+            .prepare_cached(PLAN_RETURN)?
+            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence }, |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        let Some((state, run_at)) = back else { return Ok(Finished::Fenced) };
+        self.waits(claim.lane, State::Running, state, Timestamp::from_micros(run_at.unwrap_or(0)));
+        Ok(Finished::Now(state))
+    }
+
+    /// Counts a job that waits again.
+    pub(crate) fn waits(&mut self, lane: i64, from: State, to: State, run_at: Timestamp) {
+        self.book.lanes.count(lane, Some(from), Some(to));
+        if to == State::Delayed
+            && let Some(lane) = self.book.lanes.get_mut(lane)
+        {
+            lane.note_delayed(run_at.as_micros());
+        }
+        // It may have an `expires_at`, which its claim took out of the index.
+        self.book.next_expiry = None;
+    }
+
+    fn cancel_requested(&self, claim: &Claim) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id")?
+            .query_row(named_params! { ":id": claim.job.id }, |row| row.get(0))
+            .optional()
+            .map(|requested| requested.unwrap_or(false))
+    }
+
+    /// Whether the claim is still the valid one.
+    pub(crate) fn holds(&self, id: JobId, fence: i64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND claim = :fence AND state = 2")?
+            .exists(named_params! { ":id": id, ":fence": fence })
+    }
+
+    /// Keeps how far a handler says it is.
+    pub(crate) fn progress(&mut self, id: JobId, progress: &Progress) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_progress (job, done, total, note) VALUES (:job, :done, :total, :note)
+                 ON CONFLICT (job) DO UPDATE SET done = excluded.done, total = excluded.total, note = excluded.note",
+            )?
+            .execute(named_params! {
+                ":job": id,
+                ":done": progress.done.cast_signed(),
+                ":total": progress.total.map(u64::cast_signed),
+                ":note": progress.note,
+            })
+            .map(drop)
+    }
+
+    /// Keeps the state that the next attempt gets back.
+    pub(crate) fn save(&mut self, id: JobId, value: &[u8]) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_saved (job, value) VALUES (:job, :value)
+                 ON CONFLICT (job) DO UPDATE SET value = excluded.value",
+            )?
+            .execute(named_params! { ":job": id, ":value": value })
+            .map(drop)
+    }
+
+    /// Keeps a line of a handler's log.
+    pub(crate) fn log_line(&mut self, id: JobId, attempt: u32, at: Timestamp, line: &str) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_log (job, line_no, attempt, at, line)
+                 SELECT :job, coalesce(max(line_no), 0) + 1, :attempt, :at, :line FROM jobmill_log WHERE job = :job",
+            )?
+            .execute(named_params! { ":job": id, ":attempt": attempt, ":at": at, ":line": line })
+            .map(drop)
+    }
+
+    /// Keeps the time to the first token of the attempt.
+    pub(crate) fn first_token(&mut self, id: JobId, ttft: Duration) -> rusqlite::Result<()> {
+        let ttft_ns = i64::try_from(ttft.as_nanos()).unwrap_or(i64::MAX);
+        self.conn
+            .prepare_cached("UPDATE jobmill_job SET ttft_ns = :ttft_ns WHERE id = :id")?
+            .execute(named_params! { ":id": id, ":ttft_ns": ttft_ns })
+            .map(drop)
+    }
+}
+
+/// Completes a claim in a transaction of the application's own, and tells whether the claim was still valid.
+pub(crate) fn complete_in(
+    conn: &Connection,
+    claim: &Claim,
+    worker: Option<u32>,
+    result: Option<&[u8]>,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    if !end(conn, claim, State::Completed, worker, result, None, now)? {
+        return Ok(false);
+    }
+    let mut change = [0; State::COUNT];
+    change[State::Running as usize] = -1;
+    change[State::Completed as usize] = 1;
+    lane::add(conn, claim.lane, &change)?;
+    Ok(true)
+}
+
+fn end(
+    conn: &Connection,
+    claim: &Claim,
+    state: State,
+    worker: Option<u32>,
+    result: Option<&[u8]>,
+    error: Option<&str>,
+    now: Timestamp,
+) -> rusqlite::Result<bool> {
+    conn.prepare_cached(PLAN_END)?
+        .execute(named_params! {
+            ":state": state, ":now": now, ":worker": worker, ":result": result, ":error": error,
+            ":id": claim.job.id, ":fence": claim.fence,
+        })
+        .map(|changed| changed == 1)
+}
+
+/// An attempt that the job's own row will not tell of any more.
+pub(crate) struct PastAttempt<'a> {
+    pub(crate) job: JobId,
+    pub(crate) fence: i64,
+    pub(crate) number: u32,
+    pub(crate) started_at: Timestamp,
+    pub(crate) ended_at: Timestamp,
+    pub(crate) outcome: AttemptOutcome,
+    pub(crate) error: Option<&'a str>,
+    pub(crate) owner: Option<i64>,
+    pub(crate) worker: Option<u32>,
+}
+
+pub(crate) fn record_attempt(conn: &Connection, past: &PastAttempt<'_>) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "INSERT INTO jobmill_attempt (job, claim, number, started_at, ended_at, outcome, error, owner, worker)
+         VALUES (:job, :claim, :number, :started_at, :ended_at, :outcome, :error, :owner, :worker)
+         ON CONFLICT (job, claim) DO NOTHING",
+    )?
+    .execute(named_params! {
+        ":job": past.job, ":claim": past.fence, ":number": past.number, ":started_at": past.started_at,
+        ":ended_at": past.ended_at, ":outcome": past.outcome, ":error": past.error, ":owner": past.owner,
+        ":worker": past.worker,
+    })
+    .map(drop)
+}

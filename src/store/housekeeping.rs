@@ -1,0 +1,185 @@
+//! What keeps the file small and sound: pruning, checkpoints, vacuum, backup, checks.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::backup::Backup;
+use rusqlite::{Connection, named_params};
+
+use crate::error::{Error, Result};
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+use crate::store::connect::storage_error;
+use crate::store::read::miscounted;
+use crate::store::row::State;
+use crate::store::{Store, Turn};
+
+/// Reads ended jobs of one state in one lane, the oldest first.
+pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at FROM jobmill_job
+     WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :limit";
+
+/// Where a pruning stands within one state of one lane.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PruneRange {
+    pub(crate) lane: i64,
+    pub(crate) state: State,
+    /// Jobs that ended before this are pruned.
+    pub(crate) cutoff: Timestamp,
+    /// Jobs up to this id have been seen.
+    pub(crate) after: i64,
+}
+
+/// What a checkpoint came to, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    /// Pages that the WAL file holds.
+    pub(crate) in_wal: i64,
+    /// Pages of these that are in the database as well.
+    pub(crate) done: i64,
+}
+
+impl Turn<'_> {
+    /// Deletes ended jobs of a range, seeing at most `limit`, and gives how many went and the range that is left.
+    pub(crate) fn prune(
+        &mut self,
+        range: PruneRange,
+        limit: usize,
+    ) -> rusqlite::Result<(usize, Option<PruneRange>)> {
+        let before = JobId::first_at(range.cutoff);
+        let mut statement = self.conn.prepare_cached(PLAN_PRUNE)?;
+        let seen: Vec<(JobId, Timestamp)> = statement
+            .query_map(
+                named_params! {
+                    ":lane": range.lane, ":state": range.state, ":after": range.after, ":before": before,
+                    ":limit": limit as i64,
+                },
+                |row| Ok((row.get(0)?, row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH))),
+            )?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut gone = 0;
+        for (id, completed_at) in &seen {
+            if *completed_at < range.cutoff {
+                delete(self.conn, *id)?;
+                self.book.lanes.count(range.lane, Some(range.state), None);
+                gone += 1;
+            }
+        }
+        if gone > 0 {
+            self.keep_last_id()?;
+        }
+        let left = match seen.last() {
+            Some((last, _)) if seen.len() == limit => Some(PruneRange { after: last.raw(), ..range }),
+            _ => None,
+        };
+        Ok((gone, left))
+    }
+
+    /// Remembers the newest id, for its row may be gone, and an id is never given twice.
+    fn keep_last_id(&mut self) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_meta (key, value) VALUES ('last_id', :last)
+                 ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
+            )?
+            .execute(named_params! { ":last": self.book.last_id })
+            .map(drop)
+    }
+}
+
+/// Deletes a job and all that stands beside it.
+fn delete(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
+    for statement in [
+        "DELETE FROM jobmill_tag WHERE job = :job AND tag IN (
+             SELECT value FROM json_each((SELECT tags FROM jobmill_job WHERE id = :job)))",
+        "DELETE FROM jobmill_job WHERE id = :job",
+        "DELETE FROM jobmill_payload WHERE job = :job",
+        "DELETE FROM jobmill_unique WHERE job = :job",
+        "DELETE FROM jobmill_attempt WHERE job = :job",
+        "DELETE FROM jobmill_progress WHERE job = :job",
+        "DELETE FROM jobmill_saved WHERE job = :job",
+        "DELETE FROM jobmill_log WHERE job = :job",
+        "DELETE FROM jobmill_signal WHERE job = :job",
+    ] {
+        conn.prepare_cached(statement)?.execute(named_params! { ":job": id })?;
+    }
+    Ok(())
+}
+
+impl Store {
+    /// The states of lanes that hold ended jobs, each with the range that a pruning would look through.
+    pub(crate) fn prune_ranges(&self, cutoff: impl Fn(State) -> Option<Timestamp>) -> Vec<PruneRange> {
+        let mut ranges = Vec::new();
+        for lane in self.book.lanes.iter() {
+            for state in State::ALL.into_iter().filter(|state| state.status().is_terminal()) {
+                if lane.count(state) > 0
+                    && let Some(cutoff) = cutoff(state)
+                {
+                    ranges.push(PruneRange { lane: lane.id, state, cutoff, after: 0 });
+                }
+            }
+        }
+        ranges
+    }
+
+    /// Brings the WAL file into the database as far as readers let it, and empties it if it can.
+    pub(crate) fn checkpoint(&self) -> Result<Checkpoint> {
+        self.connection()
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| {
+                Ok(Checkpoint { in_wal: row.get(1)?, done: row.get(2)? })
+            })
+            .map_err(|error| storage_error("cannot checkpoint", error))
+    }
+
+    /// Gives free pages back to the file system, at most `pages`, and tells how many are still free. A file that was
+    /// not made for it keeps them.
+    pub(crate) fn vacuum(&self, pages: u32) -> Result<i64> {
+        let storage = |error| storage_error("cannot vacuum", error);
+        let conn = self.connection();
+        let free: i64 = conn.pragma_query_value(None, "freelist_count", |row| row.get(0)).map_err(storage)?;
+        let mode: i64 = conn.pragma_query_value(None, "auto_vacuum", |row| row.get(0)).map_err(storage)?;
+        if free == 0 || mode != 2 {
+            return Ok(0);
+        }
+        conn.execute_batch(&format!("PRAGMA incremental_vacuum({pages})")).map_err(storage)?;
+        Ok((free - i64::from(pages)).max(0))
+    }
+
+    /// How many pages are free in the file.
+    pub(crate) fn free_pages(&self) -> Result<i64> {
+        self.connection()
+            .pragma_query_value(None, "freelist_count", |row| row.get(0))
+            .map_err(|error| storage_error("cannot count free pages", error))
+    }
+}
+
+/// Copies the database to a new file while others go on writing.
+pub(crate) fn backup(from: &Connection, to: &Path) -> Result<()> {
+    let doing = format!("cannot back up to {}", to.display());
+    let storage = |error| storage_error(&doing, error);
+    if to.exists() {
+        return Err(Error::invalid("path", format_args!("{} exists already", to.display())));
+    }
+    let mut copy = Connection::open(to).map_err(storage)?;
+    let backup = Backup::new(from, &mut copy).map_err(storage)?;
+    backup.run_to_completion(1024, Duration::ZERO, None).map_err(storage)
+}
+
+/// Checks the file and our own books in it, and gives what is wrong.
+pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut wrong: Vec<String> = conn
+        .prepare("PRAGMA integrity_check")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    wrong.retain(|line| line != "ok");
+    wrong.extend(miscounted(conn)?);
+    let unowned: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_job WHERE state = 2
+         AND owner NOT IN (SELECT id FROM jobmill_instance WHERE ended_at IS NULL)",
+        [],
+        |row| row.get(0),
+    )?;
+    if unowned > 0 {
+        wrong.push(format!("{unowned} running jobs belong to no open instance"));
+    }
+    Ok(wrong)
+}

@@ -1,0 +1,245 @@
+//! Lanes: all jobs of one queue, kind and priority, named and counted in one row.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+
+use crate::model::job::Priority;
+use crate::store::row::State;
+
+/// The earliest `run_at` among the delayed jobs of a lane, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum NextDelayed {
+    /// It must be looked up.
+    Unknown,
+    /// No job of the lane is due before this, in microseconds. `i64::MAX` if it has no delayed job.
+    NotBefore(i64),
+}
+
+/// A lane as the writer knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Lane {
+    pub(crate) id: i64,
+    pub(crate) queue: Arc<str>,
+    pub(crate) kind: Arc<str>,
+    pub(crate) priority: Priority,
+    /// Jobs by state, this turn's changes included.
+    pub(crate) counts: [i64; State::COUNT],
+    /// What this turn has changed and not written yet.
+    change: [i64; State::COUNT],
+    pub(crate) next_delayed: NextDelayed,
+    /// Whether this process has a handler for the kind.
+    pub(crate) served: bool,
+    pub(crate) paused: bool,
+}
+
+impl Lane {
+    pub(crate) fn count(&self, state: State) -> i64 {
+        self.counts[state as usize]
+    }
+
+    fn changed(&self) -> bool {
+        self.change != [0; State::COUNT]
+    }
+
+    /// Notes that a delayed job with this `run_at` has come.
+    pub(crate) fn note_delayed(&mut self, run_at: i64) {
+        if let NextDelayed::NotBefore(next) = &mut self.next_delayed {
+            *next = (*next).min(run_at);
+        }
+    }
+}
+
+/// Every lane of the file, as the writer knows them. They are few: queues times kinds times four.
+#[derive(Default)]
+pub(crate) struct Lanes {
+    lanes: Vec<Lane>,
+    by_id: HashMap<i64, usize>,
+    by_name: HashMap<u64, Vec<usize>>,
+    hasher: RandomState,
+    kinds: HashSet<String>,
+    paused: HashSet<String>,
+}
+
+impl Lanes {
+    /// Sets the kinds that this process has handlers for.
+    pub(crate) fn serve(&mut self, kinds: HashSet<String>) {
+        self.kinds = kinds;
+        for lane in &mut self.lanes {
+            lane.served = self.kinds.contains(&*lane.kind);
+        }
+    }
+
+    /// Reads all lanes and pauses anew: somebody else has written.
+    pub(crate) fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut statement = conn.prepare_cached("SELECT name FROM jobmill_queue WHERE paused_at IS NOT NULL")?;
+        self.paused = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let mut statement = conn.prepare_cached(
+            "SELECT id, created, pending, running, completed, failed, cancelled, expired, delayed, queue, kind, priority
+             FROM jobmill_lane ORDER BY id",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut seen = 0;
+        while let Some(row) = rows.next()? {
+            seen += 1;
+            let id: i64 = row.get(0)?;
+            let at = match self.by_id.get(&id) {
+                Some(&at) => at,
+                None => {
+                    let queue: Box<str> = row.get(9)?;
+                    let kind: Box<str> = row.get(10)?;
+                    self.add(id, &queue, &kind, row.get(11)?)
+                }
+            };
+            let lane = &mut self.lanes[at];
+            for (column, count) in lane.counts.iter_mut().enumerate() {
+                *count = row.get(column + 1)?;
+            }
+            lane.change = [0; State::COUNT];
+            lane.next_delayed = NextDelayed::Unknown;
+            lane.paused = self.paused.contains(&*lane.queue);
+        }
+        if seen != self.lanes.len() {
+            // Lanes that a failed turn had made are gone again.
+            self.lanes.clear();
+            self.by_id.clear();
+            self.by_name.clear();
+            drop(rows);
+            return self.reload(conn);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
+        self.lanes.iter_mut()
+    }
+
+    /// The lane with this id. Rows and lanes are written together, so each lane that a row names is known.
+    pub(crate) fn get(&self, id: i64) -> Option<&Lane> {
+        self.by_id.get(&id).map(|&at| &self.lanes[at])
+    }
+
+    pub(crate) fn get_mut(&mut self, id: i64) -> Option<&mut Lane> {
+        self.by_id.get(&id).map(|&at| &mut self.lanes[at])
+    }
+
+    /// The lane of this name, made if there is none.
+    pub(crate) fn find_or_create(
+        &mut self,
+        conn: &Connection,
+        queue: &str,
+        kind: &str,
+        priority: Priority,
+    ) -> rusqlite::Result<i64> {
+        let hash = self.hasher.hash_one((queue, kind, priority));
+        if let Some(candidates) = self.by_name.get(&hash) {
+            for &at in candidates {
+                let lane = &self.lanes[at];
+                if &*lane.queue == queue && &*lane.kind == kind && lane.priority == priority {
+                    return Ok(lane.id);
+                }
+            }
+        }
+        let id = find_or_create(conn, queue, kind, priority)?;
+        let at = self.add(id, queue, kind, priority);
+        self.lanes[at].paused = self.paused.contains(queue);
+        Ok(id)
+    }
+
+    fn add(&mut self, id: i64, queue: &str, kind: &str, priority: Priority) -> usize {
+        let at = self.lanes.len();
+        self.by_name.entry(self.hasher.hash_one((queue, kind, priority))).or_default().push(at);
+        self.by_id.insert(id, at);
+        self.lanes.push(Lane {
+            id,
+            queue: queue.into(),
+            kind: kind.into(),
+            priority,
+            counts: [0; State::COUNT],
+            change: [0; State::COUNT],
+            next_delayed: NextDelayed::NotBefore(i64::MAX),
+            served: self.kinds.contains(kind),
+            paused: false,
+        });
+        at
+    }
+
+    /// Counts a job that came into a state, and out of another if it is not new.
+    pub(crate) fn count(&mut self, lane: i64, from: Option<State>, to: Option<State>) {
+        if let Some(lane) = self.get_mut(lane) {
+            if let Some(from) = from {
+                lane.counts[from as usize] -= 1;
+                lane.change[from as usize] -= 1;
+            }
+            if let Some(to) = to {
+                lane.counts[to as usize] += 1;
+                lane.change[to as usize] += 1;
+            }
+        }
+    }
+
+    pub(crate) fn pause(&mut self, queue: &str, paused: bool) {
+        if paused {
+            self.paused.insert(queue.to_owned());
+        } else {
+            self.paused.remove(queue);
+        }
+        for lane in self.lanes.iter_mut().filter(|lane| &*lane.queue == queue) {
+            lane.paused = paused;
+        }
+    }
+
+    /// Writes what has been counted since the last time.
+    pub(crate) fn flush(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.changed()) {
+            add(conn, lane.id, &lane.change)?;
+            lane.change = [0; State::COUNT];
+        }
+        Ok(())
+    }
+}
+
+/// The lane of this name, made if there is none.
+pub(crate) fn find_or_create(
+    conn: &Connection,
+    queue: &str,
+    kind: &str,
+    priority: Priority,
+) -> rusqlite::Result<i64> {
+    let names = named_params! { ":queue": queue, ":kind": kind, ":priority": priority.rank() as i64 };
+    let found = conn
+        .prepare_cached("SELECT id FROM jobmill_lane WHERE queue = :queue AND kind = :kind AND priority = :priority")?
+        .query_row(names, |row| row.get(0))
+        .optional()?;
+    if let Some(id) = found {
+        return Ok(id);
+    }
+    conn.prepare_cached(
+        "INSERT INTO jobmill_lane (queue, kind, priority) VALUES (:queue, :kind, :priority) RETURNING id",
+    )?
+    .query_row(names, |row| row.get(0))
+}
+
+/// Adds to the counts of a lane.
+pub(crate) fn add(conn: &Connection, lane: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "UPDATE jobmill_lane SET created = created + :created, pending = pending + :pending,
+             running = running + :running, completed = completed + :completed, failed = failed + :failed,
+             cancelled = cancelled + :cancelled, expired = expired + :expired, delayed = delayed + :delayed
+         WHERE id = :lane",
+    )?
+    .execute(named_params! {
+        ":created": change[State::Created as usize], ":pending": change[State::Pending as usize],
+        ":running": change[State::Running as usize], ":completed": change[State::Completed as usize],
+        ":failed": change[State::Failed as usize], ":cancelled": change[State::Cancelled as usize],
+        ":expired": change[State::Expired as usize], ":delayed": change[State::Delayed as usize],
+        ":lane": lane,
+    })
+    .map(drop)
+}

@@ -1,0 +1,283 @@
+//! All SQL, behind one door: `Store::turn` for whatever writes, `Reader` for whatever reads.
+
+pub(crate) mod claim;
+pub(crate) mod connect;
+pub(crate) mod enqueue;
+pub(crate) mod finish;
+pub(crate) mod housekeeping;
+pub(crate) mod instance;
+pub(crate) mod lane;
+pub(crate) mod list;
+pub(crate) mod operate;
+pub(crate) mod read;
+pub(crate) mod rescue;
+pub(crate) mod row;
+pub(crate) mod schema;
+pub(crate) mod unique;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+use crate::store::claim::Demand;
+use crate::store::connect::{Durability, storage_error, with_patience};
+use crate::store::lane::{Lanes, NextDelayed};
+use crate::store::row::State;
+
+/// Makes commits fail, for tests: asked before each one, with its number from 1.
+pub(crate) type Faults = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
+
+/// How a commit is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing was written, and the error says so.
+    Before,
+    /// All was written, and the process never learned of it.
+    After,
+}
+
+/// The writer: its connection, and what it remembers of the file between turns.
+pub(crate) struct Store {
+    conn: Connection,
+    path: PathBuf,
+    book: Book,
+    /// SQLite's number for the writes of others that our memory has seen.
+    data_version: i64,
+    /// A turn failed half way, so that our memory may be wrong.
+    stale: bool,
+    /// Somebody else has written since this was last asked.
+    changed_by_others: bool,
+    patience: Duration,
+    commits: u64,
+    faults: Option<Faults>,
+}
+
+/// What the writer remembers of the file, so that a turn need not read it.
+#[derive(Default)]
+pub(crate) struct Book {
+    pub(crate) lanes: Lanes,
+    /// The newest id in the file.
+    pub(crate) last_id: i64,
+    /// No job expires before this, in microseconds. Unknown if none.
+    pub(crate) next_expiry: Option<i64>,
+    /// Our row in the table of instances, if this process runs jobs.
+    pub(crate) owner: Option<i64>,
+    /// Somebody else has written since we last looked for signals.
+    pub(crate) look_for_signals: bool,
+}
+
+/// What the rest of the process must learn of a turn, once it is committed.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// Jobs that came to a terminal status.
+    pub(crate) ended: Vec<JobId>,
+    /// Running jobs of this process that somebody asked to stop.
+    pub(crate) stop: Vec<JobId>,
+}
+
+/// A write transaction under way, with the engine's vocabulary.
+pub(crate) struct Turn<'a> {
+    pub(crate) conn: &'a Connection,
+    pub(crate) book: &'a mut Book,
+    pub(crate) out: &'a mut Outbox,
+    pub(crate) now: Timestamp,
+}
+
+impl Store {
+    /// Opens the file, made if there is none, and brings its tables up to date.
+    pub(crate) fn open(path: &Path, durability: Durability, patience: Duration) -> Result<Self> {
+        let path = connect::resolve(path)?;
+        let mut conn = with_patience(patience, || connect::writer(&path, durability))?;
+        with_patience(patience, || schema::migrate(&mut conn))?;
+        Ok(Self {
+            conn,
+            path,
+            book: Book::default(),
+            data_version: 0,
+            stale: true,
+            changed_by_others: false,
+            patience,
+            commits: 0,
+            faults: None,
+        })
+    }
+
+    /// The file, as an absolute path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn inject(&mut self, faults: Faults) {
+        self.faults = Some(faults);
+    }
+
+    /// Sets the kinds that this process has handlers for, and its row among the instances.
+    pub(crate) fn serve(&mut self, kinds: HashSet<String>, owner: i64) {
+        self.book.lanes.serve(kinds);
+        self.book.owner = Some(owner);
+    }
+
+    /// Runs `work` in a write transaction. If it or the commit fails, nothing is written.
+    pub(crate) fn turn<R>(
+        &mut self,
+        now: Timestamp,
+        work: impl FnOnce(&mut Turn<'_>) -> Result<R>,
+    ) -> Result<(R, Outbox)> {
+        let mut out = Outbox::default();
+        let result = with_patience(self.patience, || {
+            run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
+            self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
+            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now };
+            let value = work(&mut turn)?;
+            self.book.lanes.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
+            self.commit()?;
+            Ok(value)
+        });
+        if result.is_err() {
+            self.stale = true;
+            if !self.conn.is_autocommit()
+                && let Err(error) = self.conn.execute_batch("ROLLBACK")
+            {
+                log::error!("cannot roll back a failed turn: {error}");
+            }
+        }
+        result.map(|value| (value, out))
+    }
+
+    fn commit(&mut self) -> Result<()> {
+        self.commits += 1;
+        let fault = self.faults.as_ref().and_then(|faults| faults(self.commits));
+        let injected = || Error::new(ErrorKind::Storage, "injected fault");
+        if fault == Some(Fault::Before) {
+            return Err(injected());
+        }
+        run(&self.conn, "COMMIT").map_err(|error| storage_error("cannot commit", error))?;
+        if fault == Some(Fault::After) { Err(injected()) } else { Ok(()) }
+    }
+
+    /// Brings our memory up to date if somebody else has written.
+    fn refresh(&mut self) -> rusqlite::Result<()> {
+        let version =
+            self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))?;
+        if version == self.data_version && !self.stale {
+            return Ok(());
+        }
+        self.book.reload(&self.conn)?;
+        self.changed_by_others |= version != self.data_version;
+        self.data_version = version;
+        self.stale = false;
+        Ok(())
+    }
+
+    /// Takes note, without the write lock, of what somebody else has written.
+    pub(crate) fn look(&mut self) -> Result<()> {
+        with_patience(self.patience, || {
+            let looked = self.refresh();
+            looked.map_err(|error| storage_error("cannot look at the database", error))
+        })
+    }
+
+    /// Whether somebody else has written since this was last asked.
+    pub(crate) fn take_changed_by_others(&mut self) -> bool {
+        std::mem::take(&mut self.changed_by_others)
+    }
+
+    /// Whether a job that is wanted could be claimed at `now`, as far as memory tells.
+    pub(crate) fn has_work(&self, now: Timestamp, demand: &dyn Demand) -> bool {
+        self.served_lanes().filter(|lane| demand.room(lane) > 0).any(|lane| {
+            lane.count(State::Pending) > 0
+                || lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(now.as_micros())
+        })
+    }
+
+    /// Whether a job may have expired by `now`.
+    pub(crate) fn is_expiry_due(&self, now: Timestamp) -> bool {
+        self.book.next_expiry.is_none_or(|next| next <= now.as_micros())
+    }
+
+    /// Whether somebody else may have left a signal for one of our running jobs.
+    pub(crate) fn may_have_signals(&self) -> bool {
+        self.book.look_for_signals && self.book.owner.is_some()
+    }
+
+    /// The next moment after `now` at which time alone gives a turn something to do.
+    pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let delayed = self.served_lanes().filter_map(|lane| match lane.next_delayed {
+            NextDelayed::NotBefore(at) => Some(at),
+            NextDelayed::Unknown => None,
+        });
+        let due = delayed.chain(self.book.next_expiry).filter(|at| *at > now.as_micros()).min()?;
+        (due != i64::MAX).then(|| Timestamp::from_micros(due))
+    }
+
+    fn served_lanes(&self) -> impl Iterator<Item = &lane::Lane> {
+        self.book.lanes.iter().filter(|lane| lane.served && !lane.paused)
+    }
+
+    /// The writer's connection, between turns. For housekeeping.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+}
+
+impl Book {
+    fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        self.lanes.reload(conn)?;
+        self.last_id = last_id(conn)?;
+        self.next_expiry = None;
+        self.look_for_signals = true;
+        Ok(())
+    }
+}
+
+impl Turn<'_> {
+    /// The same turn, lent for a shorter time.
+    pub(crate) fn lend(&mut self) -> Turn<'_> {
+        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now }
+    }
+
+    /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,
+    /// for it must not end a turn in which others ride.
+    pub(crate) fn guarded<R, E>(
+        &mut self,
+        work: impl FnOnce(Turn<'_>) -> Result<R, E>,
+    ) -> Result<std::thread::Result<Result<R, E>>> {
+        let storage = |error| storage_error("cannot guard a change", error);
+        self.book.lanes.flush(self.conn).map_err(storage)?;
+        let ended = self.out.ended.len();
+        run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self.lend())));
+        if self.conn.is_autocommit() {
+            return Err(Error::new(ErrorKind::Storage, "a closure ended the transaction that it was given"));
+        }
+        if !matches!(result, Ok(Ok(_))) {
+            run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
+            self.out.ended.truncate(ended);
+            let last_id = self.book.last_id;
+            self.book.reload(self.conn).map_err(storage)?;
+            self.book.last_id = last_id;
+        }
+        run(self.conn, "RELEASE jobmill_guard").map_err(storage)?;
+        Ok(result)
+    }
+}
+
+/// The newest id ever given, of which the row may be gone.
+pub(crate) fn last_id(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.prepare_cached(
+        "SELECT max(coalesce((SELECT max(id) FROM jobmill_job), 0),
+                    coalesce((SELECT value FROM jobmill_meta WHERE key = 'last_id'), 0))",
+    )?
+    .query_row([], |row| row.get(0))
+}
+
+/// Runs a statement without parameters and rows.
+fn run(conn: &Connection, sql: &'static str) -> rusqlite::Result<()> {
+    conn.prepare_cached(sql)?.execute([]).map(drop)
+}

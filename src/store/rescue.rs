@@ -1,0 +1,135 @@
+//! Taking back the jobs of an engine that died.
+
+use std::collections::HashSet;
+
+use rusqlite::named_params;
+
+use crate::model::attempt::AttemptOutcome;
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+use crate::store::Turn;
+use crate::store::finish::{PastAttempt, record_attempt};
+use crate::store::row::State;
+
+/// The error that a job bears whose process died while its handler ran.
+const CRASHED: &str = "the process died while the handler ran";
+
+/// Reads the running jobs of a lane.
+pub(crate) const PLAN_RUNNING: &str =
+    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at
+     FROM jobmill_job WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id";
+
+/// A job that its engine left running.
+struct Orphan {
+    id: JobId,
+    lane: i64,
+    fence: i64,
+    attempt: u32,
+    max_attempts: u32,
+    started_at: Option<Timestamp>,
+    cancel_requested: bool,
+    run_at: Option<Timestamp>,
+}
+
+/// What became of the jobs of a dead engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rescued {
+    /// Pending again, an attempt spent.
+    pub(crate) retried: usize,
+    /// Pending again, for they had not begun.
+    pub(crate) returned: usize,
+    /// Failed or cancelled.
+    pub(crate) ended: usize,
+}
+
+impl Turn<'_> {
+    /// Takes back the jobs of a dead engine and closes its row. Those that it had `begun`, by id and fencing token,
+    /// have spent an attempt; those that it had only claimed have not.
+    pub(crate) fn rescue(&mut self, owner: i64, begun: &HashSet<(i64, i64)>) -> rusqlite::Result<Rescued> {
+        let mut rescued = Rescued::default();
+        for orphan in self.orphans(owner)? {
+            if !begun.contains(&(orphan.id.raw(), orphan.fence)) && !orphan.cancel_requested {
+                let state = if orphan.run_at.is_some() { State::Delayed } else { State::Pending };
+                self.set_orphan(&orphan, state, orphan.run_at, 1, None)?;
+                rescued.returned += 1;
+            } else if orphan.cancel_requested {
+                self.set_orphan(&orphan, State::Cancelled, orphan.run_at, 0, None)?;
+                rescued.ended += 1;
+            } else if orphan.attempt >= orphan.max_attempts {
+                self.set_orphan(&orphan, State::Failed, orphan.run_at, 0, Some(CRASHED))?;
+                rescued.ended += 1;
+            } else {
+                self.set_orphan(&orphan, State::Delayed, Some(self.now), 0, Some(CRASHED))?;
+                record_attempt(
+                    self.conn,
+                    &PastAttempt {
+                        job: orphan.id,
+                        fence: orphan.fence,
+                        number: orphan.attempt,
+                        started_at: orphan.started_at.unwrap_or(self.now),
+                        ended_at: self.now,
+                        outcome: AttemptOutcome::Crashed,
+                        error: Some(CRASHED),
+                        owner: Some(owner),
+                        worker: None,
+                    },
+                )?;
+                rescued.retried += 1;
+            }
+        }
+        self.conn
+            .prepare_cached("DELETE FROM jobmill_signal WHERE owner = :owner")?
+            .execute(named_params! { ":owner": owner })?;
+        self.unregister(owner)?;
+        Ok(rescued)
+    }
+
+    fn orphans(&self, owner: i64) -> rusqlite::Result<Vec<Orphan>> {
+        let mut orphans = Vec::new();
+        for lane in self.book.lanes.iter().filter(|lane| lane.count(State::Running) > 0) {
+            let mut statement = self.conn.prepare_cached(PLAN_RUNNING)?;
+            let mut rows = statement.query(named_params! { ":lane": lane.id, ":owner": owner })?;
+            while let Some(row) = rows.next()? {
+                orphans.push(Orphan {
+                    id: row.get(0)?,
+                    lane: lane.id,
+                    fence: row.get(1)?,
+                    attempt: row.get(2)?,
+                    max_attempts: row.get(3)?,
+                    started_at: row.get(4)?,
+                    cancel_requested: row.get::<_, Option<i64>>(5)?.is_some(),
+                    run_at: row.get(6)?,
+                });
+            }
+        }
+        Ok(orphans)
+    }
+
+    fn set_orphan(
+        &mut self,
+        orphan: &Orphan,
+        state: State,
+        run_at: Option<Timestamp>,
+        unspent: u32,
+        error: Option<&str>,
+    ) -> rusqlite::Result<()> {
+        let ended = state.status().is_terminal();
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET state = :state, run_at = :run_at, attempt = attempt - :unspent,
+                     completed_at = :completed_at, error = coalesce(:error, error)
+                 WHERE id = :id AND claim = :fence AND state = 2",
+            )?
+            .execute(named_params! {
+                ":state": state, ":run_at": run_at, ":unspent": unspent, ":error": error,
+                ":completed_at": ended.then_some(self.now), ":id": orphan.id, ":fence": orphan.fence,
+            })?;
+        if ended {
+            self.book.lanes.count(orphan.lane, Some(State::Running), Some(state));
+            self.out.ended.push(orphan.id);
+        } else {
+            self.waits(orphan.lane, State::Running, state, run_at.unwrap_or(Timestamp::EPOCH));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,196 @@
+//! How a job's row reads: its columns, its states, and the record made of them.
+
+use std::time::Duration;
+
+use rusqlite::Row;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+
+use crate::model::attempt::AttemptOutcome;
+use crate::model::id::JobId;
+use crate::model::job::{Job, Priority, Progress, Status};
+use crate::model::time::Timestamp;
+
+/// The status of a job as its row has it. Pending falls apart in two: jobs that may run since they were created, whose
+/// order is that of their ids, and jobs with a `run_at` of their own. So the common job needs one index only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    Created = 0,
+    Pending = 1,
+    Running = 2,
+    Completed = 3,
+    Failed = 4,
+    Cancelled = 5,
+    Expired = 6,
+    Delayed = 7,
+}
+
+impl State {
+    pub(crate) const COUNT: usize = 8;
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::Created,
+        Self::Pending,
+        Self::Running,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Expired,
+        Self::Delayed,
+    ];
+
+    pub(crate) const fn status(self) -> Status {
+        match self {
+            Self::Created => Status::Created,
+            Self::Pending | Self::Delayed => Status::Pending,
+            Self::Running => Status::Running,
+            Self::Completed => Status::Completed,
+            Self::Failed => Status::Failed,
+            Self::Cancelled => Status::Cancelled,
+            Self::Expired => Status::Expired,
+        }
+    }
+}
+
+impl ToSql for State {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for State {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        usize::try_from(number)
+            .ok()
+            .and_then(|number| Self::ALL.get(number).copied())
+            .ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+impl ToSql for JobId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.raw().into())
+    }
+}
+
+impl FromSql for JobId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_i64().map(Self::from_raw)
+    }
+}
+
+impl ToSql for Timestamp {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.as_micros().into())
+    }
+}
+
+impl FromSql for Timestamp {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_i64().map(Self::from_micros)
+    }
+}
+
+impl FromSql for Priority {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let rank = value.as_i64()?;
+        Self::from_rank(rank).ok_or(FromSqlError::OutOfRange(rank))
+    }
+}
+
+impl ToSql for AttemptOutcome {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for AttemptOutcome {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        usize::try_from(number)
+            .ok()
+            .and_then(|number| Self::ALL.get(number).copied())
+            .ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+/// The columns of a job's own row that `job` reads, in its order.
+macro_rules! job_columns {
+    () => {
+        "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
+         cancel_requested_at, ttft_ns, user_id, agent_id, unique_key, tags, metadata, error, payload, result"
+    };
+}
+pub(crate) use job_columns;
+
+/// The number of columns in `job_columns`.
+pub(crate) const JOB_COLUMNS: usize = 19;
+
+/// The words that a job's lane holds for it.
+pub(crate) struct LaneName<'a> {
+    pub(crate) queue: &'a str,
+    pub(crate) kind: &'a str,
+    pub(crate) priority: Priority,
+}
+
+/// Makes a job of `job_columns`. A payload that is kept aside is left empty, and whether it is so is told.
+pub(crate) fn job(row: &Row<'_>, lane: LaneName<'_>) -> rusqlite::Result<(Job, bool)> {
+    let id: JobId = row.get(0)?;
+    let state: State = row.get(1)?;
+    let payload: Option<Vec<u8>> = row.get(17)?;
+    let aside = payload.is_none();
+    let job = Job {
+        id,
+        kind: lane.kind.to_owned(),
+        queue: lane.queue.to_owned(),
+        priority: lane.priority,
+        status: state.status(),
+        attempt: row.get(2)?,
+        max_attempts: row.get(3)?,
+        run_at: row.get::<_, Option<Timestamp>>(4)?.unwrap_or(id.created_at()),
+        started_at: row.get(5)?,
+        completed_at: row.get(6)?,
+        expires_at: row.get(7)?,
+        timeout: micros(row, 8)?.map(Duration::from_micros),
+        cancel_requested_at: row.get(9)?,
+        ttft: micros(row, 10)?.map(Duration::from_nanos),
+        user_id: row.get(11)?,
+        agent_id: row.get(12)?,
+        unique_key: row.get(13)?,
+        tags: json(row, 14)?.unwrap_or_default(),
+        metadata: json(row, 15)?,
+        error: row.get(16)?,
+        progress: None,
+        payload: payload.unwrap_or_default(),
+        result: row.get(18)?,
+    };
+    Ok((job, aside))
+}
+
+/// Makes a job's progress of three columns, the first of which is null if there is none.
+pub(crate) fn progress(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Progress>> {
+    let Some(done) = row.get::<_, Option<i64>>(first)? else { return Ok(None) };
+    Ok(Some(Progress {
+        done: done.cast_unsigned(),
+        total: row.get::<_, Option<i64>>(first + 1)?.map(i64::cast_unsigned),
+        note: row.get(first + 2)?,
+    }))
+}
+
+/// A length of time, which is never negative in a row that we wrote.
+fn micros(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
+}
+
+/// A column of JSON text.
+pub(crate) fn json<T: serde::de::DeserializeOwned>(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<T>> {
+    match row.get_ref(column)? {
+        ValueRef::Null => Ok(None),
+        value => serde_json::from_slice(value.as_bytes().map_err(|error| conversion(column, error))?)
+            .map(Some)
+            .map_err(|error| conversion(column, error)),
+    }
+}
+
+fn conversion(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+}

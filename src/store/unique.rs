@@ -1,0 +1,66 @@
+//! Unique keys: one row a key, replaced only when its holder has let go.
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+use crate::model::unique::Unique;
+
+/// The condition under which the row of a key still binds: its job is in one of its statuses, and its period runs.
+/// State 7 is status 1 (see `store::row::State`), and an id holds its time above ten bits.
+macro_rules! held {
+    () => {
+        "EXISTS (SELECT 1 FROM jobmill_job AS holder WHERE holder.id = jobmill_unique.job
+             AND (jobmill_unique.statuses >> (CASE holder.state WHEN 7 THEN 1 ELSE holder.state END)) & 1
+             AND (jobmill_unique.period_us IS NULL OR (holder.id >> 10) + jobmill_unique.period_us > :now))"
+    };
+}
+
+/// Takes the key for `job`, or tells who holds it.
+pub(crate) fn take(
+    conn: &Connection,
+    unique: &Unique,
+    scoped_key: &str,
+    job: JobId,
+    now: Timestamp,
+) -> rusqlite::Result<Option<JobId>> {
+    let period_us = unique.period.map(|period| i64::try_from(period.as_micros()).unwrap_or(i64::MAX >> 1));
+    let taken = conn
+        .prepare_cached(concat!(
+            "INSERT INTO jobmill_unique (key, job, statuses, period_us) VALUES (:key, :job, :statuses, :period_us)
+             ON CONFLICT (key) DO UPDATE
+             SET job = excluded.job, statuses = excluded.statuses, period_us = excluded.period_us
+             WHERE NOT ",
+            held!()
+        ))?
+        .execute(named_params! {
+            ":key": scoped_key, ":job": job, ":statuses": unique.statuses, ":period_us": period_us, ":now": now,
+        })?;
+    if taken == 1 {
+        return Ok(None);
+    }
+    conn.prepare_cached("SELECT job FROM jobmill_unique WHERE key = :key")?
+        .query_row(named_params! { ":key": scoped_key }, |row| row.get(0))
+        .map(Some)
+}
+
+/// Takes the key back for a job that is retried, or tells who holds it now.
+pub(crate) fn retake(
+    conn: &Connection,
+    scoped_key: &str,
+    job: JobId,
+    now: Timestamp,
+) -> rusqlite::Result<Option<JobId>> {
+    let holder = conn
+        .prepare_cached(concat!(
+            "SELECT job FROM jobmill_unique WHERE key = :key AND job <> :job AND ",
+            held!()
+        ))?
+        .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
+        .optional()?;
+    if holder.is_none() {
+        conn.prepare_cached("UPDATE jobmill_unique SET job = :job WHERE key = :key")?
+            .execute(named_params! { ":key": scoped_key, ":job": job })?;
+    }
+    Ok(holder)
+}

@@ -1,0 +1,3 @@
+//! One binary for all tests from outside, a file for each feature.
+
+mod run;

@@ -67,7 +67,9 @@ where
     T: Send,
 {
     fn apply(&mut self, turn: &mut Turn<'_>) -> Result<()> {
-        let Some(work) = self.work.take() else { return Ok(()) };
+        let Some(work) = self.work.take() else {
+            return Ok(());
+        };
         match work(turn) {
             Err(error) if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Busy) => Err(error),
             result => {

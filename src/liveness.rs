@@ -28,9 +28,8 @@ impl Liveness {
     /// # Errors
     /// `Storage` if the file system has no locks, as some network file systems have none.
     pub(crate) fn begin(database: &Path, now: Timestamp) -> Result<Self> {
-        let failed = |error| {
-            Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error)
-        };
+        let failed =
+            |error| Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error);
         let mut number = now.as_micros();
         loop {
             let path = sibling(database, &format!("{}-{number:x}", std::process::id()));

@@ -190,9 +190,7 @@ impl Harness {
 
     fn open(&mut self) -> Result<()> {
         let faults = self.faults.clone();
-        let builder = Engine::builder(self.path())
-            .clock(self.clock.clone())
-            .faults(Arc::new(move |_| faults.next()));
+        let builder = Engine::builder(self.path()).clock(self.clock.clone()).faults(Arc::new(move |_| faults.next()));
         self.engine = Some((self.describe)(builder).inline()?);
         Ok(())
     }

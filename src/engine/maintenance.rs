@@ -111,7 +111,9 @@ impl Maintenance {
     }
 
     fn rescue_one(&self, instance: &Instance) -> Result<()> {
-        let Some(dead) = find_dead(&self.database, &instance.lock_file)? else { return Ok(()) };
+        let Some(dead) = find_dead(&self.database, &instance.lock_file)? else {
+            return Ok(());
+        };
         let (id, begun) = (instance.id, dead.begun.clone());
         let rescued = self.desk.call_here(move |turn| {
             let storage = |error| storage_error("cannot rescue jobs", error);
@@ -167,7 +169,9 @@ impl Maintenance {
                     .map_err(|error| storage_error("cannot forget instances", error))
             })?;
         }
-        let Some(range) = self.pruning.pop() else { return self.vacuum() };
+        let Some(range) = self.pruning.pop() else {
+            return self.vacuum();
+        };
         let (gone, left) = self.desk.call_here(move |turn| {
             turn.prune(range, SLICE_JOBS).map_err(|error| storage_error("cannot prune", error))
         })?;

@@ -130,7 +130,9 @@ impl Pool {
 
     /// How many jobs of a kind are to be claimed ahead of free workers: what they run in about one turn.
     fn ahead(&self, kind: &str) -> usize {
-        let Some(mean) = self.registry.mean(kind) else { return 0 };
+        let Some(mean) = self.registry.mean(kind) else {
+            return 0;
+        };
         let turn = Duration::from_nanos(self.turn_ns.load(Ordering::Relaxed));
         let horizon = (2 * turn).clamp(AHEAD_MIN, AHEAD_MAX);
         let each = horizon.as_nanos() / mean.as_nanos().max(1);
@@ -151,10 +153,8 @@ impl Pool {
                 return Next::GoHome;
             }
             state.idle += 1;
-            let (woken, waited) = self
-                .work
-                .wait_timeout(state, self.settings.workers.keep_alive)
-                .unwrap_or_else(PoisonError::into_inner);
+            let (woken, waited) =
+                self.work.wait_timeout(state, self.settings.workers.keep_alive).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
             if waited.timed_out() && state.ready_len() == 0 && state.threads > self.settings.workers.min {
@@ -201,9 +201,10 @@ impl Pool {
         let first = state.next_worker;
         if !state.closed {
             let max = self.settings.workers.max;
-            let wanted = state.ready_len().saturating_sub(state.idle).max(
-                self.settings.workers.min.saturating_sub(state.threads),
-            );
+            let wanted = state
+                .ready_len()
+                .saturating_sub(state.idle)
+                .max(self.settings.workers.min.saturating_sub(state.threads));
             let hired = wanted.min(max.saturating_sub(state.threads));
             state.threads += hired;
             state.next_worker += hired as u32;
@@ -223,7 +224,9 @@ impl Pool {
         let mut state = self.state();
         let mut abandoned = Vec::new();
         for run in state.running.values() {
-            let Some(deadline) = run.deadline().filter(|deadline| *deadline <= now) else { continue };
+            let Some(deadline) = run.deadline().filter(|deadline| *deadline <= now) else {
+                continue;
+            };
             run.ask_to_stop(Stop::TimedOut);
             if deadline.saturating_add(self.settings.timeout_grace) <= now {
                 abandoned.push(run.clone());

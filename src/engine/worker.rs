@@ -8,7 +8,7 @@ use crate::desk::Finish;
 use crate::engine::pool::{Next, Pool};
 use crate::handler::Outcome;
 use crate::handler::context::{Context, Run, States, Stop};
-use crate::handler::registry::{RawOutcome, Registry, panic_place};
+use crate::handler::registry::{RawOutcome, Registry};
 use crate::liveness::Liveness;
 use crate::model::attempt::AttemptOutcome;
 use crate::store::finish::{Retry, Verdict};
@@ -26,7 +26,6 @@ pub(crate) struct Shop {
 impl Shop {
     /// A worker's life: runs jobs until there are none for long, or the engine closes.
     pub(crate) fn work(&self, worker: u32) {
-        panic_place::set_running(true);
         while let Next::Run(run) = self.pool.next(worker) {
             if !self.run(&run) {
                 // The place has been given to another thread long since.
@@ -40,8 +39,7 @@ impl Shop {
         let job = &run.claim.job;
         self.liveness.begun(run.worker, job.id.raw(), run.claim.fence);
         log::debug!("{} {} begins attempt {}", job.kind, job.id, job.attempt);
-        let ctx =
-            Context::new(run.clone(), self.client.clone(), self.states.clone(), self.shutting_down.clone());
+        let ctx = Context::new(run.clone(), self.client.clone(), self.states.clone(), self.shutting_down.clone());
         let outcome = match run.stop() {
             // It was cancelled before it could begin.
             Some(Stop::Cancelled) => Ok(Outcome::Cancel("cancelled before it began".to_owned())),
@@ -81,11 +79,7 @@ fn verdict(run: &Run, outcome: RawOutcome, overdue: bool) -> Verdict {
             Some(Stop::ShutDown) => Verdict::Returned,
             Some(Stop::TimedOut) => timed_out(failure.message),
             None if overdue => timed_out(failure.message),
-            None => Verdict::Failed {
-                error: failure.message,
-                outcome: AttemptOutcome::Failed,
-                retry: failure.retry,
-            },
+            None => Verdict::Failed { error: failure.message, outcome: AttemptOutcome::Failed, retry: failure.retry },
         },
     }
 }

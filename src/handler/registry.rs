@@ -57,7 +57,8 @@ impl Registry {
             // Only served lanes are claimed.
             return Err(Failure::retry(format_args!("no handler for the kind {}", ctx.job().kind)));
         };
-        catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))).unwrap_or_else(|panic| {
+        let outcome = panic_place::quietly(|| catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))));
+        outcome.unwrap_or_else(|panic| {
             let message = panic
                 .downcast_ref::<&str>()
                 .map(|message| (*message).to_owned())
@@ -147,9 +148,12 @@ pub(crate) mod panic_place {
         });
     }
 
-    /// Says whether this thread runs a handler.
-    pub(crate) fn set_running(running: bool) {
-        RUNNING.set(running);
+    /// Runs a handler, whose panics are told to its job.
+    pub(crate) fn quietly<R>(run: impl FnOnce() -> R) -> R {
+        let before = RUNNING.replace(true);
+        let result = run();
+        RUNNING.set(before);
+        result
     }
 
     pub(crate) fn take() -> Option<String> {

@@ -26,15 +26,8 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Running,
-        Self::Completed,
-        Self::Failed,
-        Self::TimedOut,
-        Self::Crashed,
-        Self::Cancelled,
-        Self::Expired,
-    ];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Running, Self::Completed, Self::Failed, Self::TimedOut, Self::Crashed, Self::Cancelled, Self::Expired];
 
     /// The outcome as a word, in lower case.
     pub const fn as_str(self) -> &'static str {

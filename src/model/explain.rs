@@ -68,11 +68,17 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAdmitted => write!(f, "it is not admitted yet"),
-            Self::Scheduled { until, attempt } => write!(f, "its attempt {attempt} is scheduled for {until}"),
-            Self::QueuePaused { queue, since } => write!(f, "the queue {queue} is paused since {since}"),
+            Self::Scheduled { until, attempt } => {
+                write!(f, "its attempt {attempt} is scheduled for {until}")
+            }
+            Self::QueuePaused { queue, since } => {
+                write!(f, "the queue {queue} is paused since {since}")
+            }
             Self::NoHandler { kind } => write!(f, "no engine on this file has a handler for the kind {kind}"),
             Self::NoFreeWorker => write!(f, "it waits for a free worker"),
-            Self::Deadline { expires_at } => write!(f, "it expires if it has not started by {expires_at}"),
+            Self::Deadline { expires_at } => {
+                write!(f, "it expires if it has not started by {expires_at}")
+            }
             Self::Running { process, since } => write!(f, "it runs in {process} since {since}"),
             Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
             Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),

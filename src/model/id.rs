@@ -87,8 +87,7 @@ impl FromStr for JobId {
         }
         let mut value: u128 = 0;
         for digit in digits {
-            let place =
-                DIGITS.iter().position(|known| *known == digit.to_ascii_lowercase()).ok_or_else(malformed)?;
+            let place = DIGITS.iter().position(|known| *known == digit.to_ascii_lowercase()).ok_or_else(malformed)?;
             value = value << 5 | place as u128;
         }
         match i64::try_from(value) {

@@ -38,15 +38,8 @@ pub enum Status {
 
 impl Status {
     /// Every status, in the order of a job's life.
-    pub const ALL: [Self; 7] = [
-        Self::Created,
-        Self::Pending,
-        Self::Running,
-        Self::Completed,
-        Self::Failed,
-        Self::Cancelled,
-        Self::Expired,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Created, Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled, Self::Expired];
 
     /// Whether the job has ended. A terminal status never changes, unless an operator retries the job.
     pub const fn is_terminal(self) -> bool {

@@ -239,7 +239,9 @@ impl NewJob {
         check_name("kind", &self.kind)?;
         check_name("queue", &self.queue)?;
         match &self.payload {
-            Err(error) => return Err(Error::invalid("payload", format_args!("does not serialize: {error}"))),
+            Err(error) => {
+                return Err(Error::invalid("payload", format_args!("does not serialize: {error}")));
+            }
             Ok(payload) => check_size("payload", payload.len(), Self::MAX_PAYLOAD_BYTES)?,
         }
         if !(1..=Self::MAX_ATTEMPTS).contains(&self.max_attempts) {

@@ -50,8 +50,11 @@ pub struct Unique {
 impl Unique {
     /// Compares by this key, among jobs of the same kind, while the other is created, pending or running.
     pub fn key(key: impl Into<String>) -> Self {
-        Self { key: key.into(), scope: UniqueScope::Kind, statuses: 0, period: None }
-            .while_in([Status::Created, Status::Pending, Status::Running])
+        Self { key: key.into(), scope: UniqueScope::Kind, statuses: 0, period: None }.while_in([
+            Status::Created,
+            Status::Pending,
+            Status::Running,
+        ])
     }
 
     /// Sets what the key is compared within. Defaults to [`UniqueScope::Kind`].
@@ -79,7 +82,9 @@ impl Unique {
             UniqueScope::Kind => format!("kind\u{1f}{kind}\u{1f}{}", self.key),
             UniqueScope::Queue => format!("queue\u{1f}{queue}\u{1f}{}", self.key),
             UniqueScope::User => format!("user\u{1f}{user}\u{1f}{}", self.key),
-            UniqueScope::KindAndUser => format!("kind+user\u{1f}{kind}\u{1f}{user}\u{1f}{}", self.key),
+            UniqueScope::KindAndUser => {
+                format!("kind+user\u{1f}{kind}\u{1f}{user}\u{1f}{}", self.key)
+            }
             UniqueScope::Everything => format!("everything\u{1f}{}", self.key),
         }
     }

@@ -72,8 +72,7 @@ impl Stream {
             }
         } else {
             let mut statement = conn.prepare_cached(PLAN_PENDING)?;
-            let mut rows =
-                statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk as i64 })?;
+            let mut rows = statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk as i64 })?;
             while let Some(row) = rows.next()? {
                 let id: JobId = row.get(0)?;
                 self.heads.push_back((id.created_at().as_micros(), id));
@@ -114,7 +113,9 @@ pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, state FROM jobmill_job
 impl Turn<'_> {
     /// Claims the best jobs that the workers want, at most `limit`, in the order in which they should start.
     pub(crate) fn claim(&mut self, demand: &mut dyn Demand, limit: usize) -> rusqlite::Result<Vec<Claim>> {
-        let Some(owner) = self.book.owner else { return Ok(Vec::new()) };
+        let Some(owner) = self.book.owner else {
+            return Ok(Vec::new());
+        };
         let mut streams = self.ready_streams(demand)?;
         let mut claims = Vec::new();
         let ageing = demand.ageing();
@@ -188,7 +189,9 @@ impl Turn<'_> {
     }
 
     fn claim_one(&mut self, owner: i64, lane: i64, from: State, id: JobId) -> rusqlite::Result<Option<Claim>> {
-        let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
+        let Some(known) = self.book.lanes.get(lane) else {
+            return Ok(None);
+        };
         let claimed = self
             .conn
             .prepare_cached(PLAN_CLAIM)?
@@ -272,7 +275,9 @@ pub(crate) fn payload_aside(conn: &Connection, id: JobId) -> rusqlite::Result<Ve
 
 /// The rank of a job that has been ready since `run_at`: one better for each `ageing` that it has waited.
 fn aged_rank(priority: Priority, run_at: i64, now: Timestamp, ageing: Option<Duration>) -> usize {
-    let Some(ageing) = ageing else { return priority.rank() };
+    let Some(ageing) = ageing else {
+        return priority.rank();
+    };
     let waited = now.since(Timestamp::from_micros(run_at));
     let steps = waited.as_micros() / ageing.as_micros().max(1);
     priority.rank().saturating_sub(usize::try_from(steps).unwrap_or(usize::MAX))
@@ -286,7 +291,7 @@ mod tests {
     fn a_job_counts_one_priority_higher_for_each_bound_that_it_has_waited() {
         let minute = Some(Duration::from_secs(60));
         let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let rank = |priority, waited| aged_rank(priority, at(1000).as_micros(), at(1000 + waited), minute);
+        let rank = |priority, waited: i64| aged_rank(priority, at(1000).as_micros(), at(1000 + waited), minute);
         assert_eq!([0, 59, 60, 119, 120, 180, 9999].map(|s| rank(Priority::Low, s)), [3, 3, 2, 2, 1, 0, 0]);
         assert_eq!(rank(Priority::Critical, 600), 0);
         assert_eq!(rank(Priority::High, -5), 1);

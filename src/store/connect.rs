@@ -132,8 +132,7 @@ pub(crate) fn writer(path: &Path, durability: Durability) -> Result<Connection> 
     if tables == 0 {
         conn.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(storage)?;
     }
-    let mode: String =
-        conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(storage)?;
+    let mode: String = conn.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(storage)?;
     if !mode.eq_ignore_ascii_case("wal") {
         let rule = format!("{doing}: the journal mode is {mode} and cannot be made WAL on this file system");
         return Err(Error::new(ErrorKind::Storage, rule));

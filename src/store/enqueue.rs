@@ -40,8 +40,14 @@ impl Enqueued {
 trait Ledger {
     fn lane(&mut self, conn: &Connection, new: &NewJob) -> rusqlite::Result<i64>;
     fn next_id(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<JobId>;
-    fn added(&mut self, conn: &Connection, lane: i64, id: JobId, state: State, run_at: Option<Timestamp>)
-    -> rusqlite::Result<()>;
+    fn added(
+        &mut self,
+        conn: &Connection,
+        lane: i64,
+        id: JobId,
+        state: State,
+        run_at: Option<Timestamp>,
+    ) -> rusqlite::Result<()>;
 }
 
 impl Ledger for super::Book {
@@ -114,12 +120,7 @@ pub(crate) fn enqueue_in(conn: &Connection, new: &NewJob, now: Timestamp) -> rus
     enqueue(conn, &mut File, new, now)
 }
 
-fn enqueue(
-    conn: &Connection,
-    ledger: &mut impl Ledger,
-    new: &NewJob,
-    now: Timestamp,
-) -> rusqlite::Result<Enqueued> {
+fn enqueue(conn: &Connection, ledger: &mut impl Ledger, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let lane = ledger.lane(conn, new)?;
     let id = ledger.next_id(conn, now)?;
     let scoped_key = match &new.unique {

@@ -11,8 +11,8 @@ use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::claim::Claim;
-use crate::store::row::State;
 use crate::store::lane;
+use crate::store::row::State;
 
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,9 +76,7 @@ impl Turn<'_> {
     ) -> rusqlite::Result<Finished> {
         let job = &claim.job;
         match verdict {
-            Verdict::Completed { result } => {
-                self.end(claim, State::Completed, worker, result.as_deref(), None)
-            }
+            Verdict::Completed { result } => self.end(claim, State::Completed, worker, result.as_deref(), None),
             Verdict::Cancelled { reason } => self.end(claim, State::Cancelled, worker, None, reason.as_deref()),
             Verdict::Snoozed { wait } => {
                 let run_at = self.now.saturating_add(*wait);
@@ -167,7 +165,9 @@ impl Turn<'_> {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
-        let Some((state, run_at)) = back else { return Ok(Finished::Fenced) };
+        let Some((state, run_at)) = back else {
+            return Ok(Finished::Fenced);
+        };
         self.waits(claim.lane, State::Running, state, Timestamp::from_micros(run_at.unwrap_or(0)));
         Ok(Finished::Now(state))
     }

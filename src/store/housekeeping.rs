@@ -40,11 +40,7 @@ pub(crate) struct Checkpoint {
 
 impl Turn<'_> {
     /// Deletes ended jobs of a range, seeing at most `limit`, and gives how many went and the range that is left.
-    pub(crate) fn prune(
-        &mut self,
-        range: PruneRange,
-        limit: usize,
-    ) -> rusqlite::Result<(usize, Option<PruneRange>)> {
+    pub(crate) fn prune(&mut self, range: PruneRange, limit: usize) -> rusqlite::Result<(usize, Option<PruneRange>)> {
         let before = JobId::first_at(range.cutoff);
         let mut statement = self.conn.prepare_cached(PLAN_PRUNE)?;
         let seen: Vec<(JobId, Timestamp)> = statement
@@ -166,10 +162,8 @@ pub(crate) fn backup(from: &Connection, to: &Path) -> Result<()> {
 
 /// Checks the file and our own books in it, and gives what is wrong.
 pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut wrong: Vec<String> = conn
-        .prepare("PRAGMA integrity_check")?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
+    let mut wrong: Vec<String> =
+        conn.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     wrong.retain(|line| line != "ok");
     wrong.extend(miscounted(conn)?);
     let unowned: i64 = conn.query_row(

@@ -16,13 +16,7 @@ pub(crate) struct Instance {
 
 impl Turn<'_> {
     /// Writes a row for this engine and gives its id. Ids are never used twice: the newest row is never pruned.
-    pub(crate) fn register(
-        &mut self,
-        lock_file: &str,
-        host: &str,
-        process: u32,
-        kinds: &str,
-    ) -> rusqlite::Result<i64> {
+    pub(crate) fn register(&mut self, lock_file: &str, host: &str, process: u32, kinds: &str) -> rusqlite::Result<i64> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_instance (lock_file, host, process, kinds, started_at)

@@ -206,12 +206,7 @@ impl Lanes {
 }
 
 /// The lane of this name, made if there is none.
-pub(crate) fn find_or_create(
-    conn: &Connection,
-    queue: &str,
-    kind: &str,
-    priority: Priority,
-) -> rusqlite::Result<i64> {
+pub(crate) fn find_or_create(conn: &Connection, queue: &str, kind: &str, priority: Priority) -> rusqlite::Result<i64> {
     let names = named_params! { ":queue": queue, ":kind": kind, ":priority": priority.rank() as i64 };
     let found = conn
         .prepare_cached("SELECT id FROM jobmill_lane WHERE queue = :queue AND kind = :kind AND priority = :priority")?

@@ -74,10 +74,7 @@ impl Stream<'_> {
                 )?
                 .collect::<rusqlite::Result<_>>()?,
             Range::Tag(tag) => pick(PLAN_TAG_ASCENDING, PLAN_TAG_DESCENDING)?
-                .query_map(
-                    named_params! { ":tag": tag, ":after": after, ":before": before, ":chunk": limit },
-                    id,
-                )?
+                .query_map(named_params! { ":tag": tag, ":after": after, ":before": before, ":chunk": limit }, id)?
                 .collect::<rusqlite::Result<_>>()?,
         };
         self.exhausted = ids.len() < chunk;
@@ -190,7 +187,9 @@ fn passes(
         .prepare_cached("SELECT lane, state FROM jobmill_job WHERE id = :id")?
         .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
-    let Some((lane, state)) = place else { return Ok(false) };
+    let Some((lane, state)) = place else {
+        return Ok(false);
+    };
     if !states.contains(&state) || !lanes.iter().any(|known| known.id == lane && wanted(known)) {
         return Ok(false);
     }

@@ -163,8 +163,7 @@ impl Store {
 
     /// Brings our memory up to date if somebody else has written.
     fn refresh(&mut self) -> rusqlite::Result<()> {
-        let version =
-            self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))?;
+        let version = self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))?;
         if version == self.data_version && !self.stale {
             return Ok(());
         }

@@ -41,7 +41,9 @@ impl Turn<'_> {
             .prepare_cached("SELECT lane, state, owner FROM jobmill_job WHERE id = :id")?
             .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .optional()?;
-        let Some((lane, state, owner)) = row else { return Ok(Err(Refused::NotFound)) };
+        let Some((lane, state, owner)) = row else {
+            return Ok(Err(Refused::NotFound));
+        };
         match state {
             State::Created | State::Pending | State::Delayed => {
                 self.conn
@@ -77,11 +79,14 @@ impl Turn<'_> {
 
     /// Takes the signals that others have left for our running jobs.
     pub(crate) fn take_signals(&mut self) -> rusqlite::Result<()> {
-        let Some(owner) = self.book.owner else { return Ok(()) };
+        let Some(owner) = self.book.owner else {
+            return Ok(());
+        };
         if !std::mem::take(&mut self.book.look_for_signals) {
             return Ok(());
         }
-        let mut statement = self.conn.prepare_cached("DELETE FROM jobmill_signal WHERE owner = :owner RETURNING job")?;
+        let mut statement =
+            self.conn.prepare_cached("DELETE FROM jobmill_signal WHERE owner = :owner RETURNING job")?;
         let mut rows = statement.query(named_params! { ":owner": owner })?;
         while let Some(row) = rows.next()? {
             self.out.stop.push(row.get(0)?);
@@ -124,7 +129,9 @@ impl Turn<'_> {
                 })
             })
             .optional()?;
-        let Some(ended) = ended else { return Ok(Err(Refused::NotFound)) };
+        let Some(ended) = ended else {
+            return Ok(Err(Refused::NotFound));
+        };
         let outcome = match ended.state {
             State::Failed => AttemptOutcome::Failed,
             State::Cancelled => AttemptOutcome::Cancelled,

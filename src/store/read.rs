@@ -50,11 +50,7 @@ impl Reader {
     }
 
     /// Runs `work` on a snapshot.
-    pub(crate) fn snapshot<R>(
-        &self,
-        doing: &str,
-        work: impl FnOnce(&Connection) -> rusqlite::Result<R>,
-    ) -> Result<R> {
+    pub(crate) fn snapshot<R>(&self, doing: &str, work: impl FnOnce(&Connection) -> rusqlite::Result<R>) -> Result<R> {
         let conn = self
             .pool
             .get()
@@ -158,7 +154,9 @@ pub(crate) fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Job>>
             Ok((job, aside))
         })
         .optional()?;
-    let Some((mut job, aside)) = found else { return Ok(None) };
+    let Some((mut job, aside)) = found else {
+        return Ok(None);
+    };
     if aside {
         job.payload = payload_aside(conn, id)?;
     }
@@ -195,7 +193,9 @@ fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt
             })
         })
         .optional()?;
-    let Some(newest) = newest else { return Ok(None) };
+    let Some(newest) = newest else {
+        return Ok(None);
+    };
     let mut statement = conn.prepare_cached(
         "SELECT claim, number, started_at, ended_at, outcome, error, owner, worker
          FROM jobmill_attempt WHERE job = :job ORDER BY claim",
@@ -219,7 +219,9 @@ fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt
         State::Completed => AttemptOutcome::Completed,
         State::Failed => AttemptOutcome::Failed,
         State::Cancelled => AttemptOutcome::Cancelled,
-        State::Expired | State::Created | State::Pending | State::Delayed => return Ok(Some(attempts)),
+        State::Expired | State::Created | State::Pending | State::Delayed => {
+            return Ok(Some(attempts));
+        }
     };
     if let Some(started_at) = newest.started_at
         && newest.fence > told
@@ -238,7 +240,9 @@ fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt
 }
 
 fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Option<Explanation>> {
-    let Some(job) = job(conn, id)? else { return Ok(None) };
+    let Some(job) = job(conn, id)? else {
+        return Ok(None);
+    };
     let mut reasons = Vec::new();
     match job.status {
         Status::Created => reasons.push(Reason::NotAdmitted),

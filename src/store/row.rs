@@ -168,7 +168,9 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneName<'_>) -> rusqlite::Result<(Job, b
 
 /// Makes a job's progress of three columns, the first of which is null if there is none.
 pub(crate) fn progress(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<Progress>> {
-    let Some(done) = row.get::<_, Option<i64>>(first)? else { return Ok(None) };
+    let Some(done) = row.get::<_, Option<i64>>(first)? else {
+        return Ok(None);
+    };
     Ok(Some(Progress {
         done: done.cast_unsigned(),
         total: row.get::<_, Option<i64>>(first + 1)?.map(i64::cast_unsigned),

@@ -52,10 +52,7 @@ pub(crate) fn retake(
     now: Timestamp,
 ) -> rusqlite::Result<Option<JobId>> {
     let holder = conn
-        .prepare_cached(concat!(
-            "SELECT job FROM jobmill_unique WHERE key = :key AND job <> :job AND ",
-            held!()
-        ))?
+        .prepare_cached(concat!("SELECT job FROM jobmill_unique WHERE key = :key AND job <> :job AND ", held!()))?
         .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
         .optional()?;
     if holder.is_none() {

@@ -2,7 +2,7 @@
 //!
 //! An [`Engine`] runs typed jobs; a [`Client`] enqueues them, asks about them and operates on them. Start with the
 //! example at [`Engine`].
-#![warn(missing_docs)]
+#![warn(missing_docs, unreachable_pub)]
 
 mod client;
 mod clock;

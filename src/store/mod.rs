@@ -34,6 +34,7 @@ use crate::store::row::State;
 pub(crate) type Faults = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
 
 /// How a commit is made to fail.
+#[cfg_attr(not(feature = "testing"), expect(unreachable_pub, reason = "the feature `testing` exports it"))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing was written, and the error says so.

@@ -1,0 +1,3 @@
+//! To come.
+use crate::report::Report;
+pub fn page(_: &mut Report) {}

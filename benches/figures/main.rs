@@ -1,0 +1,42 @@
+//! The figures that jobmill promises, each as a ratio to something measured in the same run.
+//!
+//! `cargo bench --bench figures` prints them all; names after `--` choose sections, as in
+//! `cargo bench --bench figures -- enqueue drain`. `JOBMILL_ROUNDS` sets the rounds (5), and `JOBMILL_ROWS` the rows of
+//! the largest tables (10,000,000). Files lie in a temporary directory (`TMPDIR`).
+
+mod asking;
+mod floor;
+mod idle;
+mod ours;
+mod report;
+mod scale;
+mod throughput;
+
+use report::Report;
+
+fn main() {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if let Some(role) = std::env::var_os("JOBMILL_BENCH_CHILD") {
+        return idle::child(&role.to_string_lossy());
+    }
+    let mut report = Report::new();
+    let sections: [(&str, fn(&mut Report)); 10] = [
+        ("enqueue", throughput::enqueue),
+        ("many", throughput::enqueue_many),
+        ("drain", throughput::drain),
+        ("life", throughput::life),
+        ("claim", scale::claim),
+        ("history", scale::history),
+        ("page", asking::page),
+        ("latency", idle::latency),
+        ("memory", idle::memory),
+        ("idle", idle::idle),
+    ];
+    for (name, section) in sections {
+        if chosen.is_empty() || chosen.iter().any(|word| word == name) {
+            report.section(name);
+            section(&mut report);
+        }
+    }
+    report.close();
+}

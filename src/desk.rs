@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Select, Sender, bounded};
+use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -29,6 +30,8 @@ const TURN_MAX: usize = 1024;
 const CLAIM_MAX: usize = 512;
 /// The most jobs that one turn expires.
 const EXPIRE_MAX: usize = 200;
+/// How long a caller who is alone waits for the turn of somebody else to end, to take the next one itself.
+const LONELY_PATIENCE: Duration = Duration::from_micros(500);
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
 const EAGER: Duration = Duration::from_millis(50);
 
@@ -212,8 +215,8 @@ impl Desk {
         if !self.is_attended() {
             return self.call_here(work);
         }
-        let alone = self.callers.load(Ordering::Relaxed) == 1 && self.receiver.is_empty();
-        if alone && let Some(mut core) = self.try_core()? {
+        let alone = self.callers.load(Ordering::Relaxed) == 1;
+        if alone && let Some(mut core) = self.core.try_lock_for(LONELY_PATIENCE) {
             return self.call_on(&mut core, work);
         }
         let (reply, answer) = bounded(1);
@@ -228,8 +231,7 @@ impl Desk {
         T: Send,
         F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
     {
-        let mut core = self.core()?;
-        self.call_on(&mut core, work)
+        self.call_on(&mut self.core.lock(), work)
     }
 
     fn call_on<T: Send, F>(&self, core: &mut Core, work: F) -> Result<T>
@@ -237,7 +239,8 @@ impl Desk {
         F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
     {
         let mut call = Call::new(work, None);
-        let turned = self.turn(core, Some(&mut call), Vec::new());
+        let items = self.waiting(core);
+        let turned = self.turn(core, Some(&mut call), items);
         call.outcome(turned.as_ref().map(|()| ()))
     }
 
@@ -246,14 +249,30 @@ impl Desk {
         self.post(Item::Finish(finish));
     }
 
+    /// Hands in the end of an attempt after which nothing is left to run. If nobody else is at it, the worker takes the
+    /// turn itself, for the dispatcher would have to be woken.
+    pub(crate) fn finish_last(&self, finish: Finish) {
+        if !self.is_attended() {
+            return self.finish(finish);
+        }
+        match self.core.try_lock() {
+            Some(mut core) => {
+                let mut items = self.waiting(&mut core);
+                items.push(Item::Finish(finish));
+                if let Err(error) = self.turn(&mut core, None, items) {
+                    log::error!("a turn failed and is tried again: {error}");
+                }
+            }
+            None => self.finish(finish),
+        }
+    }
+
     /// Keeps ends for the next turn, whoever takes it. The dispatcher's way, for its channel may be full.
     pub(crate) fn finish_next_turn(&self, ends: Vec<Finish>) {
         if ends.is_empty() {
             return;
         }
-        if let Ok(mut core) = self.core() {
-            core.backlog.extend(ends.into_iter().map(Item::Finish));
-        }
+        self.core.lock().backlog.extend(ends.into_iter().map(Item::Finish));
     }
 
     /// Hands in what a handler tells of itself.
@@ -277,8 +296,8 @@ impl Desk {
     fn post(&self, item: Item) {
         if self.is_attended() {
             self.hand_in(item);
-        } else if let Ok(mut core) = self.core() {
-            core.backlog.push(item);
+        } else {
+            self.core.lock().backlog.push(item);
         }
     }
 
@@ -312,19 +331,26 @@ impl Desk {
     /// Waits for an operation, no longer than `rest`, and takes a turn with it and all that have come since. The
     /// dispatcher's way.
     pub(crate) fn attend(&self, rest: Duration) -> Result<Rest> {
-        let first = self.receiver.recv_timeout(rest).ok();
-        let mut core = self.core()?;
-        let mut items = std::mem::take(&mut core.backlog);
-        items.extend(first.filter(|item| !matches!(item, Item::Nudge)));
-        items.extend(self.receiver.try_iter().take(TURN_MAX.saturating_sub(items.len())));
+        let mut select = Select::new();
+        select.recv(&self.receiver);
+        // What waits is left in the channel until the turn is ours: somebody else may take it along before.
+        let _ = select.ready_timeout(rest);
+        self.look_around()
+    }
+
+    /// Takes a turn with all that waits, and with whatever time and others have brought. Without waiting.
+    pub(crate) fn look_around(&self) -> Result<Rest> {
+        let mut core = self.core.lock();
+        let items = self.waiting(&mut core);
         self.round(&mut core, items)
     }
 
-    /// Takes a turn with what earlier ones have left, and with whatever time and others have brought. Without waiting.
-    pub(crate) fn look_around(&self) -> Result<Rest> {
-        let mut core = self.core()?;
-        let items = std::mem::take(&mut core.backlog);
-        self.round(&mut core, items)
+    /// What earlier turns have left, and what has been handed in since.
+    fn waiting(&self, core: &mut Core) -> Vec<Item> {
+        let mut items = std::mem::take(&mut core.backlog);
+        let room = TURN_MAX.saturating_sub(items.len());
+        items.extend(self.receiver.try_iter().take(room).filter(|item| !matches!(item, Item::Nudge)));
+        items
     }
 
     fn round(&self, core: &mut Core, items: Vec<Item>) -> Result<Rest> {
@@ -412,7 +438,7 @@ impl Desk {
             }
         }
         if !out.ended.is_empty() && self.waiting.load(Ordering::SeqCst) > 0 {
-            let mut waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut waiters = self.waiters.lock();
             for id in &out.ended {
                 for waiter in waiters.remove(id).unwrap_or_default() {
                     let _ = waiter.try_send(());
@@ -425,7 +451,7 @@ impl Desk {
     pub(crate) fn watch(&self, id: JobId) -> Watch<'_> {
         let (sender, receiver) = bounded(1);
         self.waiting.fetch_add(1, Ordering::SeqCst);
-        let mut waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut waiters = self.waiters.lock();
         waiters.entry(id).or_default().push(sender.clone());
         Watch { desk: self, id, sender, receiver }
     }
@@ -434,32 +460,16 @@ impl Desk {
         if self.waiting.load(Ordering::SeqCst) == 0 {
             return;
         }
-        let waiters = self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let waiters = self.waiters.lock();
         for waiter in waiters.values().flatten() {
             let _ = waiter.try_send(());
         }
     }
 
     /// Runs work on the writer between turns.
-    pub(crate) fn with_store<R>(&self, work: impl FnOnce(&mut Store) -> R) -> Result<R> {
-        Ok(work(&mut self.core()?.store))
+    pub(crate) fn with_store<R>(&self, work: impl FnOnce(&mut Store) -> R) -> R {
+        work(&mut self.core.lock().store)
     }
-
-    fn core(&self) -> Result<MutexGuard<'_, Core>> {
-        self.core.lock().map_err(|_| poisoned())
-    }
-
-    fn try_core(&self) -> Result<Option<MutexGuard<'_, Core>>> {
-        match self.core.try_lock() {
-            Ok(core) => Ok(Some(core)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Poisoned(_)) => Err(poisoned()),
-        }
-    }
-}
-
-fn poisoned() -> Error {
-    Error::new(ErrorKind::Shutdown, "the engine stopped after a panic in a turn")
 }
 
 impl Item {
@@ -518,7 +528,7 @@ impl Watch<'_> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let mut waiters = self.desk.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut waiters = self.desk.waiters.lock();
         if let Some(all) = waiters.get_mut(&self.id) {
             all.retain(|waiter| !waiter.same_channel(&self.sender));
             if all.is_empty() {

@@ -52,8 +52,11 @@ impl Floor {
         conn.pragma_update(None, "temp_store", "MEMORY").expect("a pragma");
         conn.busy_timeout(Duration::from_secs(10)).expect("a timeout");
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).expect("a setting");
-        conn.execute("INSERT OR IGNORE INTO jobmill_lane (id, queue, kind, priority) VALUES (1, 'default', 'floor', 2)", [])
-            .expect("a lane");
+        conn.execute(
+            "INSERT OR IGNORE INTO jobmill_lane (id, queue, kind, priority) VALUES (1, 'default', 'floor', 2)",
+            [],
+        )
+        .expect("a lane");
         let last_id = conn
             .query_row("SELECT coalesce(max(id), 1790000000000000 << 10) FROM jobmill_job", [], |row| row.get(0))
             .expect("the newest id");
@@ -72,7 +75,9 @@ impl Floor {
     pub fn insert(&mut self) -> i64 {
         self.last_id += 1024;
         self.conn
-            .prepare_cached("INSERT INTO jobmill_job (id, lane, state, max_attempts, payload) VALUES (?1, 1, 1, 10, ?2)")
+            .prepare_cached(
+                "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload) VALUES (?1, 1, 1, 10, ?2)",
+            )
             .and_then(|mut insert| insert.execute(params![self.last_id, self.payload]))
             .expect("an insert");
         self.last_id

@@ -31,14 +31,13 @@ pub struct Ran(pub Arc<AtomicUsize>);
 pub fn builder(path: &Path, durability: Durability, workers: usize) -> (EngineBuilder, Ran) {
     let ran = Ran::default();
     let counter = ran.clone();
-    let builder = Engine::builder(path)
-        .durability(durability)
-        .workers(Workers::new(workers))
-        .handle(move |job: Nothing, _: &Context| -> Result<(), Failure> {
+    let builder = Engine::builder(path).durability(durability).workers(Workers::new(workers)).handle(
+        move |job: Nothing, _: &Context| -> Result<(), Failure> {
             std::hint::black_box(job);
             counter.0.fetch_add(1, Ordering::Relaxed);
             Ok(())
-        });
+        },
+    );
     (builder, ran)
 }
 
@@ -71,9 +70,7 @@ pub fn enqueue_many(client: &Client, count: usize, batch: usize) {
 /// Waits until no job waits or runs any more: the newest and, by then, nearly always all.
 pub fn wait_until_done(client: &Client) {
     loop {
-        let open = client
-            .list(Query::new().statuses([Status::Pending, Status::Running]).limit(1))
-            .expect("a page");
+        let open = client.list(Query::new().statuses([Status::Pending, Status::Running]).limit(1)).expect("a page");
         match open.jobs.first() {
             None => return,
             Some(job) => drop(client.wait(job.id, Duration::from_secs(600)).expect("an end")),

@@ -32,7 +32,18 @@ pub(crate) struct Dispatcher {
 
 impl Dispatcher {
     /// Takes turns until it is told to stop, and then until nothing waits any more.
-    pub(crate) fn run(mut self) {
+    pub(crate) fn run(self) {
+        let desk = self.desk.clone();
+        let pool = self.pool.clone();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.take_turns())).is_err() {
+            // A bug of ours. What is not committed will be rescued by the next engine on the file.
+            log::error!("the dispatcher panicked: the engine is closed");
+            pool.close();
+            desk.close();
+        }
+    }
+
+    fn take_turns(mut self) {
         let mut rest = Duration::ZERO;
         let mut failed_wait = FAILED_WAIT;
         let mut duties_at = Duration::ZERO;
@@ -80,6 +91,7 @@ impl Dispatcher {
 /// Ends the attempts whose time is up, and gives back what was claimed ahead for nobody. Tells whether that left
 /// anything to write.
 pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
+    pool.spread();
     let mut ends = Vec::new();
     for run in pool.overdue() {
         let job = &run.claim.job;

@@ -103,7 +103,7 @@ impl Maintenance {
         let others = self.desk.with_store(|store| {
             open_instances(store.connection(), Some(own))
                 .map_err(|error| storage_error("cannot read the instances", error))
-        })??;
+        })?;
         for instance in others {
             self.rescue_one(&instance)?;
         }
@@ -143,7 +143,7 @@ impl Maintenance {
         if bytes <= WAL_MAX_BYTES {
             return Ok(());
         }
-        let checkpoint = self.desk.with_store(|store| with_patience(CHECKPOINT_PATIENCE, || store.checkpoint()))??;
+        let checkpoint = self.desk.with_store(|store| with_patience(CHECKPOINT_PATIENCE, || store.checkpoint()))?;
         if checkpoint.done < checkpoint.in_wal && now >= self.warn_at {
             self.warn_at = now + WARN_EVERY;
             log::warn!(
@@ -163,7 +163,7 @@ impl Maintenance {
             let retention = self.retention;
             self.pruning = self.desk.with_store(|store| {
                 store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time)))
-            })?;
+            });
             self.desk.call_here(move |turn| {
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP))
                     .map_err(|error| storage_error("cannot forget instances", error))
@@ -193,7 +193,7 @@ impl Maintenance {
                 free = store.vacuum(SLICE_PAGES)?;
             }
             Ok(())
-        })?
+        })
     }
 }
 

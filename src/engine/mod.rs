@@ -199,7 +199,8 @@ impl Engine {
             if let Err(error) = with_patience(Duration::ZERO, || store.checkpoint()) {
                 log::debug!("no checkpoint at the shutdown: {error}");
             }
-        })
+        });
+        Ok(())
     }
 
     /// Ends as if the process had been killed: nothing is written, running jobs stay so in the file.

@@ -22,6 +22,8 @@ const AHEAD_MAX: Duration = Duration::from_millis(10);
 const AHEAD_JOBS_MAX: usize = 256;
 /// Jobs claimed ahead that no worker has taken for this long go back.
 const AHEAD_STALE: Duration = Duration::from_millis(20);
+/// A further worker is woken for ready jobs that take longer than this, all together.
+const WAKE_FOR: Duration = Duration::from_micros(100);
 const RANKS: usize = Priority::ALL.len();
 
 /// What the pool was built with.
@@ -70,6 +72,8 @@ struct State {
     idle: usize,
     abandoned: usize,
     warned_of_abandoned: bool,
+    /// Somebody waits for runs to end.
+    awaited: bool,
     next_worker: u32,
 }
 
@@ -89,6 +93,17 @@ impl State {
         })?;
         self.ready[rank].pop_front()
     }
+}
+
+/// What the end of a run leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The run had been abandoned, and its outcome does not count.
+    Abandoned,
+    /// Other jobs are running or claimed.
+    OthersRun,
+    /// Nothing runs, and nothing is claimed.
+    LastOne,
 }
 
 /// What a worker is to do next.
@@ -140,6 +155,22 @@ impl Pool {
         jobs.min(AHEAD_JOBS_MAX)
     }
 
+    /// Whether jobs take so long that it is worth waking another worker for them.
+    fn is_long(&self, jobs: usize, kind: &str) -> bool {
+        match self.registry.mean(kind) {
+            Some(mean) => mean.saturating_mul(u32::try_from(jobs).unwrap_or(u32::MAX)) > WAKE_FOR,
+            None => true,
+        }
+    }
+
+    /// Wakes everybody if jobs lie ready though workers are idle: one that was thought short takes long.
+    pub(crate) fn spread(&self) {
+        let state = self.state();
+        if state.idle > 0 && state.ready_len() > 0 {
+            self.work.notify_all();
+        }
+    }
+
     /// The next job for a worker, waited for if need be.
     pub(crate) fn next(&self, worker: u32) -> Next {
         let mut state = self.state();
@@ -173,6 +204,9 @@ impl Pool {
         let claim = state.take(&self.settings.workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;
+        if state.idle > 0 && state.ready_len() > 0 && self.is_long(state.ready_len(), &claim.job.kind) {
+            self.work.notify_one();
+        }
         state.running_by_rank[claim.job.priority.rank()] += 1;
         let run = Arc::new(Run::new(claim, worker, now));
         if state.stopped.remove(&run.claim.job.id) {
@@ -182,8 +216,8 @@ impl Pool {
         Some(run)
     }
 
-    /// Takes note that a run has ended, and tells whether its outcome counts still.
-    pub(crate) fn end(&self, run: &Run) -> bool {
+    /// Takes note that a run has ended, and tells what that leaves.
+    pub(crate) fn end(&self, run: &Run) -> Ended {
         let took = self.clock.monotonic().saturating_sub(run.began);
         self.registry.measured(&run.claim.job.kind, took);
         let mut state = self.state();
@@ -191,8 +225,14 @@ impl Pool {
         if !counts {
             state.abandoned -= 1;
         }
-        self.ended.notify_all();
-        counts
+        if state.awaited {
+            self.ended.notify_all();
+        }
+        match counts {
+            false => Ended::Abandoned,
+            true if state.running.is_empty() && state.ready_len() == 0 => Ended::LastOne,
+            true => Ended::OthersRun,
+        }
     }
 
     /// How many threads ought to be started for the jobs that lie ready, with the numbers of their workers.
@@ -279,7 +319,8 @@ impl Pool {
 
     /// Waits until nothing runs any more, or the time is up.
     pub(crate) fn wait_until_idle(&self, timeout: Duration) {
-        let state = self.state();
+        let mut state = self.state();
+        state.awaited = true;
         let waited = self.ended.wait_timeout_while(state, timeout, |state| !state.running.is_empty());
         drop(waited);
     }
@@ -362,16 +403,16 @@ impl Pool {
         if state.ready_len() == 0 {
             state.ready_since = self.clock.monotonic();
         }
-        let count = claims.len();
         for claim in claims {
             if self.settings.queue_limits.contains_key(&claim.job.queue) {
                 *state.by_queue.entry(claim.job.queue.clone()).or_default() += 1;
             }
             state.ready[claim.job.priority.rank()].push_back(Arc::new(claim));
         }
-        let idle = state.idle;
+        let idle = state.idle > 0;
         drop(state);
-        for _ in 0..count.min(idle) {
+        if idle {
+            // Each worker that begins wakes the next one, as long as there is enough to do.
             self.work.notify_one();
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use crate::client::Client;
 use crate::desk::Finish;
-use crate::engine::pool::{Next, Pool};
+use crate::engine::pool::{Ended, Next, Pool};
 use crate::handler::Outcome;
 use crate::handler::context::{Context, Run, States, Stop};
 use crate::handler::registry::{RawOutcome, Registry};
@@ -46,10 +46,13 @@ impl Shop {
             _ => self.registry.run(&ctx),
         };
         let overdue = self.is_overdue(run);
-        if !self.pool.end(run) {
-            log::warn!("the abandoned attempt {} of {} has ended at last", job.attempt, job.id);
-            return false;
-        }
+        let left = match self.pool.end(run) {
+            Ended::Abandoned => {
+                log::warn!("the abandoned attempt {} of {} has ended at last", job.attempt, job.id);
+                return false;
+            }
+            ended => ended,
+        };
         if let Some(note) = run.take_note() {
             self.client.desk().note(note);
         }
@@ -58,7 +61,11 @@ impl Shop {
         }
         let verdict = verdict(run, outcome, overdue);
         log::debug!("{} {} ends attempt {}: {verdict:?}", job.kind, job.id, job.attempt);
-        self.client.desk().finish(Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) });
+        let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) };
+        match left {
+            Ended::LastOne => self.client.desk().finish_last(finish),
+            _ => self.client.desk().finish(finish),
+        }
         true
     }
 

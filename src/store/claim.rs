@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
-use crate::model::job::{Job, Priority};
+use crate::model::job::{Job, Priority, Status};
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
@@ -97,18 +97,24 @@ pub(crate) const PLAN_DELAYED: &str = "SELECT run_at, id FROM jobmill_job
 pub(crate) const PLAN_NEXT_DELAYED: &str =
     "SELECT run_at FROM jobmill_job WHERE lane = :lane AND state = 7 ORDER BY run_at LIMIT 1";
 
+/// Reads one job that is to be claimed.
+pub(crate) const PLAN_READ: &str =
+    concat!("SELECT ", job_columns!(), ", claim, backoff FROM jobmill_job WHERE id = ?1");
+
 /// Marks one job as ours.
-pub(crate) const PLAN_CLAIM: &str = concat!(
-    "UPDATE jobmill_job SET state = 2, attempt = attempt + 1, claim = claim + 1, owner = :owner, started_at = :now
-     WHERE id = :id AND state IN (1, 7) AND (expires_at IS NULL OR expires_at > :now)
-     RETURNING ",
-    job_columns!(),
-    ", claim, backoff"
-);
+pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
+     SET state = 2, attempt = attempt + 1, claim = claim + 1, owner = ?2, started_at = ?3
+     WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
 pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, state FROM jobmill_job
      WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
+
+/// The statements that are run once for each claimed job.
+struct Statements<'c> {
+    read: CachedStatement<'c>,
+    mark: CachedStatement<'c>,
+}
 
 impl Turn<'_> {
     /// Claims the best jobs that the workers want, at most `limit`, in the order in which they should start.
@@ -117,7 +123,12 @@ impl Turn<'_> {
             return Ok(Vec::new());
         };
         let mut streams = self.ready_streams(demand)?;
+        if streams.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut claims = Vec::new();
+        let mut statements =
+            Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
         let ageing = demand.ageing();
         while claims.len() < limit && !streams.is_empty() {
             let chunk = if streams.len() == 1 { limit - claims.len() } else { HEADS };
@@ -144,7 +155,7 @@ impl Turn<'_> {
             streams[at].heads.pop_front();
             let (lane, delayed) = (streams[at].lane, streams[at].delayed);
             let from = if delayed { State::Delayed } else { State::Pending };
-            if let Some(claim) = self.claim_one(owner, lane, from, id)? {
+            if let Some(claim) = self.claim_one(&mut statements, owner, lane, from, id)? {
                 if let Some(lane) = self.book.lanes.get(lane) {
                     demand.took(lane);
                 }
@@ -188,25 +199,31 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn claim_one(&mut self, owner: i64, lane: i64, from: State, id: JobId) -> rusqlite::Result<Option<Claim>> {
-        let Some(known) = self.book.lanes.get(lane) else {
-            return Ok(None);
-        };
-        let claimed = self
-            .conn
-            .prepare_cached(PLAN_CLAIM)?
-            .query_row(named_params! { ":id": id, ":owner": owner, ":now": self.now }, |row| {
-                let name = LaneName { queue: &known.queue, kind: &known.kind, priority: known.priority };
-                let (job, aside) = row::job(row, name)?;
-                let claim =
-                    Claim { job, lane, fence: row.get(JOB_COLUMNS)?, backoff: row::json(row, JOB_COLUMNS + 1)? };
-                Ok((claim, aside))
-            })
-            .optional()?;
-        let Some((mut claim, aside)) = claimed else {
+    fn claim_one(
+        &mut self,
+        statements: &mut Statements<'_>,
+        owner: i64,
+        lane: i64,
+        from: State,
+        id: JobId,
+    ) -> rusqlite::Result<Option<Claim>> {
+        let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
+        // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
+        let (mut claim, aside) = statements.read.query_row(params![id], |row| {
+            let name = LaneName { queue: &known.queue, kind: &known.kind, priority: known.priority };
+            let (job, aside) = row::job(row, name)?;
+            let fence = row.get(JOB_COLUMNS)?;
+            Ok((Claim { job, lane, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
+        })?;
+        if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, lane, from)?;
             return Ok(None);
-        };
+        }
+        statements.mark.execute(params![id, owner, self.now])?;
+        claim.job.status = Status::Running;
+        claim.job.attempt += 1;
+        claim.job.started_at = Some(self.now);
+        claim.fence += 1;
         if aside {
             claim.job.payload = payload_aside(self.conn, id)?;
         }

@@ -1,13 +1,13 @@
 //! Putting jobs into the ledger: in a turn, and in a transaction of the application's own.
 
-use rusqlite::{Connection, named_params};
+use rusqlite::{CachedStatement, Connection, Statement, named_params, params};
 
 use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::new_job::NewJob;
 use crate::model::time::Timestamp;
 use crate::store::row::State;
-use crate::store::{Turn, lane, last_id, unique};
+use crate::store::{Turn, at_hand, lane, last_id, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -105,7 +105,7 @@ impl Ledger for File {
 impl Turn<'_> {
     /// Enqueues a job whose rules have been checked.
     pub(crate) fn enqueue(&mut self, new: &NewJob) -> rusqlite::Result<Enqueued> {
-        let enqueued = enqueue(self.conn, self.book, new, self.now)?;
+        let enqueued = enqueue(self.conn, self.book, &mut self.hot.insert, new, self.now)?;
         if enqueued.is_new()
             && let Some(expires_at) = new.expires_at.and_then(|at| at.resolve(self.now))
         {
@@ -117,10 +117,16 @@ impl Turn<'_> {
 
 /// Enqueues a job whose rules have been checked, in a transaction of the application's own.
 pub(crate) fn enqueue_in(conn: &Connection, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
-    enqueue(conn, &mut File, new, now)
+    enqueue(conn, &mut File, &mut None, new, now)
 }
 
-fn enqueue(conn: &Connection, ledger: &mut impl Ledger, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
+fn enqueue<'c>(
+    conn: &'c Connection,
+    ledger: &mut impl Ledger,
+    statement: &mut Option<CachedStatement<'c>>,
+    new: &NewJob,
+    now: Timestamp,
+) -> rusqlite::Result<Enqueued> {
     let lane = ledger.lane(conn, new)?;
     let id = ledger.next_id(conn, now)?;
     let scoped_key = match &new.unique {
@@ -135,53 +141,71 @@ fn enqueue(conn: &Connection, ledger: &mut impl Ledger, new: &NewJob, now: Times
     };
     let run_at = new.run_at.resolve(now);
     let state = if run_at.is_some() { State::Delayed } else { State::Pending };
-    insert(conn, id, lane, state, new, scoped_key.as_deref(), now)?;
+    let place = Place { id, lane, state, run_at };
+    insert(at_hand(statement, conn, PLAN_INSERT)?, &place, new, scoped_key.as_deref(), now)?;
+    insert_beside(conn, id, new)?;
     ledger.added(conn, lane, id, state, run_at)?;
     Ok(Enqueued::New(id))
 }
 
-fn insert(
-    conn: &Connection,
+/// Where a new job stands.
+struct Place {
     id: JobId,
     lane: i64,
     state: State,
+    run_at: Option<Timestamp>,
+}
+
+/// Writes a job's own row. Its parameters go by number, for it is run once for each job.
+const PLAN_INSERT: &str = "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
+         timeout_us, backoff, user_id, agent_id, unique_key, tags, metadata)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+
+fn insert(
+    statement: &mut Statement<'_>,
+    place: &Place,
     new: &NewJob,
     scoped_key: Option<&str>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let payload = new.payload.as_deref().unwrap_or_default();
-    let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
-    conn.prepare_cached(
-        "INSERT INTO jobmill_job (id, lane, state, max_attempts, run_at, expires_at, timeout_us, backoff, user_id,
-             agent_id, unique_key, tags, metadata, payload)
-         VALUES (:id, :lane, :state, :max_attempts, :run_at, :expires_at, :timeout_us, :backoff, :user_id,
-             :agent_id, :unique_key, :tags, :metadata, :payload)",
-    )?
-    .execute(named_params! {
-        ":id": id,
-        ":lane": lane,
-        ":state": state,
-        ":max_attempts": new.max_attempts,
-        ":run_at": new.run_at.resolve(now),
-        ":expires_at": new.expires_at.map(|at| at.resolve(now).unwrap_or(now)),
-        ":timeout_us": new.timeout.map(|timeout| timeout.as_micros() as i64),
-        ":backoff": new.backoff.as_ref().map(json_text),
-        ":user_id": new.user_id,
-        ":agent_id": new.agent_id,
-        ":unique_key": scoped_key,
-        ":tags": (!new.tags.is_empty()).then(|| json_text(&new.tags)),
-        ":metadata": new.metadata.as_ref().and_then(|metadata| metadata.as_ref().ok()).map(json_text),
-        ":payload": in_row.then_some(payload),
-    })?;
-    if !in_row {
+    let parameters = params![
+        place.id,
+        place.lane,
+        place.state,
+        new.max_attempts,
+        payload_in_row(new),
+        place.run_at,
+        new.expires_at.map(|at| at.resolve(now).unwrap_or(now)),
+        new.timeout.map(|timeout| timeout.as_micros() as i64),
+        new.backoff.as_ref().map(json_text),
+        new.user_id,
+        new.agent_id,
+        scoped_key,
+        (!new.tags.is_empty()).then(|| json_text(&new.tags)),
+        new.metadata.as_ref().and_then(|metadata| metadata.as_ref().ok()).map(json_text),
+    ];
+    statement.execute(parameters).map(drop)
+}
+
+/// Writes what stands in tables of its own.
+fn insert_beside(conn: &Connection, id: JobId, new: &NewJob) -> rusqlite::Result<()> {
+    if payload_in_row(new).is_none() {
         conn.prepare_cached("INSERT INTO jobmill_payload (job, payload) VALUES (:job, :payload)")?
-            .execute(named_params! { ":job": id, ":payload": payload })?;
+            .execute(named_params! { ":job": id, ":payload": payload(new) })?;
     }
     for tag in &new.tags {
         conn.prepare_cached("INSERT OR IGNORE INTO jobmill_tag (tag, job) VALUES (:tag, :job)")?
             .execute(named_params! { ":tag": tag, ":job": id })?;
     }
     Ok(())
+}
+
+fn payload(new: &NewJob) -> &[u8] {
+    new.payload.as_deref().unwrap_or_default()
+}
+
+fn payload_in_row(new: &NewJob) -> Option<&[u8]> {
+    Some(payload(new)).filter(|payload| payload.len() <= PAYLOAD_IN_ROW_BYTES)
 }
 
 /// JSON of a value that has been checked to have one.

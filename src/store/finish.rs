@@ -2,17 +2,17 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, Statement, named_params, params};
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::claim::Claim;
 use crate::store::lane;
 use crate::store::row::State;
+use crate::store::{Turn, at_hand};
 
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,10 +49,10 @@ pub(crate) enum Finished {
     Fenced,
 }
 
-/// Ends a claim with a terminal state.
-pub(crate) const PLAN_END: &str = "UPDATE jobmill_job SET state = :state, completed_at = :now, worker = :worker,
-         result = :result, error = coalesce(:error, error)
-     WHERE id = :id AND claim = :fence AND state = 2";
+/// Ends a claim with a terminal state. Its parameters go by number, for it is run once for each job.
+pub(crate) const PLAN_END: &str = "UPDATE jobmill_job
+     SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
+     WHERE id = ?6 AND claim = ?7 AND state = 2";
 
 /// Ends a claim so that the job waits for another.
 pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, worker = :worker,
@@ -130,7 +130,8 @@ impl Turn<'_> {
         result: Option<&[u8]>,
         error: Option<&str>,
     ) -> rusqlite::Result<Finished> {
-        if !end(self.conn, claim, state, worker, result, error, self.now)? {
+        let statement = at_hand(&mut self.hot.end, self.conn, PLAN_END)?;
+        if !end(statement, claim, state, worker, result, error, self.now)? {
             return Ok(Finished::Fenced);
         }
         self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
@@ -255,7 +256,8 @@ pub(crate) fn complete_in(
     result: Option<&[u8]>,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
-    if !end(conn, claim, State::Completed, worker, result, None, now)? {
+    let mut statement = conn.prepare_cached(PLAN_END)?;
+    if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
     let mut change = [0; State::COUNT];
@@ -266,7 +268,7 @@ pub(crate) fn complete_in(
 }
 
 fn end(
-    conn: &Connection,
+    statement: &mut Statement<'_>,
     claim: &Claim,
     state: State,
     worker: Option<u32>,
@@ -274,12 +276,8 @@ fn end(
     error: Option<&str>,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
-    conn.prepare_cached(PLAN_END)?
-        .execute(named_params! {
-            ":state": state, ":now": now, ":worker": worker, ":result": result, ":error": error,
-            ":id": claim.job.id, ":fence": claim.fence,
-        })
-        .map(|changed| changed == 1)
+    let parameters = params![state, now, worker, result, error, claim.job.id, claim.fence];
+    statement.execute(parameters).map(|changed| changed == 1)
 }
 
 /// An attempt that the job's own row will not tell of any more.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{CachedStatement, Connection};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
@@ -88,6 +88,26 @@ pub(crate) struct Turn<'a> {
     pub(crate) book: &'a mut Book,
     pub(crate) out: &'a mut Outbox,
     pub(crate) now: Timestamp,
+    pub(crate) hot: Hot<'a>,
+}
+
+/// The statements that a turn runs once for each job, kept at hand from the first to the last.
+#[derive(Default)]
+pub(crate) struct Hot<'a> {
+    pub(crate) insert: Option<CachedStatement<'a>>,
+    pub(crate) end: Option<CachedStatement<'a>>,
+}
+
+/// The statement at hand, taken from the connection's cache the first time.
+pub(crate) fn at_hand<'s, 'a>(
+    place: &'s mut Option<CachedStatement<'a>>,
+    conn: &'a Connection,
+    sql: &'static str,
+) -> rusqlite::Result<&'s mut CachedStatement<'a>> {
+    match place {
+        Some(statement) => Ok(statement),
+        None => Ok(place.insert(conn.prepare_cached(sql)?)),
+    }
 }
 
 impl Store {
@@ -132,10 +152,16 @@ impl Store {
     ) -> Result<(R, Outbox)> {
         let mut out = Outbox::default();
         let result = with_patience(self.patience, || {
+            if !self.conn.is_autocommit() {
+                // A panic has left a turn half way.
+                run(&self.conn, "ROLLBACK").map_err(|error| storage_error("cannot undo a broken turn", error))?;
+                self.stale = true;
+            }
             run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
-            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now };
+            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now, hot: Hot::default() };
             let value = work(&mut turn)?;
+            drop(turn);
             self.book.lanes.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
             self.commit()?;
             Ok(value)
@@ -239,7 +265,9 @@ impl Book {
 impl Turn<'_> {
     /// The same turn, lent for a shorter time.
     pub(crate) fn lend(&mut self) -> Turn<'_> {
-        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now }
+        // What is at hand goes back to the cache, where the borrower finds it.
+        self.hot = Hot::default();
+        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now, hot: Hot::default() }
     }
 
     /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,

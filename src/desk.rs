@@ -26,8 +26,6 @@ use crate::store::{Outbox, Store, Turn};
 const WAITING_MAX: usize = 4096;
 /// The most operations of one turn.
 const TURN_MAX: usize = 1024;
-/// The most jobs that one turn claims.
-const CLAIM_MAX: usize = 512;
 /// The most jobs that one turn expires.
 const EXPIRE_MAX: usize = 200;
 /// How long a caller who is alone waits for the turn of somebody else to end, to take the next one itself.
@@ -390,7 +388,9 @@ impl Desk {
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
         let began = self.clock.monotonic();
-        let turned = core.store.turn(self.clock.now(), |turn| {
+        let mut demand = crew.map(|crew| crew.demand());
+        let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
+        let turned = core.store.turn(self.clock.now(), demand, |turn| {
             if let Some(first) = first.as_deref_mut() {
                 first.apply(turn)?;
             }
@@ -400,17 +400,14 @@ impl Desk {
             let storage = |error| storage_error("cannot choose the next jobs", error);
             turn.take_signals().map_err(storage)?;
             turn.expire(EXPIRE_MAX).map_err(storage)?;
-            match crew {
-                Some(crew) => turn.claim(&mut *crew.demand(), CLAIM_MAX).map_err(storage),
-                None => Ok(Vec::new()),
-            }
+            turn.claim().map_err(storage)
         });
         match turned {
-            Ok((claims, out)) => {
+            Ok(((), out)) => {
                 if let Some(crew) = crew {
                     crew.turn_took(self.clock.monotonic().saturating_sub(began));
                 }
-                self.publish(claims, &out);
+                self.publish(out);
                 for item in items {
                     item.answer(Ok(()));
                 }
@@ -428,13 +425,13 @@ impl Desk {
         }
     }
 
-    fn publish(&self, claims: Vec<Claim>, out: &Outbox) {
+    fn publish(&self, out: Outbox) {
         if let Some(crew) = self.crew.get() {
             if !out.stop.is_empty() {
                 crew.stop(&out.stop);
             }
-            if !claims.is_empty() {
-                crew.accept(claims);
+            if !out.claims.is_empty() {
+                crew.accept(out.claims);
             }
         }
         if !out.ended.is_empty() && self.waiting.load(Ordering::SeqCst) > 0 {

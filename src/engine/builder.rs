@@ -323,7 +323,7 @@ fn register(
     let kinds = serde_json::to_string(kinds)
         .map_err(|error| Error::with_source(ErrorKind::Invalid, "the kinds do not serialize", error))?;
     let host = hostname();
-    let (own, _) = store.turn(clock.now(), |turn| {
+    let (own, _) = store.turn(clock.now(), None, |turn| {
         turn.register(lock_file, &host, std::process::id(), &kinds)
             .map_err(|error| storage_error("cannot register the engine", error))
     })?;

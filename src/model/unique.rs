@@ -88,4 +88,9 @@ impl Unique {
             UniqueScope::Everything => format!("everything\u{1f}{}", self.key),
         }
     }
+
+    /// The key as the caller gave it, of one with its scope spelled out.
+    pub(crate) fn key_of(scoped_key: &str) -> &str {
+        scoped_key.rsplit_once('\u{1f}').map_or(scoped_key, |(_, key)| key)
+    }
 }

@@ -15,6 +15,8 @@ use crate::store::row::{self, JOB_COLUMNS, LaneName, State, job_columns};
 
 /// How many heads of a lane are read at a time when several lanes compete.
 const HEADS: usize = 16;
+/// The most jobs that one turn claims.
+pub(crate) const CLAIM_MAX: usize = 512;
 
 /// A job that this process has claimed, with what its end needs.
 #[derive(Clone, Debug)]
@@ -117,21 +119,20 @@ struct Statements<'c> {
 }
 
 impl Turn<'_> {
-    /// Claims the best jobs that the workers want, at most `limit`, in the order in which they should start.
-    pub(crate) fn claim(&mut self, demand: &mut dyn Demand, limit: usize) -> rusqlite::Result<Vec<Claim>> {
-        let Some(owner) = self.book.owner else {
-            return Ok(Vec::new());
+    /// Claims the best jobs that the workers want, in the order in which they should start.
+    pub(crate) fn claim(&mut self) -> rusqlite::Result<()> {
+        let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
+            return Ok(());
         };
         let mut streams = self.ready_streams(demand)?;
         if streams.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
-        let mut claims = Vec::new();
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
         let ageing = demand.ageing();
-        while claims.len() < limit && !streams.is_empty() {
-            let chunk = if streams.len() == 1 { limit - claims.len() } else { HEADS };
+        while self.out.claims.len() < CLAIM_MAX && !streams.is_empty() {
+            let chunk = if streams.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
             let mut best: Option<((usize, i64, JobId), usize)> = None;
             let mut at = 0;
             while at < streams.len() {
@@ -159,11 +160,26 @@ impl Turn<'_> {
                 if let Some(lane) = self.book.lanes.get(lane) {
                     demand.took(lane);
                 }
-                claims.push(claim);
+                self.out.claims.push(claim);
             }
         }
-        self.note_next_delayed()?;
-        Ok(claims)
+        self.note_next_delayed()
+    }
+
+    /// Whether a job that is about to be written to this lane may be claimed in the same breath: somebody wants it, and
+    /// it overtakes nobody.
+    pub(crate) fn may_claim_at_once(&mut self, lane: i64) -> Option<i64> {
+        if !self.nothing_waits || self.out.claims.len() >= CLAIM_MAX {
+            return None;
+        }
+        let owner = self.book.owner?;
+        let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
+        let demand = self.demand.as_deref_mut()?;
+        if demand.room(lane) == 0 {
+            return None;
+        }
+        demand.took(lane);
+        Some(owner)
     }
 
     /// The streams that may hold a job for us. What is known to be empty or in the future costs no statement.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::job::Priority;
 use crate::store::row::State;
@@ -221,20 +221,15 @@ pub(crate) fn find_or_create(conn: &Connection, queue: &str, kind: &str, priorit
     .query_row(names, |row| row.get(0))
 }
 
-/// Adds to the counts of a lane.
+/// Adds to the counts of a lane. The parameters go by number, for it is run in every turn.
 pub(crate) fn add(conn: &Connection, lane: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
+    let [created, pending, running, completed, failed, cancelled, expired, delayed] = change;
     conn.prepare_cached(
-        "UPDATE jobmill_lane SET created = created + :created, pending = pending + :pending,
-             running = running + :running, completed = completed + :completed, failed = failed + :failed,
-             cancelled = cancelled + :cancelled, expired = expired + :expired, delayed = delayed + :delayed
-         WHERE id = :lane",
+        "UPDATE jobmill_lane SET created = created + ?1, pending = pending + ?2, running = running + ?3,
+             completed = completed + ?4, failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7,
+             delayed = delayed + ?8
+         WHERE id = ?9",
     )?
-    .execute(named_params! {
-        ":created": change[State::Created as usize], ":pending": change[State::Pending as usize],
-        ":running": change[State::Running as usize], ":completed": change[State::Completed as usize],
-        ":failed": change[State::Failed as usize], ":cancelled": change[State::Cancelled as usize],
-        ":expired": change[State::Expired as usize], ":delayed": change[State::Delayed as usize],
-        ":lane": lane,
-    })
+    .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, lane])
     .map(drop)
 }

@@ -25,9 +25,9 @@ use rusqlite::{CachedStatement, Connection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::claim::Demand;
+use crate::store::claim::{Claim, Demand};
 use crate::store::connect::{Durability, storage_error, with_patience};
-use crate::store::lane::{Lanes, NextDelayed};
+use crate::store::lane::{Lane, Lanes, NextDelayed};
 use crate::store::row::State;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
@@ -76,6 +76,8 @@ pub(crate) struct Book {
 /// What the rest of the process must learn of a turn, once it is committed.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
+    /// Jobs that are ours now, in the order in which they should start.
+    pub(crate) claims: Vec<Claim>,
     /// Jobs that came to a terminal status.
     pub(crate) ended: Vec<JobId>,
     /// Running jobs of this process that somebody asked to stop.
@@ -89,6 +91,10 @@ pub(crate) struct Turn<'a> {
     pub(crate) out: &'a mut Outbox,
     pub(crate) now: Timestamp,
     pub(crate) hot: Hot<'a>,
+    /// What the workers want. None if nothing is to be claimed.
+    pub(crate) demand: Option<&'a mut (dyn Demand + 'a)>,
+    /// Nothing that a worker could take is waiting, so that a new job may be claimed as it is written.
+    pub(crate) nothing_waits: bool,
 }
 
 /// The statements that a turn runs once for each job, kept at hand from the first to the last.
@@ -144,10 +150,12 @@ impl Store {
         self.book.owner = Some(owner);
     }
 
-    /// Runs `work` in a write transaction. If it or the commit fails, nothing is written.
+    /// Runs `work` in a write transaction, in which as much may be claimed as is demanded. If it or the commit fails,
+    /// nothing is written.
     pub(crate) fn turn<R>(
         &mut self,
         now: Timestamp,
+        demand: Option<&mut dyn Demand>,
         work: impl FnOnce(&mut Turn<'_>) -> Result<R>,
     ) -> Result<(R, Outbox)> {
         let mut out = Outbox::default();
@@ -159,7 +167,18 @@ impl Store {
             }
             run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
-            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now, hot: Hot::default() };
+            let nothing_waits = demand.is_some() && !self.book.has_ready(now, |_| true);
+            // The compiler shortens the life of what a reference to a trait object holds only where it is coerced.
+            let demand = demand.map(|demand| demand as &mut dyn Demand);
+            let mut turn = Turn {
+                conn: &self.conn,
+                book: &mut self.book,
+                out: &mut out,
+                now,
+                hot: Hot::default(),
+                demand,
+                nothing_waits,
+            };
             let value = work(&mut turn)?;
             drop(turn);
             self.book.lanes.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
@@ -216,10 +235,7 @@ impl Store {
 
     /// Whether a job that is wanted could be claimed at `now`, as far as memory tells.
     pub(crate) fn has_work(&self, now: Timestamp, demand: &dyn Demand) -> bool {
-        self.served_lanes().filter(|lane| demand.room(lane) > 0).any(|lane| {
-            lane.count(State::Pending) > 0
-                || lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(now.as_micros())
-        })
+        self.book.has_ready(now, |lane| demand.room(lane) > 0)
     }
 
     /// Whether a job may have expired by `now`.
@@ -234,16 +250,12 @@ impl Store {
 
     /// The next moment after `now` at which time alone gives a turn something to do.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
-        let delayed = self.served_lanes().filter_map(|lane| match lane.next_delayed {
+        let delayed = self.book.served_lanes().filter_map(|lane| match lane.next_delayed {
             NextDelayed::NotBefore(at) => Some(at),
             NextDelayed::Unknown => None,
         });
         let due = delayed.chain(self.book.next_expiry).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
-    }
-
-    fn served_lanes(&self) -> impl Iterator<Item = &lane::Lane> {
-        self.book.lanes.iter().filter(|lane| lane.served && !lane.paused)
     }
 
     /// The writer's connection, between turns. For housekeeping.
@@ -253,6 +265,19 @@ impl Store {
 }
 
 impl Book {
+    /// Lanes from which this process may claim.
+    fn served_lanes(&self) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().filter(|lane| lane.served && !lane.paused)
+    }
+
+    /// Whether a job that this process serves is ready at `now` in a lane that passes, as far as memory tells.
+    fn has_ready(&self, now: Timestamp, passes: impl Fn(&Lane) -> bool) -> bool {
+        let now = NextDelayed::NotBefore(now.as_micros());
+        self.served_lanes()
+            .filter(|lane| passes(lane))
+            .any(|lane| lane.count(State::Pending) > 0 || lane.count(State::Delayed) > 0 && lane.next_delayed <= now)
+    }
+
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
         self.last_id = last_id(conn)?;
@@ -267,7 +292,16 @@ impl Turn<'_> {
     pub(crate) fn lend(&mut self) -> Turn<'_> {
         // What is at hand goes back to the cache, where the borrower finds it.
         self.hot = Hot::default();
-        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now, hot: Hot::default() }
+        Turn {
+            conn: self.conn,
+            book: self.book,
+            out: self.out,
+            now: self.now,
+            hot: Hot::default(),
+            // What may still be undone is not claimed.
+            demand: None,
+            nothing_waits: false,
+        }
     }
 
     /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,

@@ -13,14 +13,14 @@ CREATE TABLE jobmill_lane (
     queue     TEXT    NOT NULL,
     kind      TEXT    NOT NULL,
     priority  INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
-    created   INTEGER NOT NULL DEFAULT 0 CHECK (created >= 0),
-    pending   INTEGER NOT NULL DEFAULT 0 CHECK (pending >= 0),
-    running   INTEGER NOT NULL DEFAULT 0 CHECK (running >= 0),
-    completed INTEGER NOT NULL DEFAULT 0 CHECK (completed >= 0),
-    failed    INTEGER NOT NULL DEFAULT 0 CHECK (failed >= 0),
-    cancelled INTEGER NOT NULL DEFAULT 0 CHECK (cancelled >= 0),
-    expired   INTEGER NOT NULL DEFAULT 0 CHECK (expired >= 0),
-    delayed   INTEGER NOT NULL DEFAULT 0 CHECK (delayed >= 0),
+    created   INTEGER NOT NULL DEFAULT 0,
+    pending   INTEGER NOT NULL DEFAULT 0,
+    running   INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed    INTEGER NOT NULL DEFAULT 0,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    expired   INTEGER NOT NULL DEFAULT 0,
+    delayed   INTEGER NOT NULL DEFAULT 0,
     UNIQUE (queue, kind, priority)
 ) STRICT;
 

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::Thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Select, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
@@ -30,6 +31,8 @@ const TURN_MAX: usize = 1024;
 const EXPIRE_MAX: usize = 200;
 /// How long a caller who is alone waits for the turn of somebody else to end, to take the next one itself.
 const LONELY_PATIENCE: Duration = Duration::from_micros(500);
+/// How often a busy dispatcher lets others run before it lies down.
+const YIELDS: u32 = 8;
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
 const EAGER: Duration = Duration::from_millis(50);
 
@@ -110,8 +113,6 @@ enum Item {
     Call(Box<dyn Operation>),
     Finish(Finish),
     Note(Note),
-    /// Nothing but a reason to look around.
-    Nudge,
 }
 
 /// Those who run the jobs that a turn claims.
@@ -143,6 +144,8 @@ pub(crate) struct Desk {
     crew: OnceLock<Arc<dyn Crew>>,
     /// Whether a dispatcher serves the channel. If not, whoever has an operation takes the turn.
     attended: AtomicBool,
+    /// The dispatcher's thread, to be woken when something is handed in.
+    dispatcher: OnceLock<Thread>,
     closed: AtomicBool,
     /// Callers with an operation under way.
     callers: AtomicUsize,
@@ -161,6 +164,8 @@ pub(crate) struct Rest {
     pub(crate) eager: bool,
     /// The last turn failed, and what it had to do is still to be done.
     pub(crate) failed: bool,
+    /// There was something to do.
+    pub(crate) busy: bool,
 }
 
 impl Desk {
@@ -173,6 +178,7 @@ impl Desk {
             clock,
             crew: OnceLock::new(),
             attended: AtomicBool::new(false),
+            dispatcher: OnceLock::new(),
             closed: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
             waiters: Mutex::default(),
@@ -191,9 +197,23 @@ impl Desk {
         debug_assert!(employed.is_ok(), "a desk has one crew");
     }
 
-    /// Says whether a dispatcher serves the channel from now on.
-    pub(crate) fn set_attended(&self, attended: bool) {
-        self.attended.store(attended, Ordering::SeqCst);
+    /// Says that a dispatcher serves the channel from now on.
+    pub(crate) fn attend_by(&self, dispatcher: Thread) {
+        let first = self.dispatcher.set(dispatcher).is_ok();
+        debug_assert!(first, "a desk has one dispatcher");
+        self.attended.store(true, Ordering::SeqCst);
+    }
+
+    /// Says that the dispatcher has gone.
+    pub(crate) fn leave_unattended(&self) {
+        self.attended.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes the dispatcher. If it is awake, it looks once more before it rests.
+    pub(crate) fn wake(&self) {
+        if let Some(dispatcher) = self.dispatcher.get() {
+            dispatcher.unpark();
+        }
     }
 
     pub(crate) fn is_attended(&self) -> bool {
@@ -278,17 +298,11 @@ impl Desk {
         self.post(Item::Note(note));
     }
 
-    /// Makes the dispatcher look around.
-    pub(crate) fn nudge(&self) {
-        // A full channel keeps it busy anyhow.
-        let _ = self.sender.try_send(Item::Nudge);
-    }
-
     /// Tells that the application is about to commit a transaction in which it has enqueued.
     pub(crate) fn expect_commit(&self) {
         let until = self.clock.monotonic().saturating_add(EAGER);
         self.eager_until_ns.store(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.nudge();
+        self.wake();
     }
 
     fn post(&self, item: Item) {
@@ -302,6 +316,7 @@ impl Desk {
     fn hand_in(&self, item: Item) {
         // The receiver lives as long as we do.
         let _ = self.sender.send(item);
+        self.wake();
         if self.closed.load(Ordering::SeqCst) {
             self.refuse_all();
         }
@@ -328,11 +343,20 @@ impl Desk {
 
     /// Waits for an operation, no longer than `rest`, and takes a turn with it and all that have come since. The
     /// dispatcher's way.
-    pub(crate) fn attend(&self, rest: Duration) -> Result<Rest> {
-        let mut select = Select::new();
-        select.recv(&self.receiver);
+    ///
+    /// After a turn that had something to do, it lets others run a few times before it lies down: those whom it has just
+    /// answered often have something new, and each time somebody must wake it costs more than these.
+    pub(crate) fn attend(&self, rest: Duration, busy: bool) -> Result<Rest> {
+        for _ in 0..if busy { YIELDS } else { 0 } {
+            if !self.receiver.is_empty() {
+                break;
+            }
+            std::thread::yield_now();
+        }
         // What waits is left in the channel until the turn is ours: somebody else may take it along before.
-        let _ = select.ready_timeout(rest);
+        if self.receiver.is_empty() && !rest.is_zero() {
+            std::thread::park_timeout(rest);
+        }
         self.look_around()
     }
 
@@ -347,7 +371,7 @@ impl Desk {
     fn waiting(&self, core: &mut Core) -> Vec<Item> {
         let mut items = std::mem::take(&mut core.backlog);
         let room = TURN_MAX.saturating_sub(items.len());
-        items.extend(self.receiver.try_iter().take(room).filter(|item| !matches!(item, Item::Nudge)));
+        items.extend(self.receiver.try_iter().take(room));
         items
     }
 
@@ -356,7 +380,8 @@ impl Desk {
         if items.is_empty() {
             core.store.look()?;
         }
-        if !items.is_empty() || self.worth_a_turn(core, self.clock.now()) {
+        let busy = !items.is_empty();
+        if busy || self.worth_a_turn(core, self.clock.now()) {
             let turned = self.turn(core, None, items);
             if let Err(error) = &turned {
                 log::error!("a turn failed and is tried again: {error}");
@@ -366,13 +391,13 @@ impl Desk {
         if core.store.take_changed_by_others() {
             self.notify_all();
         }
-        Ok(self.rest(core, self.clock.now(), failed))
+        Ok(self.rest(core, busy, failed))
     }
 
-    fn rest(&self, core: &Core, now: Timestamp, failed: bool) -> Rest {
+    fn rest(&self, core: &Core, busy: bool, failed: bool) -> Rest {
         let mono_ns = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
         let eager = self.eager_until_ns.load(Ordering::Relaxed) > mono_ns;
-        Rest { due: core.store.next_due(now), eager, failed }
+        Rest { due: core.store.next_due(self.clock.now()), eager, failed, busy }
     }
 
     /// Whether a turn without operations would do anything. The look that found out took no write lock.
@@ -478,7 +503,6 @@ impl Item {
                 turn.finish(&finish.claim, &finish.verdict, finish.worker, backoff).map_err(storage).map(drop)
             }
             Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
-            Self::Nudge => Ok(()),
         }
     }
 

@@ -280,12 +280,13 @@ impl EngineBuilder {
         if threads {
             staff.open(shop.clone());
             pool.set_open(true);
-            desk.set_attended(true);
+            let desk_of_thread = desk.clone();
             let body = Dispatcher { desk, pool: pool.clone(), maintenance, stop: stop_dispatcher.clone() };
             let thread = std::thread::Builder::new()
                 .name("jobmill-dispatcher".to_owned())
                 .spawn(move || body.run())
                 .map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the dispatcher", error))?;
+            desk_of_thread.attend_by(thread.thread().clone());
             dispatcher = Some(thread);
         } else {
             inline = Some(Mutex::new(maintenance));

@@ -17,8 +17,9 @@ const LOOK_EAGERLY: Duration = Duration::from_micros(250);
 /// The wait after a turn that failed, doubled each time up to the longest.
 const FAILED_WAIT: Duration = Duration::from_millis(20);
 const FAILED_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How often time-outs and duties are looked at.
+/// How often timeouts and duties are looked at, while jobs run and while none do.
 const DUTIES_EVERY: Duration = Duration::from_millis(2);
+const DUTIES_IDLE: Duration = Duration::from_millis(50);
 /// How many failed turns the shutdown bears before it gives up what could not be written.
 const LAST_TURNS: u32 = 20;
 
@@ -44,12 +45,13 @@ impl Dispatcher {
     }
 
     fn take_turns(mut self) {
-        let mut rest = Duration::ZERO;
+        let (mut rest, mut busy) = (Duration::ZERO, false);
         let mut failed_wait = FAILED_WAIT;
         let mut duties_at = Duration::ZERO;
         while !self.stop.load(Ordering::SeqCst) {
-            let attended = self.attend(rest);
+            let attended = self.attend(rest, busy);
             let failed = attended.as_ref().map_or(true, |look| look.failed);
+            busy = attended.as_ref().is_ok_and(|look| look.busy);
             rest = if failed {
                 let wait = failed_wait;
                 failed_wait = (2 * failed_wait).min(FAILED_WAIT_MAX);
@@ -60,7 +62,7 @@ impl Dispatcher {
             };
             let now = self.desk.clock().monotonic();
             if now >= duties_at {
-                duties_at = now + DUTIES_EVERY;
+                duties_at = now + if self.pool.is_idle() { DUTIES_IDLE } else { DUTIES_EVERY };
                 if enforce(&self.desk, &self.pool) {
                     rest = Duration::ZERO;
                 }
@@ -68,15 +70,17 @@ impl Dispatcher {
             }
         }
         for _ in 0..LAST_TURNS {
-            match self.attend(Duration::ZERO) {
+            match self.attend(Duration::ZERO, false) {
                 Ok(look) if !look.failed => break,
                 _ => {}
             }
         }
     }
 
-    fn attend(&self, rest: Duration) -> crate::error::Result<Rest> {
-        self.desk.attend(rest).inspect_err(|error| log::error!("the dispatcher cannot look at the database: {error}"))
+    fn attend(&self, rest: Duration, busy: bool) -> crate::error::Result<Rest> {
+        self.desk
+            .attend(rest, busy)
+            .inspect_err(|error| log::error!("the dispatcher cannot look at the database: {error}"))
     }
 
     fn rest(&self, look: Rest) -> Duration {

@@ -166,12 +166,12 @@ impl Engine {
         }));
         desk.finish_next_turn(ends);
         self.stop_dispatcher.store(true, Ordering::SeqCst);
-        desk.nudge();
+        desk.wake();
         let dispatcher = self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner).take();
         if dispatcher.is_some_and(|thread| thread.join().is_err()) {
             log::error!("the dispatcher panicked");
         }
-        desk.set_attended(false);
+        desk.leave_unattended();
         self.staff.dismiss();
         self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();
         let written = self.sign_off();

@@ -131,6 +131,12 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether nothing runs and nothing is claimed.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.running.is_empty() && state.ready_len() == 0
+    }
+
     /// Says whether jobs are to be claimed.
     pub(crate) fn set_open(&self, open: bool) {
         self.state().open = open;

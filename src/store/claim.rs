@@ -86,18 +86,19 @@ impl Stream {
     }
 }
 
-/// Reads the next jobs of a lane that may run since they were created.
-pub(crate) const PLAN_PENDING: &str =
-    "SELECT id FROM jobmill_job WHERE lane = :lane AND state = 1 AND id > :id ORDER BY id LIMIT :chunk";
+/// Reads the next jobs of a lane that may run since they were created. Here and below the index is named, for SQLite
+/// would choose others once the application has had it gather statistics.
+pub(crate) const PLAN_PENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
+     WHERE lane = :lane AND state = 1 AND id > :id ORDER BY id LIMIT :chunk";
 
 /// Reads the next jobs of a lane whose own time has come.
-pub(crate) const PLAN_DELAYED: &str = "SELECT run_at, id FROM jobmill_job
+pub(crate) const PLAN_DELAYED: &str = "SELECT run_at, id FROM jobmill_job INDEXED BY jobmill_job_delayed
      WHERE lane = :lane AND state = 7 AND run_at <= :now AND (run_at, id) > (:run_at, :id)
      ORDER BY run_at, id LIMIT :chunk";
 
 /// Reads when the first delayed job of a lane is due.
-pub(crate) const PLAN_NEXT_DELAYED: &str =
-    "SELECT run_at FROM jobmill_job WHERE lane = :lane AND state = 7 ORDER BY run_at LIMIT 1";
+pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
+     WHERE lane = :lane AND state = 7 ORDER BY run_at LIMIT 1";
 
 /// Reads one job that is to be claimed.
 pub(crate) const PLAN_READ: &str =
@@ -109,7 +110,7 @@ pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
      WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
-pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, state FROM jobmill_job
+pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, state FROM jobmill_job INDEXED BY jobmill_job_expiry
      WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
 
 /// The statements that are run once for each claimed job.
@@ -265,8 +266,8 @@ impl Turn<'_> {
         let next: Option<i64> = self
             .conn
             .prepare_cached(
-                "SELECT expires_at FROM jobmill_job WHERE expires_at IS NOT NULL AND state IN (0, 1, 7)
-                 ORDER BY expires_at LIMIT 1",
+                "SELECT expires_at FROM jobmill_job INDEXED BY jobmill_job_expiry
+                 WHERE expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT 1",
             )?
             .query_row([], |row| row.get(0))
             .optional()?;

@@ -157,7 +157,8 @@ struct Place {
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
-const PLAN_INSERT: &str = "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
+pub(crate) const PLAN_INSERT: &str =
+    "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, user_id, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17)";
 

@@ -15,7 +15,7 @@ use crate::store::row::State;
 use crate::store::{Store, Turn};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
-pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at FROM jobmill_job
+pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at FROM jobmill_job INDEXED BY jobmill_job_place
      WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :limit";
 
 /// Where a pruning stands within one state of one lane.

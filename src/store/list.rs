@@ -10,10 +10,10 @@ use crate::store::read::{LaneRow, job, lanes};
 use crate::store::row::State;
 
 /// Reads ids of one state in one lane, the oldest first.
-pub(crate) const PLAN_LANE_ASCENDING: &str = "SELECT id FROM jobmill_job
+pub(crate) const PLAN_LANE_ASCENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
      WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :chunk";
 /// The same, the newest first.
-pub(crate) const PLAN_LANE_DESCENDING: &str = "SELECT id FROM jobmill_job
+pub(crate) const PLAN_LANE_DESCENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
      WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id DESC LIMIT :chunk";
 /// Reads ids of all jobs, the oldest first.
 pub(crate) const PLAN_ALL_ASCENDING: &str =

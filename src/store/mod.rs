@@ -9,6 +9,8 @@ pub(crate) mod instance;
 pub(crate) mod lane;
 pub(crate) mod list;
 pub(crate) mod operate;
+#[cfg(test)]
+mod plans;
 pub(crate) mod read;
 pub(crate) mod rescue;
 pub(crate) mod row;

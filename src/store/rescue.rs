@@ -16,7 +16,7 @@ const CRASHED: &str = "the process died while the handler ran";
 
 /// Reads the running jobs of a lane.
 pub(crate) const PLAN_RUNNING: &str = "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at
-     FROM jobmill_job WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id";
+     FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id";
 
 /// A job that its engine left running.
 struct Orphan {

@@ -1,0 +1,183 @@
+//! Tests of the plans that SQLite makes for our statements: each hot one goes by its index, sorts nothing, and is never
+//! prepared again.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use rusqlite::{Connection, StatementStatus, params_from_iter};
+
+use crate::error::Result;
+use crate::model::job::{Priority, Progress, Status};
+use crate::model::new_job::NewJob;
+use crate::model::page::{Order, Query};
+use crate::model::retry::Backoff;
+use crate::model::time::Timestamp;
+use crate::store::claim::{self, Demand};
+use crate::store::connect::{Durability, storage_error};
+use crate::store::finish::{self, Retry, Verdict};
+use crate::store::lane::Lane;
+use crate::store::{Store, Turn, enqueue, housekeeping, list, read, rescue};
+
+/// Wants everything.
+struct Greedy;
+
+impl Demand for Greedy {
+    fn room(&self, _: &Lane) -> usize {
+        10
+    }
+
+    fn took(&mut self, _: &Lane) {}
+
+    fn ageing(&self) -> Option<Duration> {
+        None
+    }
+}
+
+struct Fixture {
+    store: Store,
+    now: Timestamp,
+    _directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    fn new() -> Result<Self> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut store = Store::open(&directory.path().join("jobs.db"), Durability::Normal, Duration::from_secs(1))?;
+        store.serve(HashSet::from(["one".to_owned(), "two".to_owned()]), 1);
+        Ok(Self { store, now: Timestamp::from_micros(1_790_000_000_000_000), _directory: directory })
+    }
+
+    fn turn<R>(&mut self, work: impl FnOnce(&mut Turn<'_>) -> rusqlite::Result<R>) -> Result<R> {
+        self.now = self.now.saturating_add(Duration::from_millis(1));
+        let done = self.store.turn(self.now, None, |turn| work(turn).map_err(|error| storage_error("test", error)))?;
+        Ok(done.0)
+    }
+
+    /// Jobs of two kinds and every priority: some now, some later, some that expire, ended in every way.
+    fn lives(&mut self, count: usize) -> Result<()> {
+        for number in 0..count {
+            let kind = ["one", "two", "strange"][number % 3];
+            let mut job = NewJob::json(kind, &number).priority(Priority::ALL[number % 4]).tags(["all"]);
+            if number % 2 == 0 {
+                job = job.delay(Duration::from_secs(number as u64 % 9));
+            }
+            if number % 7 == 0 {
+                job = job.expires_in(Duration::from_secs(number as u64 % 20 + 1));
+            }
+            self.turn(|turn| turn.enqueue(&job).map(drop))?;
+            self.now = self.now.saturating_add(Duration::from_millis(300));
+            let now = self.now;
+            let (_, out) = self.store.turn(now, Some(&mut Greedy), |turn| {
+                let storage = |error| storage_error("test", error);
+                turn.expire(10).map_err(storage)?;
+                turn.claim().map_err(storage)
+            })?;
+            for (at, claim) in out.claims.into_iter().enumerate() {
+                let error = || "no".to_owned();
+                let verdict = match at % 4 {
+                    0 => Verdict::Completed { result: Some(b"1".to_vec()) },
+                    1 => Verdict::Failed {
+                        error: error(),
+                        outcome: crate::model::attempt::AttemptOutcome::Failed,
+                        retry: Retry::Backoff,
+                    },
+                    2 => Verdict::Returned,
+                    _ => Verdict::Snoozed { wait: Duration::from_secs(1) },
+                };
+                self.turn(|turn| {
+                    turn.progress(claim.job.id, &Progress { done: 1, total: None, note: None })?;
+                    turn.finish(&claim, &verdict, Some(1), &Backoff::default()).map(drop)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn plan(conn: &Connection, sql: &str) -> Vec<String> {
+    let mut statement = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("a plan");
+    let parameters = vec![1_i64; statement.parameter_count()];
+    let rows = statement.query_map(params_from_iter(parameters), |row| row.get(3)).expect("a plan");
+    rows.collect::<rusqlite::Result<_>>().expect("a plan")
+}
+
+#[test]
+fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
+    let mut fixture = Fixture::new()?;
+    fixture.lives(50)?;
+    // The plans must hold whatever SQLite knows of the tables: with and without statistics.
+    for analyzed in [false, true] {
+        let conn = fixture.store.connection();
+        if analyzed {
+            conn.execute_batch("ANALYZE").expect("statistics");
+        }
+        let place = "jobmill_job_place (lane=? AND state=? AND rowid>?";
+        let rowid = "jobmill_job USING INTEGER PRIMARY KEY (rowid=?)";
+        for (name, sql, index) in [
+            ("claim, pending", claim::PLAN_PENDING, place),
+            ("claim, delayed", claim::PLAN_DELAYED, "jobmill_job_delayed (lane=? AND"),
+            ("claim, next delayed", claim::PLAN_NEXT_DELAYED, "jobmill_job_delayed (lane=?)"),
+            ("claim, read", claim::PLAN_READ, rowid),
+            ("claim, mark", claim::PLAN_CLAIM, rowid),
+            ("expiry", claim::PLAN_EXPIRED, "jobmill_job_expiry (expires_at"),
+            ("end", finish::PLAN_END, rowid),
+            ("wait", finish::PLAN_WAIT, rowid),
+            ("return", finish::PLAN_RETURN, rowid),
+            ("rescue", rescue::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
+            ("prune", housekeeping::PLAN_PRUNE, place),
+            ("list, lane, ascending", list::PLAN_LANE_ASCENDING, place),
+            ("list, lane, descending", list::PLAN_LANE_DESCENDING, place),
+            ("list, all, ascending", list::PLAN_ALL_ASCENDING, "jobmill_job USING INTEGER PRIMARY KEY (rowid>?"),
+            ("list, all, descending", list::PLAN_ALL_DESCENDING, "jobmill_job USING INTEGER PRIMARY KEY (rowid>?"),
+            ("list, tag, ascending", list::PLAN_TAG_ASCENDING, "jobmill_tag USING PRIMARY KEY (tag=? AND job>?"),
+            ("list, tag, descending", list::PLAN_TAG_DESCENDING, "jobmill_tag USING PRIMARY KEY (tag=? AND job>?"),
+            ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
+        ] {
+            let plan = plan(conn, sql);
+            assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
+            for step in &plan {
+                assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_statement_is_prepared_again() -> Result<()> {
+    let mut fixture = Fixture::new()?;
+    fixture.lives(100)?;
+    let conn = fixture.store.connection();
+    for limit in 1..40 {
+        for order in [Order::Ascending, Order::Descending] {
+            let query = Query::new().order(order).limit(limit);
+            for query in [query.clone(), query.clone().statuses([Status::Completed]), query.tags(["all"])] {
+                list::list(conn, &query).expect("a page");
+            }
+        }
+    }
+    for sql in [
+        enqueue::PLAN_INSERT,
+        claim::PLAN_PENDING,
+        claim::PLAN_DELAYED,
+        claim::PLAN_NEXT_DELAYED,
+        claim::PLAN_READ,
+        claim::PLAN_CLAIM,
+        claim::PLAN_EXPIRED,
+        finish::PLAN_END,
+        finish::PLAN_WAIT,
+        finish::PLAN_RETURN,
+        list::PLAN_LANE_ASCENDING,
+        list::PLAN_LANE_DESCENDING,
+        list::PLAN_ALL_ASCENDING,
+        list::PLAN_ALL_DESCENDING,
+        list::PLAN_TAG_ASCENDING,
+        list::PLAN_TAG_DESCENDING,
+        read::PLAN_JOB,
+    ] {
+        let statement = conn.prepare_cached(sql).expect("a statement");
+        assert!(statement.get_status(StatementStatus::Run) > 1, "the test must run: {sql}");
+        assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");
+    }
+    Ok(())
+}

@@ -269,7 +269,7 @@ fn what_cannot_be_read_is_told_and_ends_nothing() {
     place.write("secret", b"content");
     place.write("closed/three", b"content");
     for path in ["secret", "closed"] {
-        fs::set_permissions(place.tree().join(path), fs::Permissions::from_mode(0)).expect("permissions");
+        fs::set_permissions(place.tree().join(path), fs::Permissions::from_mode(0o000)).expect("permissions");
     }
     // Nothing is closed to the superuser.
     let closed = File::open(place.tree().join("secret")).is_err();

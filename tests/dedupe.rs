@@ -90,9 +90,13 @@ impl Place {
 
     /// Starts a run that tells each job on its standard error.
     fn start(&self) -> Running {
-        let mut child = self.command().env("RUST_LOG", "jobmill=debug").spawn().expect("the program starts");
+        // Its report goes to a file: a pipe that nobody reads would stop it.
+        let report = self.path().join("report");
+        let mut command = self.command();
+        command.env("RUST_LOG", "jobmill=debug").stdout(File::create(&report).expect("a file"));
+        let mut child = command.spawn().expect("the program starts");
         let log = BufReader::new(child.stderr.take().expect("it is piped"));
-        Running { child, log, line: String::new(), ended: 0 }
+        Running { child, log, report, line: String::new(), ended: 0 }
     }
 }
 
@@ -100,6 +104,7 @@ impl Place {
 struct Running {
     child: Child,
     log: BufReader<ChildStderr>,
+    report: PathBuf,
     /// The line that was read last.
     line: String,
     /// How many jobs it has told to have ended.
@@ -131,6 +136,7 @@ impl Running {
     fn end(mut self) -> (Output, usize) {
         self.read("", usize::MAX);
         let mut output = self.child.wait_with_output().expect("it ends");
+        output.stdout = fs::read(self.report).expect("a report");
         output.stderr = self.line.into_bytes();
         (output, self.ended)
     }

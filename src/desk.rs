@@ -259,7 +259,7 @@ impl Desk {
         let mut call = Call::new(work, None);
         let items = self.waiting(core);
         let turned = self.turn(core, Some(&mut call), items);
-        call.outcome(turned.as_ref().map(|()| ()))
+        call.outcome(turned.as_ref().copied())
     }
 
     /// Hands in the end of an attempt.
@@ -408,7 +408,7 @@ impl Desk {
     }
 
     /// Takes one turn: the operations, then what time has brought, then as many claims as are wanted.
-    fn turn(&self, core: &mut Core, mut first: Option<&mut dyn Operation>, mut items: Vec<Item>) -> Result<()> {
+    fn turn(&self, core: &mut Core, first: Option<&mut dyn Operation>, mut items: Vec<Item>) -> Result<()> {
         let crew = self.crew.get();
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
@@ -416,7 +416,7 @@ impl Desk {
         let mut demand = crew.map(|crew| crew.demand());
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
-            if let Some(first) = first.as_deref_mut() {
+            if let Some(first) = first {
                 first.apply(turn)?;
             }
             for item in &mut items {

@@ -40,3 +40,8 @@ pub use rusqlite;
 pub use store::connect::Durability;
 pub use store::enqueue::Enqueued;
 pub use store::operate::Cancelled;
+
+/// The programs of the README, for the test that runs them.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

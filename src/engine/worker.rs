@@ -57,10 +57,11 @@ impl Shop {
             self.client.desk().note(note);
         }
         if run.has_ended() {
+            log::debug!("{} {} ends attempt {}: completed in a transaction", job.kind, job.id, job.attempt);
             return true;
         }
         let verdict = verdict(run, outcome, overdue);
-        log::debug!("{} {} ends attempt {}: {verdict:?}", job.kind, job.id, job.attempt);
+        log::debug!("{} {} ends attempt {}: {verdict}", job.kind, job.id, job.attempt);
         let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) };
         match left {
             Ended::LastOne => self.client.desk().finish_last(finish),

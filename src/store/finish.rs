@@ -1,5 +1,6 @@
 //! How an attempt ends in the ledger, and what a handler writes while it runs.
 
+use std::fmt;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Statement, named_params, params};
@@ -27,6 +28,20 @@ pub(crate) enum Verdict {
     Cancelled { reason: Option<String> },
     /// It never began, or was cut off by the shutdown: the attempt does not count.
     Returned,
+}
+
+/// In words for a log, which does not hold what a handler gave.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Completed { .. } => f.write_str("completed"),
+            Self::Failed { error, outcome, .. } => write!(f, "{}: {error}", outcome.as_str()),
+            Self::Snoozed { wait } => write!(f, "snoozed for {wait:?}"),
+            Self::Cancelled { reason: Some(reason) } => write!(f, "cancelled: {reason}"),
+            Self::Cancelled { reason: None } => f.write_str("cancelled"),
+            Self::Returned => f.write_str("returned"),
+        }
+    }
 }
 
 /// Whether a failed attempt is followed by another.
@@ -305,4 +320,19 @@ pub(crate) fn record_attempt(conn: &Connection, past: &PastAttempt<'_>) -> rusql
         ":worker": past.worker,
     })
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_handler_gives_is_not_logged() {
+        // The log of each attempt showed its result, secrets included.
+        let verdict = Verdict::Completed { result: Some(b"\"secret\"".to_vec()) };
+        assert_eq!(verdict.to_string(), "completed");
+        let verdict =
+            Verdict::Failed { error: "no".to_owned(), outcome: AttemptOutcome::TimedOut, retry: Retry::Never };
+        assert_eq!(verdict.to_string(), "timedout: no");
+    }
 }

@@ -96,6 +96,8 @@ pub(crate) struct Finish {
     pub(crate) claim: Arc<Claim>,
     pub(crate) verdict: Verdict,
     pub(crate) worker: Option<u32>,
+    /// Where the lock file tells that the attempt has begun, if it has.
+    pub(crate) slot: Option<u32>,
 }
 
 /// What a running handler tells of itself.
@@ -126,6 +128,8 @@ pub(crate) trait Crew: Send + Sync {
     fn accept(&self, claims: Vec<Claim>);
     /// Asks running jobs to stop.
     fn stop(&self, jobs: &[JobId]);
+    /// Lets go of the slots of attempts whose ends are committed.
+    fn settled(&self, slots: &[u32]);
     /// How long a job waits after a failure unless it says otherwise.
     fn backoff(&self) -> &Backoff;
 }
@@ -410,7 +414,8 @@ impl Desk {
                 if let Some(crew) = crew {
                     crew.turn_took(self.clock.monotonic().saturating_sub(began));
                 }
-                self.publish(claims, &out);
+                let slots: Vec<u32> = items.iter().filter_map(Item::slot).collect();
+                self.publish(claims, &out, &slots);
                 for item in items {
                     item.answer(Ok(()));
                 }
@@ -428,8 +433,11 @@ impl Desk {
         }
     }
 
-    fn publish(&self, claims: Vec<Claim>, out: &Outbox) {
+    fn publish(&self, claims: Vec<Claim>, out: &Outbox, settled: &[u32]) {
         if let Some(crew) = self.crew.get() {
+            if !settled.is_empty() {
+                crew.settled(settled);
+            }
             if !out.stop.is_empty() {
                 crew.stop(&out.stop);
             }
@@ -482,6 +490,13 @@ impl Item {
             }
             Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
             Self::Nudge => Ok(()),
+        }
+    }
+
+    fn slot(&self) -> Option<u32> {
+        match self {
+            Self::Finish(finish) => finish.slot,
+            _ => None,
         }
     }
 

@@ -154,7 +154,7 @@ impl Engine {
             .pool
             .retire()
             .into_iter()
-            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None })
+            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None })
             .collect();
         self.pool.wait_until_idle(timeout);
         let runs = self.pool.abandon_all();
@@ -163,6 +163,7 @@ impl Engine {
             claim: run.claim.clone(),
             verdict: Verdict::Returned,
             worker: Some(run.worker),
+            slot: Some(run.slot),
         }));
         desk.finish_next_turn(ends);
         self.stop_dispatcher.store(true, Ordering::SeqCst);

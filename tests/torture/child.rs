@@ -157,22 +157,19 @@ fn handle(work: Work, ctx: &Context) -> Result<Outcome<String>, Failure> {
             panic!("as it was told to");
         }
         How::Effect => {
-            end("done");
             let (job, token) = (id.to_string(), token.clone());
-            ctx.complete(move |tx| -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
+            let completed = ctx.complete(move |tx| -> Result<String, Box<dyn std::error::Error + Send + Sync>> {
                 tx.execute("INSERT INTO effect VALUES (?1, ?2)", (&job, &token))?;
                 Ok(token)
-            })
-            .map_err(Failure::retry)?;
+            });
+            end(if completed.is_ok() { "done" } else { "error" });
+            completed.map_err(Failure::retry)?;
             return Ok(Outcome::Done("after the end, of no account".to_owned()));
         }
         How::EffectOfItsOwn => {
-            end("done");
-            let mut conn = ctx.client().connection()?;
-            let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-            tx.execute("INSERT INTO effect VALUES (?1, ?2)", (id.to_string(), &token))?;
-            ctx.complete_in(&tx, &token)?;
-            tx.commit()?;
+            let completed = complete_in_own_transaction(ctx, &token);
+            end(if completed.is_ok() { "done" } else { "error" });
+            completed?;
             return Ok(Outcome::Done("after the end, of no account".to_owned()));
         }
         How::Poison => {
@@ -182,6 +179,15 @@ fn handle(work: Work, ctx: &Context) -> Result<Outcome<String>, Failure> {
     }
     end("done");
     Ok(Outcome::Done(token))
+}
+
+fn complete_in_own_transaction(ctx: &Context, token: &str) -> Result<(), Failure> {
+    let mut conn = ctx.client().connection()?;
+    let tx = conn.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    tx.execute("INSERT INTO effect VALUES (?1, ?2)", (ctx.id().to_string(), token))?;
+    ctx.complete_in(&tx, &token)?;
+    tx.commit()?;
+    Ok(())
 }
 
 /// Lives as ordered. Whatever should not happen panics, which ends the process with a code of its own.

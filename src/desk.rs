@@ -349,6 +349,18 @@ impl Desk {
         self.round(&mut core, items)
     }
 
+    /// Takes turns until nothing waits any more.
+    pub(crate) fn settle(&self) -> Result<()> {
+        loop {
+            if self.look_around()?.failed {
+                return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
+            }
+            if self.receiver.is_empty() && self.core.lock().backlog.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     /// What earlier turns have left, and what has been handed in since.
     fn waiting(&self, core: &mut Core) -> Vec<Item> {
         let mut items = std::mem::take(&mut core.backlog);

@@ -189,13 +189,13 @@ impl Engine {
     /// Writes what is left to write, and closes our row.
     fn sign_off(&self) -> Result<()> {
         let desk = self.client.desk();
-        if desk.look_around()?.failed {
-            return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
-        }
+        desk.settle()?;
         let own = self.own;
-        desk.call_here(move |turn| {
-            turn.unregister(own).map_err(|error| storage_error("cannot close the engine's row", error))
+        // A turn that was under way when the claiming stopped may have claimed jobs that nobody has taken since.
+        let left = desk.call_here(move |turn| {
+            turn.rescue(own, &HashSet::new()).map_err(|error| storage_error("cannot close the engine's row", error))
         })?;
+        log::debug!("{left:?} at the shutdown");
         desk.with_store(|store| {
             if let Err(error) = with_patience(Duration::ZERO, || store.checkpoint()) {
                 log::debug!("no checkpoint at the shutdown: {error}");

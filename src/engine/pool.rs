@@ -204,6 +204,10 @@ impl Pool {
     }
 
     fn begin(&self, state: &mut State, worker: u32) -> Option<Arc<Run>> {
+        if !state.open {
+            // What a late turn has claimed goes back.
+            return None;
+        }
         let claim = state.take(&self.settings.workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;

@@ -1,0 +1,95 @@
+//! What is left when an engine ends, well or badly.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use jobmill::testing::{Fault, Harness};
+use jobmill::{Cancelled, Client, Context, Durability, Engine, Failure, NewJob, Payload, Status, Workers};
+use serde::{Deserialize, Serialize};
+
+#[derive(Serialize, Deserialize)]
+struct Task;
+
+impl Payload for Task {
+    const KIND: &'static str = "task";
+}
+
+/// A job that waits to be released, or does not.
+#[derive(Serialize, Deserialize)]
+struct Wait(bool);
+
+impl Payload for Wait {
+    const KIND: &'static str = "wait";
+}
+
+/// A worker overwrote the mark that a job had begun while the job's end was not committed yet.
+#[test]
+fn an_attempt_that_ended_unwritten_is_spent_by_a_crash() -> jobmill::Result<()> {
+    let runs = Arc::new(AtomicU32::new(0));
+    let counted = runs.clone();
+    let mut t = Harness::new(move |builder| {
+        let runs = counted.clone();
+        builder.handle(move |_: Task, _: &Context| -> Result<(), Failure> {
+            runs.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        })
+    })?;
+    let once = t.enqueue(NewJob::of(&Task).max_attempts(1))?;
+    let twice = t.enqueue(NewJob::of(&Task).max_attempts(2))?;
+    t.faults().fail(2, Fault::Before);
+    assert!(t.drain().is_err(), "the claim is committed, and the ends are not");
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    t.crash()?;
+    t.drain()?;
+    t.check(once, "failed, attempt 1: the process died while the handler ran");
+    t.check(twice, "completed, attempt 2");
+    assert_eq!(runs.load(Ordering::SeqCst), 3);
+    assert!(t.client().verify()?.is_empty());
+    Ok(())
+}
+
+/// The ends that workers handed in after the dispatcher's last turn were lost, and so were claims of a turn that was
+/// under way when the claiming stopped: these jobs were running for ever, under an engine that had signed off.
+#[test]
+fn a_shutdown_under_load_leaves_no_job_running() -> jobmill::Result<()> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("jobs.db");
+    let ask = Client::open(&path)?;
+    for round in 0..50 {
+        let (began, begun) = bounded(2);
+        let (release, released): (Sender<()>, _) = bounded(0);
+        let engine = Engine::builder(&path)
+            .workers(Workers::new(2))
+            .durability(Durability::Normal)
+            .handle(move |wait: Wait, _: &Context| -> Result<(), Failure> {
+                if wait.0 {
+                    let _ = began.send(());
+                    let _ = released.recv();
+                }
+                Ok(())
+            })
+            .start()?;
+        // Jobs of a kind that takes no time are claimed ahead.
+        for id in engine.client().enqueue_many((0..20).map(|_| &Wait(false)))? {
+            engine.client().wait(id.id(), Duration::from_secs(20))?;
+        }
+        let waiting = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| while engine.client().enqueue(&Wait(false)).is_ok() {});
+            }
+            let waiting = engine.client().enqueue_many([&Wait(true), &Wait(true)])?;
+            let _ = (begun.recv(), begun.recv());
+            assert_eq!(engine.shutdown(Duration::from_millis(5))?.returned, 2);
+            jobmill::Result::Ok(waiting)
+        })?;
+        drop(release);
+        assert_eq!(ask.stats()?.total.running, 0, "round {round}");
+        assert_eq!(ask.verify()?, Vec::<String>::new(), "round {round}");
+        for id in waiting {
+            assert_eq!(ask.cancel(id.id())?, Cancelled::Now);
+        }
+    }
+    Ok(())
+}

@@ -93,3 +93,26 @@ fn a_shutdown_under_load_leaves_no_job_running() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+/// A running job that was asked to stop went back to pending with the shutdown, and ran again.
+#[test]
+fn a_request_to_cancel_outlives_the_shutdown() -> jobmill::Result<()> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("jobs.db");
+    let (began, begun) = bounded(1);
+    let (_keep, never): (_, Receiver<()>) = bounded(0);
+    let deaf = move |_: Task, _: &Context| -> Result<(), Failure> {
+        let _ = began.send(());
+        let _ = never.recv();
+        Ok(())
+    };
+    let engine = Engine::builder(&path).handle(deaf).start()?;
+    let id = engine.client().enqueue(&Task)?.id();
+    let _ = begun.recv();
+    assert_eq!(engine.client().cancel(id)?, Cancelled::Requested);
+    assert_eq!(engine.shutdown(Duration::ZERO)?.returned, 1);
+    let client = Client::open(&path)?;
+    assert_eq!(client.get(id)?.status, Status::Cancelled);
+    assert!(client.verify()?.is_empty());
+    Ok(())
+}

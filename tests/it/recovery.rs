@@ -116,3 +116,21 @@ fn a_request_to_cancel_outlives_the_shutdown() -> jobmill::Result<()> {
     assert!(client.verify()?.is_empty());
     Ok(())
 }
+
+/// A lane that a failed turn had made was remembered under its number, which another lane has got since: jobs went to
+/// that lane's queue and kind.
+#[test]
+fn a_lane_of_a_failed_turn_is_forgotten() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder)?;
+    t.faults().fail(1, Fault::Before);
+    assert!(t.enqueue(NewJob::json("first", &1).queue("one")).is_err());
+    let mut conn = t.client().connection()?;
+    let tx = conn.transaction().expect("a transaction");
+    t.client().enqueue_in(&tx, NewJob::json("second", &2).queue("two"))?;
+    tx.commit().expect("a commit");
+    let id = t.enqueue(NewJob::json("first", &1).queue("one"))?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.kind.as_str(), job.queue.as_str()), ("first", "one"));
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}

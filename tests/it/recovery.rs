@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jobmill::testing::{Fault, Harness};
-use jobmill::{Cancelled, Client, Context, Durability, Engine, Failure, NewJob, Payload, Status, Workers};
+use jobmill::{
+    Cancelled, Client, Context, Durability, Engine, Failure, NewJob, Payload, Retention, Status, Unique, Workers,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Serialize, Deserialize)]
@@ -22,6 +24,14 @@ struct Wait(bool);
 
 impl Payload for Wait {
     const KIND: &'static str = "wait";
+}
+
+/// A job that fails for good, or does not.
+#[derive(Serialize, Deserialize)]
+struct Fails(bool);
+
+impl Payload for Fails {
+    const KIND: &'static str = "fails";
 }
 
 /// A worker overwrote the mark that a job had begun while the job's end was not committed yet.
@@ -132,5 +142,29 @@ fn a_lane_of_a_failed_turn_is_forgotten() -> jobmill::Result<()> {
     let job = t.client().get(id)?;
     assert_eq!((job.kind.as_str(), job.queue.as_str()), ("first", "one"));
     assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}
+
+/// A job that was retried after the later holder of its key had been pruned held no key.
+#[test]
+fn a_retried_job_holds_its_key_though_a_later_holder_is_gone() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let hour = Some(Duration::from_secs(3600));
+        builder.retention(Retention { completed: hour, ..Retention::FOREVER }).handle(
+            |fails: Fails, _: &Context| -> Result<(), Failure> {
+                if fails.0 { Err(Failure::fatal("never")) } else { Ok(()) }
+            },
+        )
+    })?;
+    let unique = |fails| NewJob::of(&Fails(fails)).unique(Unique::key("only"));
+    let failed = t.enqueue(unique(true))?;
+    t.drain()?;
+    let completed = t.enqueue(unique(false))?;
+    t.drain()?;
+    t.advance(Duration::from_secs(7200));
+    t.engine().maintain()?;
+    assert!(t.client().get(completed).is_err(), "it is pruned");
+    t.client().retry(failed)?;
+    assert_eq!(t.enqueue(unique(false))?, failed, "it holds the key");
     Ok(())
 }

@@ -97,6 +97,8 @@ pub(crate) struct Finish {
     pub(crate) claim: Arc<Claim>,
     pub(crate) verdict: Verdict,
     pub(crate) worker: Option<u32>,
+    /// Where the lock file tells that the attempt has begun, if it has.
+    pub(crate) slot: Option<u32>,
 }
 
 /// What a running handler tells of itself.
@@ -125,6 +127,8 @@ pub(crate) trait Crew: Send + Sync {
     fn accept(&self, claims: Vec<Claim>);
     /// Asks running jobs to stop.
     fn stop(&self, jobs: &[JobId]);
+    /// Lets go of the slots of attempts whose ends are committed.
+    fn settled(&self, slots: &[u32]);
     /// How long a job waits after a failure unless it says otherwise.
     fn backoff(&self) -> &Backoff;
 }
@@ -367,6 +371,18 @@ impl Desk {
         self.round(&mut core, items)
     }
 
+    /// Takes turns until nothing waits any more.
+    pub(crate) fn settle(&self) -> Result<()> {
+        loop {
+            if self.look_around()?.failed {
+                return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
+            }
+            if self.receiver.is_empty() && self.core.lock().backlog.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
     /// What earlier turns have left, and what has been handed in since.
     fn waiting(&self, core: &mut Core) -> Vec<Item> {
         let mut items = std::mem::take(&mut core.backlog);
@@ -432,7 +448,8 @@ impl Desk {
                 if let Some(crew) = crew {
                     crew.turn_took(self.clock.monotonic().saturating_sub(began));
                 }
-                self.publish(out);
+                let slots: Vec<u32> = items.iter().filter_map(Item::slot).collect();
+                self.publish(out, &slots);
                 for item in items {
                     item.answer(Ok(()));
                 }
@@ -450,8 +467,11 @@ impl Desk {
         }
     }
 
-    fn publish(&self, out: Outbox) {
+    fn publish(&self, out: Outbox, settled: &[u32]) {
         if let Some(crew) = self.crew.get() {
+            if !settled.is_empty() {
+                crew.settled(settled);
+            }
             if !out.stop.is_empty() {
                 crew.stop(&out.stop);
             }
@@ -503,6 +523,13 @@ impl Item {
                 turn.finish(&finish.claim, &finish.verdict, finish.worker, backoff).map_err(storage).map(drop)
             }
             Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
+        }
+    }
+
+    fn slot(&self) -> Option<u32> {
+        match self {
+            Self::Finish(finish) => finish.slot,
+            _ => None,
         }
     }
 

@@ -1,9 +1,9 @@
 //! Who is alive: each engine holds an operating system's lock on a small file of its own beside the database. Whoever
 //! can take that lock knows that its owner is dead.
 //!
-//! The file also tells which claimed jobs have begun: a slot for each worker, with the id and the fencing token of the
-//! job that it took last. A kill of the process keeps it, for the operating system has the bytes; after a power cut a
-//! slot may be old, and its job then counts as not begun.
+//! The file also tells which claimed jobs have begun: a slot for each attempt whose end is not committed yet, with the
+//! job's id and its fencing token. A kill of the process keeps it, for the operating system has the bytes; after a power
+//! cut a slot may be old, and its job then counts as not begun.
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -57,7 +57,7 @@ impl Liveness {
         &self.path
     }
 
-    /// Tells that a worker has begun a job.
+    /// Tells that an attempt has begun. Its slot must not be used for another before its end is committed.
     pub(crate) fn begun(&self, slot: u32, id: i64, fence: i64) {
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&id.to_le_bytes());

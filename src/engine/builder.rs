@@ -247,7 +247,10 @@ impl EngineBuilder {
 
         let registry = Arc::new(self.registry);
         let kinds = registry.kinds();
-        let own = register(&mut store, &*self.clock, &liveness, &kinds)?;
+        // Nobody would come to remove the file of an engine that has no row. One that has a row after all needs no file:
+        // it counts as dead without.
+        let registered = register(&mut store, &*self.clock, &liveness, &kinds).inspect_err(|_| liveness.end());
+        let own = registered?;
         store.serve(kinds, own);
         let client = Client::new(store, self.durability, self.clock.clone())?;
         let desk = client.desk().clone();

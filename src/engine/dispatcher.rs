@@ -101,9 +101,11 @@ pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
         let job = &run.claim.job;
         log::warn!("{} {} ignores its timeout: attempt {} is abandoned", job.kind, job.id, job.attempt);
         let verdict = timed_out("the time of the attempt is up, and its handler ignores it".to_owned());
-        ends.push(Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) });
+        let (claim, worker, slot) = (run.claim.clone(), Some(run.worker), Some(run.slot));
+        ends.push(Finish { claim, verdict, worker, slot });
     }
-    ends.extend(pool.stale().into_iter().map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None }));
+    let stale = pool.stale().into_iter();
+    ends.extend(stale.map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None }));
     let any = !ends.is_empty();
     desk.finish_next_turn(ends);
     any

@@ -169,12 +169,14 @@ impl Maintenance {
                     .map_err(|error| storage_error("cannot forget instances", error))
             })?;
         }
-        let Some(range) = self.pruning.pop() else {
+        let Some(&range) = self.pruning.last() else {
             return self.vacuum();
         };
         let (gone, left) = self.desk.call_here(move |turn| {
             turn.prune(range, SLICE_JOBS).map_err(|error| storage_error("cannot prune", error))
         })?;
+        // A slice that failed is tried again.
+        self.pruning.pop();
         self.pruning.extend(left);
         if gone > 0 {
             log::debug!("{gone} ended jobs pruned");

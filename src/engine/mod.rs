@@ -154,7 +154,7 @@ impl Engine {
             .pool
             .retire()
             .into_iter()
-            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None })
+            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None })
             .collect();
         self.pool.wait_until_idle(timeout);
         let runs = self.pool.abandon_all();
@@ -163,6 +163,7 @@ impl Engine {
             claim: run.claim.clone(),
             verdict: Verdict::Returned,
             worker: Some(run.worker),
+            slot: Some(run.slot),
         }));
         desk.finish_next_turn(ends);
         self.stop_dispatcher.store(true, Ordering::SeqCst);
@@ -188,13 +189,13 @@ impl Engine {
     /// Writes what is left to write, and closes our row.
     fn sign_off(&self) -> Result<()> {
         let desk = self.client.desk();
-        if desk.look_around()?.failed {
-            return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
-        }
+        desk.settle()?;
         let own = self.own;
-        desk.call_here(move |turn| {
-            turn.unregister(own).map_err(|error| storage_error("cannot close the engine's row", error))
+        // A turn that was under way when the claiming stopped may have claimed jobs that nobody has taken since.
+        let left = desk.call_here(move |turn| {
+            turn.rescue(own, &HashSet::new()).map_err(|error| storage_error("cannot close the engine's row", error))
         })?;
+        log::debug!("{left:?} at the shutdown");
         desk.with_store(|store| {
             if let Err(error) = with_patience(Duration::ZERO, || store.checkpoint()) {
                 log::debug!("no checkpoint at the shutdown: {error}");

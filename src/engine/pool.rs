@@ -75,6 +75,9 @@ struct State {
     /// Somebody waits for runs to end.
     awaited: bool,
     next_worker: u32,
+    /// Slots of the lock file that hold no attempt whose end is not committed yet, and the number of all slots.
+    free_slots: Vec<u32>,
+    slots: u32,
 }
 
 impl State {
@@ -207,6 +210,10 @@ impl Pool {
     }
 
     fn begin(&self, state: &mut State, worker: u32) -> Option<Arc<Run>> {
+        if !state.open {
+            // What a late turn has claimed goes back.
+            return None;
+        }
         let claim = state.take(&self.settings.workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;
@@ -214,7 +221,11 @@ impl Pool {
             self.work.notify_one();
         }
         state.running_by_rank[claim.job.priority.rank()] += 1;
-        let run = Arc::new(Run::new(claim, worker, now));
+        let slot = state.free_slots.pop().unwrap_or_else(|| {
+            state.slots += 1;
+            state.slots - 1
+        });
+        let run = Arc::new(Run::new(claim, worker, slot, now));
         if state.stopped.remove(&run.claim.job.id) {
             run.ask_to_stop(Stop::Cancelled);
         }
@@ -435,6 +446,11 @@ impl Pool {
                 None => {}
             }
         }
+    }
+
+    /// Lets go of slots whose attempts the ledger has settled.
+    pub(crate) fn settled(&self, slots: &[u32]) {
+        self.state().free_slots.extend(slots);
     }
 
     pub(crate) fn backoff(&self) -> &Backoff {

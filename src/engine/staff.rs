@@ -90,6 +90,10 @@ impl Crew for Staff {
         self.pool.stop(jobs);
     }
 
+    fn settled(&self, slots: &[u32]) {
+        self.pool.settled(slots);
+    }
+
     fn backoff(&self) -> &Backoff {
         self.pool.backoff()
     }

@@ -37,7 +37,7 @@ impl Shop {
     /// Runs one attempt and hands in its end. False if it had been abandoned, and its outcome does not count.
     pub(crate) fn run(&self, run: &Arc<Run>) -> bool {
         let job = &run.claim.job;
-        self.liveness.begun(run.worker, job.id.raw(), run.claim.fence);
+        self.liveness.begun(run.slot, job.id.raw(), run.claim.fence);
         log::debug!("{} {} begins attempt {}", job.kind, job.id, job.attempt);
         let ctx = Context::new(run.clone(), self.client.clone(), self.states.clone(), self.shutting_down.clone());
         let outcome = match run.stop() {
@@ -58,11 +58,12 @@ impl Shop {
         }
         if run.has_ended() {
             log::debug!("{} {} ends attempt {}: completed in a transaction", job.kind, job.id, job.attempt);
+            self.pool.settled(&[run.slot]);
             return true;
         }
         let verdict = verdict(run, outcome, overdue);
         log::debug!("{} {} ends attempt {}: {verdict}", job.kind, job.id, job.attempt);
-        let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) };
+        let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker), slot: Some(run.slot) };
         match left {
             Ended::LastOne => self.client.desk().finish_last(finish),
             _ => self.client.desk().finish(finish),

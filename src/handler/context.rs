@@ -41,6 +41,9 @@ pub(crate) enum Stop {
 pub(crate) struct Run {
     pub(crate) claim: Arc<Claim>,
     pub(crate) worker: u32,
+    /// Where the lock file tells that it has begun. It is kept until the end of the attempt is committed: before that, a
+    /// crash must find it there.
+    pub(crate) slot: u32,
     /// When it began, on the monotonic clock.
     pub(crate) began: Duration,
     stop: AtomicU8,
@@ -59,8 +62,8 @@ struct Notes {
 }
 
 impl Run {
-    pub(crate) fn new(claim: Arc<Claim>, worker: u32, began: Duration) -> Self {
-        Self { claim, worker, began, stop: AtomicU8::new(0), notes: Mutex::default() }
+    pub(crate) fn new(claim: Arc<Claim>, worker: u32, slot: u32, began: Duration) -> Self {
+        Self { claim, worker, slot, began, stop: AtomicU8::new(0), notes: Mutex::default() }
     }
 
     /// Asks the handler to stop. The first reason stays.

@@ -82,6 +82,7 @@ impl Lanes {
         )?;
         let mut rows = statement.query([])?;
         let mut seen = 0;
+        let mut same = true;
         while let Some(row) = rows.next()? {
             seen += 1;
             let id: i64 = row.get(0)?;
@@ -94,6 +95,9 @@ impl Lanes {
                 }
             };
             let lane = &mut self.lanes[at];
+            same &= row.get_ref(9)?.as_str() == Ok(&*lane.queue)
+                && row.get_ref(10)?.as_str() == Ok(&*lane.kind)
+                && row.get::<_, Priority>(11)? == lane.priority;
             for (column, count) in lane.counts.iter_mut().enumerate() {
                 *count = row.get(column + 1)?;
             }
@@ -101,8 +105,8 @@ impl Lanes {
             lane.next_delayed = NextDelayed::Unknown;
             lane.paused = self.paused.contains(&*lane.queue);
         }
-        if seen != self.lanes.len() {
-            // Lanes that a failed turn had made are gone again.
+        if seen != self.lanes.len() || !same {
+            // Lanes that a failed turn had made are gone again, and others may have got their numbers since.
             self.lanes.clear();
             self.by_id.clear();
             self.by_name.clear();

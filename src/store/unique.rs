@@ -56,8 +56,13 @@ pub(crate) fn retake(
         .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
         .optional()?;
     if holder.is_none() {
-        conn.prepare_cached("UPDATE jobmill_unique SET job = :job WHERE key = :key")?
-            .execute(named_params! { ":key": scoped_key, ":job": job })?;
+        // The row went with the last holder if that has been pruned. What the job was given for it then is not known
+        // any more: it holds the key while it waits and runs.
+        conn.prepare_cached(
+            "INSERT INTO jobmill_unique (key, job, statuses) VALUES (:key, :job, :statuses)
+             ON CONFLICT (key) DO UPDATE SET job = excluded.job",
+        )?
+        .execute(named_params! { ":key": scoped_key, ":job": job, ":statuses": Unique::key("").statuses })?;
     }
     Ok(holder)
 }

@@ -54,14 +54,14 @@ pub(crate) const PLAN_END: &str = "UPDATE jobmill_job SET state = :state, comple
          result = :result, error = coalesce(:error, error)
      WHERE id = :id AND claim = :fence AND state = 2";
 
-/// Ends a claim so that the job waits for another.
-pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, worker = :worker,
+/// Ends a claim so that the job waits for another. A job that waits has no owner: its own row tells of no attempt.
+pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, owner = NULL, worker = :worker,
          attempt = attempt - :unspent, error = coalesce(:error, error)
      WHERE id = :id AND claim = :fence AND state = 2";
 
 /// Puts a job back where its claim took it from.
 pub(crate) const PLAN_RETURN: &str =
-    "UPDATE jobmill_job SET state = CASE WHEN run_at IS NULL THEN 1 ELSE 7 END, attempt = attempt - 1
+    "UPDATE jobmill_job SET state = CASE WHEN run_at IS NULL THEN 1 ELSE 7 END, owner = NULL, attempt = attempt - 1
      WHERE id = :id AND claim = :fence AND state = 2
      RETURNING state, run_at";
 

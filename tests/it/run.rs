@@ -164,6 +164,29 @@ fn a_snooze_spends_no_attempt() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A job that had snoozed and was then cancelled, or expired and was retried, told of an attempt number 0.
+#[test]
+fn a_snooze_leaves_no_attempt_behind_however_the_job_ends() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|_: Echo, _: &Context| -> Result<Outcome<()>, Failure> { Ok(Outcome::Snooze(secs(9))) })
+    })?;
+    let cancelled = t.enqueue(Echo::job(""))?;
+    let expired = t.enqueue(Echo::job("").expires_in(secs(5)))?;
+    t.drain()?;
+    t.client().cancel(cancelled)?;
+    t.advance(secs(6));
+    t.drain()?;
+    t.check(cancelled, "cancelled");
+    t.check(expired, "expired");
+    assert_eq!(t.client().attempts(cancelled)?, []);
+    assert_eq!(t.client().attempts(expired)?, []);
+    t.client().retry(cancelled)?;
+    t.client().retry(expired)?;
+    assert_eq!(t.client().attempts(cancelled)?, []);
+    assert_eq!(t.client().attempts(expired)?, []);
+    Ok(())
+}
+
 #[test]
 fn a_handler_may_cancel_its_job_or_fail_it_for_good() -> jobmill::Result<()> {
     let t = Harness::new(|builder| {

@@ -52,6 +52,8 @@ struct Notes {
     progress: Option<Progress>,
     lines: Vec<(Timestamp, String)>,
     ttft: Option<Duration>,
+    /// The first token has been marked, even if that has been handed in already.
+    marked: bool,
     logged: usize,
     sent_at: Option<Duration>,
     /// The handler has ended its job in a transaction.
@@ -255,7 +257,9 @@ impl Context {
     pub fn first_token(&self) {
         let ttft = self.client.desk().clock().monotonic().saturating_sub(self.run.began);
         self.tell(|notes, _| {
-            notes.ttft.get_or_insert(ttft);
+            if !std::mem::replace(&mut notes.marked, true) {
+                notes.ttft = Some(ttft);
+            }
         });
     }
 

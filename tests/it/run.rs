@@ -567,6 +567,30 @@ fn a_state_that_cannot_be_saved_or_read_is_an_error() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A second mark in the same attempt took the place of the first, once the first had been written.
+#[test]
+fn the_first_token_of_an_attempt_counts() -> jobmill::Result<()> {
+    let t = with_hands(|builder| {
+        builder.handle(|_: Echo, ctx: &Context| -> Result<(), Failure> {
+            let hands = ctx.state::<Hands>()?;
+            hands.pass(Duration::from_millis(250 * u64::from(ctx.attempt())));
+            ctx.first_token();
+            hands.pass(secs(1));
+            ctx.first_token();
+            hands.pass(secs(1));
+            if ctx.attempt() == 1 { Err(Failure::retry_after(secs(1), "again")) } else { Ok(()) }
+        })
+    })?;
+    let id = t.enqueue(Echo::job(""))?;
+    assert_eq!(t.client().get(id)?.ttft, None);
+    t.drain()?;
+    assert_eq!(t.client().get(id)?.ttft, Some(Duration::from_millis(250)));
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(t.client().get(id)?.ttft, Some(Duration::from_millis(500)), "each attempt has its own");
+    Ok(())
+}
+
 #[test]
 fn a_handler_enqueues_children() -> jobmill::Result<()> {
     let t = Harness::new(|builder| {

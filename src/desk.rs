@@ -485,7 +485,7 @@ impl Item {
 impl Note {
     fn apply(&self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
         let id = self.claim.job.id;
-        if !turn.holds(id, self.claim.fence)? {
+        if !turn.may_tell(id, self.claim.fence)? {
             return Ok(());
         }
         if let Some(progress) = &self.progress {

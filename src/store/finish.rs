@@ -199,6 +199,14 @@ impl Turn<'_> {
             .exists(named_params! { ":id": id, ":fence": fence })
     }
 
+    /// Whether what an attempt tells is written still: it runs, or has completed its job in a transaction, which may
+    /// overtake its last words.
+    pub(crate) fn may_tell(&self, id: JobId, fence: i64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND claim = :fence AND state IN (2, 3)")?
+            .exists(named_params! { ":id": id, ":fence": fence })
+    }
+
     /// Keeps how far a handler says it is.
     pub(crate) fn progress(&mut self, id: JobId, progress: &Progress) -> rusqlite::Result<()> {
         self.conn

@@ -755,6 +755,42 @@ fn a_commit_that_fails_undoes_the_effects_and_the_next_attempt_makes_them_once()
     Ok(())
 }
 
+/// What a handler told in the last tenth of a second before `complete` was lost, for the job had ended.
+#[test]
+fn the_last_words_before_a_completion_are_kept() -> jobmill::Result<()> {
+    let t = with_hands(|builder| {
+        builder.handle(|job: Echo, ctx: &Context| -> Result<(), Failure> {
+            ctx.log("first");
+            ctx.log("last");
+            ctx.progress(2, Some(2));
+            ctx.state::<Hands>()?.pass(Duration::from_millis(30));
+            ctx.first_token();
+            match job.0.as_str() {
+                "ours" => ctx.complete(|_| -> jobmill::Result<()> { Ok(()) })?,
+                _ => {
+                    let mut conn = ctx.client().connection()?;
+                    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                    ctx.complete_in(&tx, &())?;
+                    tx.commit()?;
+                }
+            }
+            Ok(())
+        })
+    })?;
+    for name in ["ours", "theirs"] {
+        let id = t.enqueue(Echo::job(name))?;
+        t.drain()?;
+        t.check(id, "completed, attempt 1");
+        let lines: Vec<_> = t.client().log(id)?.into_iter().map(|line| line.line).collect();
+        assert_eq!(lines, ["first", "last"], "{name}");
+        let job = t.client().get(id)?;
+        assert_eq!(job.progress, Some(Progress { done: 2, total: Some(2), note: None }), "{name}");
+        assert_eq!(job.ttft, Some(Duration::from_millis(30)), "{name}");
+    }
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn a_job_completes_in_a_transaction_of_the_applications_own() -> jobmill::Result<()> {
     for (how, stands, rows) in [

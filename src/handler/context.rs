@@ -358,7 +358,9 @@ fn fenced(claim: &Claim) -> Error {
 
 fn cut(mut text: String) -> String {
     if text.len() > LOG_LINE_BYTES {
-        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES));
+        let fits = |end: &usize| text.is_char_boundary(*end);
+        let end = (0..=LOG_LINE_BYTES).rev().find(fits).unwrap_or(0);
+        text.truncate(end);
     }
     text
 }

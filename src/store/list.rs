@@ -125,7 +125,7 @@ pub(crate) fn list(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
             exhausted: false,
         })
         .collect();
-    let chunk = (2 * (query.limit + 1) / streams.len().max(1)).clamp(4, query.limit + 1);
+    let chunk = (2 * (query.limit + 1) / streams.len().max(1)).max(4).min(query.limit + 1);
     let mut jobs = Vec::with_capacity(query.limit.min(64));
     let mut has_more = false;
     while let Some(id) = next(conn, &mut streams, query.order, chunk)? {

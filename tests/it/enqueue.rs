@@ -353,3 +353,34 @@ fn a_panic_of_a_closure_reaches_its_caller_and_undoes_all() -> jobmill::Result<(
     }
     Ok(())
 }
+
+#[test]
+fn payloads_of_every_length_come_back_as_they_were() -> jobmill::Result<()> {
+    let t = plain()?;
+    let client = t.client();
+    // Two quotes are part of the text, and 3000 bytes is the longest that stays in the job's own row.
+    let around = (2990..3010).chain([4090, 4096, 65_536, 1 << 20, NewJob::MAX_PAYLOAD_BYTES - 2]);
+    for length in [0, 1, 2, 255].into_iter().chain(around) {
+        let text = "ß".repeat(length / 2) + &"x".repeat(length % 2);
+        let id = client.enqueue(&Echo(text.clone()))?.id();
+        let mut conn = client.connection()?;
+        let tx = conn.transaction().expect("a transaction");
+        let own = client.enqueue_in(&tx, &Echo(text.clone()))?.id();
+        tx.commit().expect("a commit");
+        for id in [id, own] {
+            assert_eq!(client.get(id)?.payload.len(), length + 2);
+            assert!(client.get(id)?.payload::<Echo>()?.0 == text, "{length}");
+            assert!(
+                client.list(jobmill::Query::new().limit(2))?.jobs.iter().all(|job| job.payload.len() == length + 2)
+            );
+        }
+        t.drain()?;
+        for id in [id, own] {
+            assert!(client.get(id)?.result::<String>()? == text, "the handler got it whole: {length}");
+        }
+    }
+    let too_long = Echo("x".repeat(NewJob::MAX_PAYLOAD_BYTES - 1));
+    refused(client.enqueue(&too_long), ErrorKind::Invalid, "payload: must be no longer than 16777216 bytes");
+    sound(client);
+    Ok(())
+}

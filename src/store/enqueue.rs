@@ -107,7 +107,7 @@ impl Turn<'_> {
     pub(crate) fn enqueue(&mut self, new: &NewJob) -> rusqlite::Result<Enqueued> {
         let enqueued = enqueue(self.conn, self.book, new, self.now)?;
         if enqueued.is_new()
-            && let Some(expires_at) = new.expires_at.and_then(|at| at.resolve(self.now))
+            && let Some(expires_at) = new.expires_at.map(|at| at.resolve(self.now).unwrap_or(self.now))
         {
             self.book.next_expiry = self.book.next_expiry.map(|next| next.min(expires_at.as_micros()));
         }

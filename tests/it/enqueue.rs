@@ -384,3 +384,15 @@ fn payloads_of_every_length_come_back_as_they_were() -> jobmill::Result<()> {
     sound(client);
     Ok(())
 }
+
+/// A job that expires at the moment of its enqueueing was forgotten while its queue was paused.
+#[test]
+fn a_job_may_expire_at_once() -> jobmill::Result<()> {
+    let t = plain()?;
+    t.client().pause("default")?;
+    t.drain()?;
+    let id = t.enqueue(Echo::job("").expires_in(Duration::ZERO))?;
+    t.drain()?;
+    t.check(id, "expired");
+    Ok(())
+}

@@ -166,6 +166,8 @@ impl Desk {
     pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = bounded(WAITING_MAX);
         Self {
+    /// More jobs have expired than one turn could end.
+    pub(crate) more: bool,
             core: Mutex::new(Core { store, backlog: Vec::new() }),
             sender,
             receiver,
@@ -348,7 +350,7 @@ impl Desk {
     fn rest(&self, core: &Core, now: Timestamp, failed: bool) -> Rest {
         let mono_ns = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
         let eager = self.eager_until_ns.load(Ordering::Relaxed) > mono_ns;
-        Rest { due: core.store.next_due(now), eager, failed }
+        Rest { due: core.store.next_due(now), eager, failed, more: core.store.is_expiry_due(now) }
     }
 
     /// Whether a turn without operations would do anything. The look that found out took no write lock.

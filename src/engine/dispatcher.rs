@@ -69,6 +69,9 @@ impl Dispatcher {
     }
 
     fn rest(&self, look: Rest) -> Duration {
+        if look.more {
+            return Duration::ZERO;
+        }
         let longest = if look.eager { LOOK_EAGERLY } else { LOOK_EVERY };
         match look.due {
             Some(due) => due.since(self.desk.clock().now()).min(longest),

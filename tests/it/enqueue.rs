@@ -396,3 +396,16 @@ fn a_job_may_expire_at_once() -> jobmill::Result<()> {
     t.check(id, "expired");
     Ok(())
 }
+
+/// A drain expired 200 jobs and left the others pending.
+#[test]
+fn any_number_of_jobs_may_expire_at_the_same_time() -> jobmill::Result<()> {
+    let t = plain()?;
+    t.client().enqueue_many((0..501).map(|n| NewJob::json("unknown", &n).expires_in(secs(1))))?;
+    t.advance(secs(1));
+    assert_eq!(t.drain()?, 0);
+    let total = t.client().stats()?.total;
+    assert_eq!((total.expired, total.pending), (501, 0));
+    sound(t.client());
+    Ok(())
+}

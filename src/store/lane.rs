@@ -102,14 +102,20 @@ impl Lanes {
             lane.paused = self.paused.contains(&*lane.queue);
         }
         if seen != self.lanes.len() {
-            // Lanes that a failed turn had made are gone again.
-            self.lanes.clear();
-            self.by_id.clear();
-            self.by_name.clear();
+            // Lanes that a closure had made are gone again.
             drop(rows);
+            self.forget();
             return self.reload(conn);
         }
         Ok(())
+    }
+
+    /// Forgets all lanes until they are read anew. Those that a failed turn had made are gone, and their ids may come
+    /// to name lanes of somebody else's.
+    pub(crate) fn forget(&mut self) {
+        self.lanes.clear();
+        self.by_id.clear();
+        self.by_name.clear();
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {

@@ -150,6 +150,7 @@ impl Store {
         result.map(|value| (value, out))
     }
 
+            self.book.lanes.forget();
     fn commit(&mut self) -> Result<()> {
         self.commits += 1;
         let fault = self.faults.as_ref().and_then(|faults| faults(self.commits));

@@ -409,3 +409,21 @@ fn any_number_of_jobs_may_expire_at_the_same_time() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
+
+/// A turn that failed had made a lane, whose number another process then gave to a lane of its own: its jobs ran under
+/// the wrong kind.
+#[test]
+fn a_lane_of_a_failed_turn_is_forgotten() -> jobmill::Result<()> {
+    let t = plain()?;
+    t.faults().fail(1, Fault::Before);
+    refused(t.client().enqueue(Echo::job("lost").queue("mine")), ErrorKind::Storage, "injected fault");
+    let id = Client::open(t.path())?.enqueue(NewJob::of(&Other(7)).queue("theirs").priority(Priority::Low))?.id();
+    t.drain()?;
+    t.check(id, "completed, attempt 1");
+    let id = t.enqueue(Echo::job("again").queue("mine"))?;
+    t.drain()?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.kind.as_str(), job.queue.as_str(), job.status), ("echo", "mine", Status::Completed));
+    sound(t.client());
+    Ok(())
+}

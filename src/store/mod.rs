@@ -18,6 +18,7 @@ pub(crate) mod unique;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -56,6 +57,8 @@ pub(crate) struct Store {
     patience: Duration,
     commits: u64,
     faults: Option<Faults>,
+    /// A closure of the application's is at work, and no commit may come from it.
+    guarded: Arc<AtomicBool>,
 }
 
 /// What the writer remembers of the file, so that a turn need not read it.
@@ -87,6 +90,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) book: &'a mut Book,
     pub(crate) out: &'a mut Outbox,
     pub(crate) now: Timestamp,
+    guarded: &'a AtomicBool,
 }
 
 impl Store {
@@ -95,6 +99,10 @@ impl Store {
         let path = connect::resolve(path)?;
         let mut conn = with_patience(patience, || connect::writer(&path, durability))?;
         with_patience(patience, || schema::migrate(&mut conn))?;
+        let guarded = Arc::new(AtomicBool::new(false));
+        let refuse = guarded.clone();
+        conn.commit_hook(Some(move || refuse.load(Ordering::Relaxed)))
+            .map_err(|error| storage_error("cannot guard the commits", error))?;
         Ok(Self {
             conn,
             path,
@@ -105,6 +113,7 @@ impl Store {
             patience,
             commits: 0,
             faults: None,
+            guarded,
         })
     }
 
@@ -133,7 +142,7 @@ impl Store {
         let result = with_patience(self.patience, || {
             run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
-            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now };
+            let mut turn = Turn { conn: &self.conn, book: &mut self.book, out: &mut out, now, guarded: &self.guarded };
             let value = work(&mut turn)?;
             self.book.lanes.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
             self.commit()?;
@@ -141,6 +150,7 @@ impl Store {
         });
         if result.is_err() {
             self.stale = true;
+            self.book.lanes.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
@@ -150,7 +160,6 @@ impl Store {
         result.map(|value| (value, out))
     }
 
-            self.book.lanes.forget();
     fn commit(&mut self) -> Result<()> {
         self.commits += 1;
         let fault = self.faults.as_ref().and_then(|faults| faults(self.commits));
@@ -239,7 +248,7 @@ impl Book {
 impl Turn<'_> {
     /// The same turn, lent for a shorter time.
     pub(crate) fn lend(&mut self) -> Turn<'_> {
-        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now }
+        Turn { conn: self.conn, book: self.book, out: self.out, now: self.now, guarded: self.guarded }
     }
 
     /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,
@@ -252,7 +261,10 @@ impl Turn<'_> {
         self.book.lanes.flush(self.conn).map_err(storage)?;
         let ended = self.out.ended.len();
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
+        // Half a turn must not be committed: its counts are written at its end.
+        self.guarded.store(true, Ordering::Relaxed);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self.lend())));
+        self.guarded.store(false, Ordering::Relaxed);
         if self.conn.is_autocommit() {
             return Err(Error::new(ErrorKind::Storage, "a closure ended the transaction that it was given"));
         }

@@ -427,3 +427,25 @@ fn a_lane_of_a_failed_turn_is_forgotten() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
+
+#[test]
+fn a_closure_must_leave_its_transaction_to_us() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let engine = Engine::builder(&path).handle(echo).start()?;
+    let inline = plain()?;
+    for client in [engine.client(), inline.client()] {
+        for end in ["COMMIT", "ROLLBACK", "COMMIT; BEGIN", "ROLLBACK; BEGIN IMMEDIATE"] {
+            let result = client.write(move |tx| -> jobmill::Result<()> {
+                tx.enqueue(&Echo("x".into()))?;
+                let _ = tx.execute_batch(end);
+                Ok(())
+            });
+            assert_eq!(result.map_err(|error| error.kind()), Err(ErrorKind::Storage), "{end}");
+            assert!(client.enqueue(&Echo(end.into()))?.is_new(), "the engine goes on after {end}");
+            sound(client);
+        }
+    }
+    let id = engine.client().enqueue(&Echo("last".into()))?.id();
+    assert_eq!(engine.client().wait(id, PATIENCE)?.status, Status::Completed);
+    Ok(())
+}

@@ -3,6 +3,7 @@
 //! The dispatcher serves a bounded channel, so that one commit carries what many threads have handed in. A caller who
 //! is alone while the dispatcher rests takes the turn on its own thread and spares two thread switches.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
@@ -31,6 +32,11 @@ const CLAIM_MAX: usize = 512;
 const EXPIRE_MAX: usize = 200;
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
 const EAGER: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// The desk whose turn this thread takes, if it takes one.
+    static AT: Cell<*const Desk> = const { Cell::new(std::ptr::null()) };
+}
 
 /// Something that is done in a turn, for a caller who waits.
 trait Operation: Send {
@@ -160,14 +166,14 @@ pub(crate) struct Rest {
     pub(crate) eager: bool,
     /// The last turn failed, and what it had to do is still to be done.
     pub(crate) failed: bool,
+    /// More jobs have expired than one turn could end.
+    pub(crate) more: bool,
 }
 
 impl Desk {
     pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = bounded(WAITING_MAX);
         Self {
-    /// More jobs have expired than one turn could end.
-    pub(crate) more: bool,
             core: Mutex::new(Core { store, backlog: Vec::new() }),
             sender,
             receiver,
@@ -209,6 +215,10 @@ impl Desk {
     {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::shutdown());
+        }
+        if std::ptr::eq(AT.get(), self) {
+            let rule = "a closure that writes must do so by its transaction: a client would wait for the closure's end";
+            return Err(Error::new(ErrorKind::Conflict, rule));
         }
         let _leave = Counted::enter(&self.callers);
         if !self.is_attended() {
@@ -366,6 +376,7 @@ impl Desk {
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
         let began = self.clock.monotonic();
+        let outer = AT.replace(self);
         let turned = core.store.turn(self.clock.now(), |turn| {
             if let Some(first) = first.as_deref_mut() {
                 first.apply(turn)?;
@@ -381,6 +392,7 @@ impl Desk {
                 None => Ok(Vec::new()),
             }
         });
+        AT.set(outer);
         match turned {
             Ok((claims, out)) => {
                 if let Some(crew) = crew {

@@ -449,3 +449,26 @@ fn a_closure_must_leave_its_transaction_to_us() -> jobmill::Result<()> {
     assert_eq!(engine.client().wait(id, PATIENCE)?.status, Status::Completed);
     Ok(())
 }
+
+/// A closure that enqueued by a client, and not by its transaction, waited for the very turn in which it ran.
+#[test]
+fn a_closure_that_calls_the_client_is_told_so_instead_of_waiting_for_itself() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let engine = Engine::builder(&path).handle(echo).start()?;
+    let inline = plain()?;
+    for client in [engine.client(), inline.client()] {
+        let inner = client.clone();
+        let result = client.write(move |tx| -> jobmill::Result<()> {
+            tx.enqueue(&Echo("x".into()))?;
+            assert_eq!(inner.stats()?.total.total(), 0, "reading is free");
+            inner.enqueue(&Echo("y".into())).map(drop)
+        });
+        refused(result, ErrorKind::Conflict, "a closure that writes");
+        assert_eq!(client.stats()?.total.total(), 0);
+        // A client of another file is nobody's business.
+        let (_directory, other_path) = file();
+        let elsewhere = Client::open(other_path)?;
+        client.write(move |_| -> jobmill::Result<()> { elsewhere.enqueue(&Echo("z".into())).map(drop) })?;
+    }
+    Ok(())
+}

@@ -9,6 +9,7 @@ use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Progress, Status};
 use crate::model::time::Timestamp;
+use crate::model::unique::Unique;
 
 /// The status of a job as its row has it. Pending falls apart in two: jobs that may run since they were created, whose
 /// order is that of their ids, and jobs with a `run_at` of their own. So the common job needs one index only.
@@ -155,7 +156,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneName<'_>) -> rusqlite::Result<(Job, b
         ttft: micros(row, 10)?.map(Duration::from_nanos),
         user_id: row.get(11)?,
         agent_id: row.get(12)?,
-        unique_key: row.get(13)?,
+        unique_key: row.get_ref(13)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
         tags: json(row, 14)?.unwrap_or_default(),
         metadata: json(row, 15)?,
         error: row.get(16)?,

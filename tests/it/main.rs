@@ -1,5 +1,7 @@
 //! One binary for all tests from outside, a file for each feature.
 
 mod enqueue;
+mod order;
 mod run;
 mod support;
+mod unique;

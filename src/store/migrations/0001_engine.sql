@@ -52,7 +52,7 @@ CREATE TABLE jobmill_job (
     backoff             TEXT,                        -- JSON; null: the engine's
     user_id             TEXT,
     agent_id            TEXT,
-    unique_key          TEXT,                        -- as the caller gave it; jobmill_unique holds it with its scope
+    unique_key          TEXT,                        -- with its scope, as in jobmill_unique
     tags                TEXT,                        -- JSON array; null: none
     metadata            TEXT,                        -- JSON object
     error               TEXT,

@@ -56,8 +56,12 @@ pub(crate) fn retake(
         .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
         .optional()?;
     if holder.is_none() {
-        conn.prepare_cached("UPDATE jobmill_unique SET job = :job WHERE key = :key")?
-            .execute(named_params! { ":key": scoped_key, ":job": job })?;
+        // The row may have gone with a later holder that was pruned, and its statuses with it: 7 is the default ones.
+        conn.prepare_cached(
+            "INSERT INTO jobmill_unique (key, job, statuses) VALUES (:key, :job, 7)
+             ON CONFLICT (key) DO UPDATE SET job = excluded.job",
+        )?
+        .execute(named_params! { ":key": scoped_key, ":job": job })?;
     }
     Ok(holder)
 }

@@ -272,3 +272,25 @@ fn a_job_whose_key_is_taken_is_not_retried() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
+
+/// The key of a job went with the pruning of another that had held it since. Retried, the job ran without a key.
+#[test]
+fn a_retried_job_has_its_key_even_if_its_last_holder_is_pruned() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let retention = Retention { completed: Some(secs(60)), ..Retention::FOREVER };
+        builder.retention(retention).handle(|job: Echo, _: &Context| -> Result<Outcome<()>, Failure> {
+            if job.0 == "fail" { Err(Failure::fatal("no")) } else { Ok(Outcome::Done(())) }
+        })
+    })?;
+    let failed = t.enqueue(Echo::job("fail").unique(Unique::key("k")))?;
+    t.drain()?;
+    let pruned = t.enqueue(keyed("k"))?;
+    t.drain()?;
+    t.advance(secs(61));
+    t.engine().maintain()?;
+    refused(t.client().get(pruned), ErrorKind::NotFound, "there is no job");
+    t.client().retry(failed)?;
+    assert_eq!(t.client().enqueue(keyed("k"))?, Enqueued::Existing(failed));
+    sound(t.client());
+    Ok(())
+}

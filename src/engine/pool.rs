@@ -80,13 +80,13 @@ impl State {
 
     /// The best ready job that a worker may take now.
     fn take(&mut self, workers: &Workers) -> Option<Arc<Claim>> {
-        let rank = (0..RANKS).find(|&rank| {
-            let fits = |above: usize| {
-                let running: usize = self.running_by_rank[above..].iter().sum();
-                running < workers.room_for(Priority::ALL[above])
-            };
-            !self.ready[rank].is_empty() && (0..=rank).all(fits)
-        })?;
+        let fits = |above: usize| {
+            let running: usize = self.running_by_rank[above..].iter().sum();
+            running < workers.room_for(Priority::ALL[above])
+        };
+        let best = |rank: &usize| self.ready[*rank].front().map(|claim| (claim.rank, claim.job.run_at, claim.job.id));
+        let rank =
+            (0..RANKS).take_while(|rank| fits(*rank)).filter(|rank| !self.ready[*rank].is_empty()).min_by_key(best)?;
         self.ready[rank].pop_front()
     }
 }

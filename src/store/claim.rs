@@ -21,6 +21,8 @@ const HEADS: usize = 16;
 pub(crate) struct Claim {
     pub(crate) job: Job,
     pub(crate) lane: i64,
+    /// The rank of its priority, bettered by its waiting.
+    pub(crate) rank: usize,
     /// The fencing token: how often the job had been claimed, this claim included.
     pub(crate) fence: i64,
     pub(crate) backoff: Option<Backoff>,
@@ -140,11 +142,11 @@ impl Turn<'_> {
                 }
                 at += 1;
             }
-            let Some(((_, _, id), at)) = best else { break };
+            let Some(((rank, _, id), at)) = best else { break };
             streams[at].heads.pop_front();
             let (lane, delayed) = (streams[at].lane, streams[at].delayed);
             let from = if delayed { State::Delayed } else { State::Pending };
-            if let Some(claim) = self.claim_one(owner, lane, from, id)? {
+            if let Some(claim) = self.claim_one(owner, lane, from, id, rank)? {
                 if let Some(lane) = self.book.lanes.get(lane) {
                     demand.took(lane);
                 }
@@ -188,7 +190,14 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn claim_one(&mut self, owner: i64, lane: i64, from: State, id: JobId) -> rusqlite::Result<Option<Claim>> {
+    fn claim_one(
+        &mut self,
+        owner: i64,
+        lane: i64,
+        from: State,
+        id: JobId,
+        rank: usize,
+    ) -> rusqlite::Result<Option<Claim>> {
         let Some(known) = self.book.lanes.get(lane) else {
             return Ok(None);
         };
@@ -199,7 +208,7 @@ impl Turn<'_> {
                 let name = LaneName { queue: &known.queue, kind: &known.kind, priority: known.priority };
                 let (job, aside) = row::job(row, name)?;
                 let claim =
-                    Claim { job, lane, fence: row.get(JOB_COLUMNS)?, backoff: row::json(row, JOB_COLUMNS + 1)? };
+                    Claim { job, lane, rank, fence: row.get(JOB_COLUMNS)?, backoff: row::json(row, JOB_COLUMNS + 1)? };
                 Ok((claim, aside))
             })
             .optional()?;

@@ -77,6 +77,35 @@ fn an_urgent_job_goes_before_those_that_wait_already() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// Jobs that one turn had claimed began by their own priority, whatever their waiting had earned them.
+#[test]
+fn a_job_that_has_waited_counts_more() -> jobmill::Result<()> {
+    for workers in [1, 4] {
+        let (t, diary) = with_diary(move |builder| builder.workers(Workers::new(workers)).ageing(secs(60)))?;
+        t.enqueue(Echo::job("first of its kind"))?;
+        t.drain()?;
+        diary.take();
+        let late = |name: &str, priority| t.enqueue(Echo::job(name).priority(priority));
+        late("low, 130 s", Priority::Low)?;
+        t.advance(secs(70));
+        late("low, 60 s", Priority::Low)?;
+        late("default, 60 s", Priority::Default)?;
+        t.advance(secs(60));
+        late("default", Priority::Default)?;
+        late("low", Priority::Low)?;
+        late("high", Priority::High)?;
+        late("critical", Priority::Critical)?;
+        t.drain()?;
+        assert_eq!(
+            diary.take(),
+            ["critical", "low, 130 s", "default, 60 s", "high", "low, 60 s", "default", "low"],
+            "{workers} workers"
+        );
+        assert_eq!(t.client().stats()?.priorities[&Priority::Low].completed, 3, "no row is rewritten");
+    }
+    Ok(())
+}
+
 #[test]
 fn without_ageing_a_low_job_waits() -> jobmill::Result<()> {
     let (t, diary) = with_diary(|builder| builder.workers(Workers::new(1)))?;

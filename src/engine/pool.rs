@@ -78,7 +78,8 @@ impl State {
         self.ready.iter().map(VecDeque::len).sum()
     }
 
-    /// The best ready job that a worker may take now.
+    /// The best ready job that a worker may take now: a worker is kept for its priority, but it is chosen by the rank
+    /// that its waiting has earned it.
     fn take(&mut self, workers: &Workers) -> Option<Arc<Claim>> {
         let fits = |above: usize| {
             let running: usize = self.running_by_rank[above..].iter().sum();
@@ -153,12 +154,18 @@ impl Pool {
                 return Next::GoHome;
             }
             state.idle += 1;
+            if state.threads <= self.settings.workers.min {
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            }
             let (woken, waited) =
                 self.work.wait_timeout(state, self.settings.workers.keep_alive).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
             if waited.timed_out() && state.ready_len() == 0 && state.threads > self.settings.workers.min {
                 state.threads -= 1;
+                self.ended.notify_all();
                 return Next::GoHome;
             }
         }

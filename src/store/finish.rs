@@ -59,9 +59,10 @@ pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :
          attempt = attempt - :unspent, error = coalesce(:error, error)
      WHERE id = :id AND claim = :fence AND state = 2";
 
-/// Puts a job back where its claim took it from.
-pub(crate) const PLAN_RETURN: &str =
-    "UPDATE jobmill_job SET state = CASE WHEN run_at IS NULL THEN 1 ELSE 7 END, owner = NULL, attempt = attempt - 1
+/// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile.
+pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1,
+         state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
+         completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2
      RETURNING state, run_at";
 
@@ -161,13 +162,18 @@ impl Turn<'_> {
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?
-            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence }, |row| {
+            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now }, |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
         let Some((state, run_at)) = back else {
             return Ok(Finished::Fenced);
         };
+        if state == State::Cancelled {
+            self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
+            self.out.ended.push(claim.job.id);
+            return Ok(Finished::Now(state));
+        }
         self.waits(claim.lane, State::Running, state, Timestamp::from_micros(run_at.unwrap_or(0)));
         Ok(Finished::Now(state))
     }

@@ -215,6 +215,29 @@ fn another_client_cancels_a_running_job() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A job that was claimed ahead, cancelled and then put back, for its workers were busy, ran all the same.
+#[test]
+fn a_job_that_was_claimed_ahead_and_cancelled_never_runs() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let (gate, keeper) = gate();
+    let engine = Engine::builder(&path).workers(Workers::new(1)).state(gate).handle(block).handle(echo).start()?;
+    let client = engine.client();
+    // Short jobs are claimed ahead, once it is known that they are short.
+    for enqueued in client.enqueue_many((0..50).map(|n| Echo::job(n.to_string())))? {
+        client.wait(enqueued.id(), PATIENCE)?;
+    }
+    client.enqueue(Block::job("x"))?;
+    keeper.next();
+    for enqueued in client.enqueue_many((0..5).map(|n| Echo::job(n.to_string())))? {
+        client.cancel(enqueued.id())?;
+        assert_eq!(client.wait(enqueued.id(), PATIENCE)?.status, Status::Cancelled);
+    }
+    drop(keeper);
+    engine.shutdown(secs(5))?;
+    sound(client);
+    Ok(())
+}
+
 #[test]
 fn a_cancel_that_races_a_completion_leaves_one_of_the_two() -> jobmill::Result<()> {
     let (_directory, path) = file();
@@ -406,6 +429,22 @@ fn a_shutdown_that_cannot_wait_returns_jobs_unspent() -> jobmill::Result<()> {
     assert_eq!(engine.client().attempts(bad)?.len(), 1);
     engine.shutdown(secs(5))?;
     sound(engine.client());
+    Ok(())
+}
+
+/// A job whose cancellation had been asked for ran again after a shutdown that could not wait for it.
+#[test]
+fn a_shutdown_that_cannot_wait_ends_cancelled_jobs() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let (state, told, let_go) = stubborn();
+    let engine = Engine::builder(&path).state(state).handle(tells_and_goes_on).start()?;
+    let bad = engine.client().enqueue(Block::job("bad"))?.id();
+    hear(&told, "bad begins");
+    assert_eq!(engine.client().cancel(bad)?, Cancelled::Requested);
+    engine.shutdown(Duration::ZERO)?;
+    assert_eq!(engine.client().get(bad)?.status, Status::Cancelled);
+    sound(engine.client());
+    drop(let_go);
     Ok(())
 }
 

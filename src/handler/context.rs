@@ -211,6 +211,10 @@ impl Context {
     /// A failure to be returned by `?` if the job was cancelled, its time is up, or the engine's shutdown cannot wait
     /// any longer.
     pub fn check(&self) -> Result<(), Failure> {
+        // An engine without threads has nobody else who looks at the time.
+        if self.remaining() == Some(Duration::ZERO) {
+            self.run.ask_to_stop(Stop::TimedOut);
+        }
         match self.run.stop() {
             None => Ok(()),
             Some(Stop::Cancelled) => Err(Failure::fatal("the job was cancelled")),

@@ -570,3 +570,26 @@ fn clients_of_an_engine_that_has_shut_down_say_so() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+/// Without threads nobody flagged the end of the time, so that `check` let a handler go on for ever.
+#[test]
+fn a_handler_is_told_that_its_time_is_up() -> jobmill::Result<()> {
+    let t = with_hands(|builder| {
+        builder.backoff(Backoff::fixed(secs(7))).handle(|_: Echo, ctx: &Context| -> Result<u32, Failure> {
+            for round in 0..100 {
+                ctx.check()?;
+                assert!(round < 10);
+                ctx.state::<Hands>()?.pass(secs(1));
+            }
+            Ok(0)
+        })
+    })?;
+    let id = t.enqueue(Echo::job("").timeout(secs(10)).max_attempts(2))?;
+    t.drain()?;
+    t.check(id, "pending, attempt 1 failed: the time of the attempt is up, due in 7s");
+    assert_eq!(t.client().attempts(id)?[0].outcome, AttemptOutcome::TimedOut);
+    t.advance(secs(7));
+    t.drain()?;
+    t.check(id, "failed, attempt 2: the time of the attempt is up");
+    Ok(())
+}

@@ -8,7 +8,7 @@ use crate::desk::{Desk, Finish, Rest};
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::Pool;
 use crate::engine::worker::timed_out;
-use crate::store::finish::Verdict;
+use crate::store::finish::{Retry, Verdict};
 
 /// How often an idle dispatcher looks whether another process has committed something.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
@@ -87,7 +87,8 @@ pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
     for run in pool.overdue() {
         let job = &run.claim.job;
         log::warn!("{} {} ignores its timeout: attempt {} is abandoned", job.kind, job.id, job.attempt);
-        let verdict = timed_out("the time of the attempt is up, and its handler ignores it".to_owned());
+        let error = "the time of the attempt is up, and its handler ignores it".to_owned();
+        let verdict = timed_out(error, Retry::Backoff);
         ends.push(Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker) });
     }
     ends.extend(pool.stale().into_iter().map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None }));

@@ -593,3 +593,20 @@ fn a_handler_is_told_that_its_time_is_up() -> jobmill::Result<()> {
     t.check(id, "failed, attempt 2: the time of the attempt is up");
     Ok(())
 }
+
+/// A failure for good that came after the timeout was tried again.
+#[test]
+fn a_failure_for_good_is_one_however_late_it_comes() -> jobmill::Result<()> {
+    let t = with_hands(|builder| {
+        builder.handle(|job: Echo, ctx: &Context| -> Result<(), Failure> {
+            ctx.state::<Hands>()?.pass(secs(2));
+            if job.0 == "fatal" { Err(Failure::fatal("never")) } else { Err(Failure::retry_after(secs(70), "busy")) }
+        })
+    })?;
+    let fatal = t.enqueue(Echo::job("fatal").timeout(secs(1)))?;
+    let busy = t.enqueue(Echo::job("busy").timeout(secs(1)))?;
+    t.drain()?;
+    t.check(fatal, "failed, attempt 1: never");
+    t.check(busy, "pending, attempt 1 failed: busy, due in 70s");
+    Ok(())
+}

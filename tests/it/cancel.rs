@@ -172,11 +172,7 @@ fn tells_and_goes_on(job: Block, ctx: &Context) -> Result<String, Failure> {
     };
     tell("begins");
     let mut asked = false;
-    loop {
-        match stubborn.go.recv_timeout(Duration::from_millis(1)) {
-            Err(RecvTimeoutError::Timeout) => {}
-            _ => break,
-        }
+    while stubborn.go.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
         if job.0 == "good" {
             ctx.check()?;
         } else if !asked && ctx.check().is_err() {

@@ -1,5 +1,6 @@
 //! One binary for all tests from outside, a file for each feature.
 
+mod ask;
 mod cancel;
 mod enqueue;
 mod order;

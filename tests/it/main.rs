@@ -1,6 +1,7 @@
 //! One binary for all tests from outside, a file for each feature.
 
 mod ask;
+mod bad_input;
 mod cancel;
 mod enqueue;
 mod order;

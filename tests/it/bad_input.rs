@@ -444,3 +444,15 @@ fn a_clock_at_either_end_of_time_does_no_harm() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(unix)]
+#[test]
+fn a_path_that_is_not_utf_8_is_refused_before_a_file_is_made() {
+    use std::os::unix::ffi::OsStrExt;
+    let (directory, _) = file();
+    let name = std::ffi::OsStr::from_bytes(b"jobs\xff.db");
+    refused_path(&directory.path().join(name), ErrorKind::Invalid, "path: must be UTF-8");
+    let inner = directory.path().join(std::ffi::OsStr::from_bytes(b"dir\xff"));
+    std::fs::create_dir(&inner).expect("a directory");
+    refused_path(&inner.join("jobs.db"), ErrorKind::Invalid, "path: must be UTF-8");
+}

@@ -456,3 +456,15 @@ fn a_path_that_is_not_utf_8_is_refused_before_a_file_is_made() {
     std::fs::create_dir(&inner).expect("a directory");
     refused_path(&inner.join("jobs.db"), ErrorKind::Invalid, "path: must be UTF-8");
 }
+
+/// The id behind the last one was a panic, or a negative number.
+#[test]
+fn ids_that_are_used_up_are_an_error() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(echo))?;
+    t.clock().jump(Timestamp::MAX);
+    t.client().enqueue_many((0..1024).map(|_| Echo::job("")))?;
+    refused(t.client().enqueue(Echo::job("")), ErrorKind::Storage, "cannot enqueue: UNIQUE constraint failed");
+    assert_eq!(t.drain()?, 1024);
+    sound(t.client());
+    Ok(())
+}

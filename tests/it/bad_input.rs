@@ -468,3 +468,28 @@ fn ids_that_are_used_up_are_an_error() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
+
+#[test]
+fn a_backup_goes_to_a_new_file_only() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder)?;
+    let own: PathBuf = t.path().as_ref().to_owned();
+    let directory = own.parent().expect("a directory").to_owned();
+    refused(t.client().backup(&own), ErrorKind::Invalid, &format!("path: {} exists already", own.display()));
+    refused(
+        t.client().backup(&directory),
+        ErrorKind::Invalid,
+        &format!("path: {} is a directory", directory.display()),
+    );
+    let before = names(&directory);
+    refused(t.client().backup(""), ErrorKind::Invalid, "path: must name a file");
+    refused(t.client().backup(":memory:"), ErrorKind::Invalid, "path: must name a file");
+    refused(t.client().backup("a\0b"), ErrorKind::Invalid, "path: must not contain a NUL byte");
+    refused(
+        t.client().backup(directory.join("nowhere").join("copy.db")),
+        ErrorKind::Storage,
+        "cannot reach the directory of ",
+    );
+    assert_eq!(names(&directory), before);
+    sound(t.client());
+    Ok(())
+}

@@ -139,7 +139,8 @@ impl Client {
     }
 
     /// Runs `work` on our writer, in one transaction with the jobs that it enqueues. If it fails, nothing is written.
-    /// It should be short: everybody else waits.
+    /// It should be short: everybody else waits. It writes by its transaction alone: a client that it calls to write
+    /// answers `Conflict`, and a commit of its own fails.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

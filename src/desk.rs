@@ -3,6 +3,7 @@
 //! The dispatcher serves a bounded channel, so that one commit carries what many threads have handed in. A caller who
 //! is alone while the dispatcher rests takes the turn on its own thread and spares two thread switches.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -35,6 +36,11 @@ const LONELY_PATIENCE: Duration = Duration::from_micros(500);
 const YIELDS: u32 = 8;
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
 const EAGER: Duration = Duration::from_millis(50);
+
+thread_local! {
+    /// The desk whose turn this thread takes, if it takes one.
+    static AT: Cell<*const Desk> = const { Cell::new(std::ptr::null()) };
+}
 
 /// Something that is done in a turn, for a caller who waits.
 trait Operation: Send {
@@ -170,6 +176,8 @@ pub(crate) struct Rest {
     pub(crate) failed: bool,
     /// There was something to do.
     pub(crate) busy: bool,
+    /// More jobs have expired than one turn could end.
+    pub(crate) more: bool,
 }
 
 impl Desk {
@@ -232,6 +240,10 @@ impl Desk {
     {
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::shutdown());
+        }
+        if std::ptr::eq(AT.get(), self) {
+            let rule = "a closure that writes must do so by its transaction: a client would wait for the closure's end";
+            return Err(Error::new(ErrorKind::Conflict, rule));
         }
         let _leave = Counted::enter(&self.callers);
         if !self.is_attended() {
@@ -413,7 +425,8 @@ impl Desk {
     fn rest(&self, core: &Core, busy: bool, failed: bool) -> Rest {
         let mono_ns = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
         let eager = self.eager_until_ns.load(Ordering::Relaxed) > mono_ns;
-        Rest { due: core.store.next_due(self.clock.now()), eager, failed, busy }
+        let now = self.clock.now();
+        Rest { due: core.store.next_due(now), eager, failed, busy, more: core.store.is_expiry_due(now) }
     }
 
     /// Whether a turn without operations would do anything. The look that found out took no write lock.
@@ -429,6 +442,7 @@ impl Desk {
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
         let began = self.clock.monotonic();
+        let outer = AT.replace(self);
         let mut demand = crew.map(|crew| crew.demand());
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
@@ -443,6 +457,7 @@ impl Desk {
             turn.expire(EXPIRE_MAX).map_err(storage)?;
             turn.claim().map_err(storage)
         });
+        AT.set(outer);
         match turned {
             Ok(((), out)) => {
                 if let Some(crew) = crew {
@@ -543,7 +558,7 @@ impl Item {
 impl Note {
     fn apply(&self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
         let id = self.claim.job.id;
-        if !turn.holds(id, self.claim.fence)? {
+        if !turn.may_tell(id, self.claim.fence)? {
             return Ok(());
         }
         if let Some(progress) = &self.progress {

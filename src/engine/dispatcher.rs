@@ -8,7 +8,7 @@ use crate::desk::{Desk, Finish, Rest};
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::Pool;
 use crate::engine::worker::timed_out;
-use crate::store::finish::Verdict;
+use crate::store::finish::{Retry, Verdict};
 
 /// How often an idle dispatcher looks whether another process has committed something.
 const LOOK_EVERY: Duration = Duration::from_millis(4);
@@ -84,6 +84,9 @@ impl Dispatcher {
     }
 
     fn rest(&self, look: Rest) -> Duration {
+        if look.more {
+            return Duration::ZERO;
+        }
         let longest = if look.eager { LOOK_EAGERLY } else { LOOK_EVERY };
         match look.due {
             Some(due) => due.since(self.desk.clock().now()).min(longest),
@@ -100,7 +103,8 @@ pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
     for run in pool.overdue() {
         let job = &run.claim.job;
         log::warn!("{} {} ignores its timeout: attempt {} is abandoned", job.kind, job.id, job.attempt);
-        let verdict = timed_out("the time of the attempt is up, and its handler ignores it".to_owned());
+        let error = "the time of the attempt is up, and its handler ignores it".to_owned();
+        let verdict = timed_out(error, Retry::Backoff);
         let (claim, worker, slot) = (run.claim.clone(), Some(run.worker), Some(run.slot));
         ends.push(Finish { claim, verdict, worker, slot });
     }

@@ -120,7 +120,7 @@ impl Engine {
                 shop.run(&run);
                 attempts += 1;
             }
-            if attempts == before {
+            if attempts == before && !look.more {
                 return Ok(attempts);
             }
         }

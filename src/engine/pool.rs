@@ -85,15 +85,16 @@ impl State {
         self.ready.iter().map(VecDeque::len).sum()
     }
 
-    /// The best ready job that a worker may take now.
+    /// The best ready job that a worker may take now: a worker is kept for its priority, but it is chosen by the rank
+    /// that its waiting has earned it.
     fn take(&mut self, workers: &Workers) -> Option<Arc<Claim>> {
-        let rank = (0..RANKS).find(|&rank| {
-            let fits = |above: usize| {
-                let running: usize = self.running_by_rank[above..].iter().sum();
-                running < workers.room_for(Priority::ALL[above])
-            };
-            !self.ready[rank].is_empty() && (0..=rank).all(fits)
-        })?;
+        let fits = |above: usize| {
+            let running: usize = self.running_by_rank[above..].iter().sum();
+            running < workers.room_for(Priority::ALL[above])
+        };
+        let best = |rank: &usize| self.ready[*rank].front().map(|claim| (claim.rank, claim.job.run_at, claim.job.id));
+        let rank =
+            (0..RANKS).take_while(|rank| fits(*rank)).filter(|rank| !self.ready[*rank].is_empty()).min_by_key(best)?;
         self.ready[rank].pop_front()
     }
 }
@@ -193,12 +194,18 @@ impl Pool {
                 return Next::GoHome;
             }
             state.idle += 1;
+            if state.threads <= self.settings.workers.min {
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+                continue;
+            }
             let (woken, waited) =
                 self.work.wait_timeout(state, self.settings.workers.keep_alive).unwrap_or_else(PoisonError::into_inner);
             state = woken;
             state.idle -= 1;
             if waited.timed_out() && state.ready_len() == 0 && state.threads > self.settings.workers.min {
                 state.threads -= 1;
+                self.ended.notify_all();
                 return Next::GoHome;
             }
         }

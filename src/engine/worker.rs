@@ -86,14 +86,14 @@ fn verdict(run: &Run, outcome: RawOutcome, overdue: bool) -> Verdict {
         Err(failure) => match run.stop() {
             Some(Stop::Cancelled) => Verdict::Cancelled { reason: Some(failure.message) },
             Some(Stop::ShutDown) => Verdict::Returned,
-            Some(Stop::TimedOut) => timed_out(failure.message),
-            None if overdue => timed_out(failure.message),
+            Some(Stop::TimedOut) => timed_out(failure.message, failure.retry),
+            None if overdue => timed_out(failure.message, failure.retry),
             None => Verdict::Failed { error: failure.message, outcome: AttemptOutcome::Failed, retry: failure.retry },
         },
     }
 }
 
 /// What the ledger is told of an attempt whose time was up.
-pub(crate) fn timed_out(error: String) -> Verdict {
-    Verdict::Failed { error, outcome: AttemptOutcome::TimedOut, retry: Retry::Backoff }
+pub(crate) fn timed_out(error: String, retry: Retry) -> Verdict {
+    Verdict::Failed { error, outcome: AttemptOutcome::TimedOut, retry }
 }

@@ -55,6 +55,8 @@ struct Notes {
     progress: Option<Progress>,
     lines: Vec<(Timestamp, String)>,
     ttft: Option<Duration>,
+    /// The first token has been marked, even if that has been handed in already.
+    marked: bool,
     logged: usize,
     sent_at: Option<Duration>,
     /// The handler has ended its job in a transaction.
@@ -212,6 +214,10 @@ impl Context {
     /// A failure to be returned by `?` if the job was cancelled, its time is up, or the engine's shutdown cannot wait
     /// any longer.
     pub fn check(&self) -> Result<(), Failure> {
+        // An engine without threads has nobody else who looks at the time.
+        if self.remaining() == Some(Duration::ZERO) {
+            self.run.ask_to_stop(Stop::TimedOut);
+        }
         match self.run.stop() {
             None => Ok(()),
             Some(Stop::Cancelled) => Err(Failure::fatal("the job was cancelled")),
@@ -258,7 +264,9 @@ impl Context {
     pub fn first_token(&self) {
         let ttft = self.client.desk().clock().monotonic().saturating_sub(self.run.began);
         self.tell(|notes, _| {
-            notes.ttft.get_or_insert(ttft);
+            if !std::mem::replace(&mut notes.marked, true) {
+                notes.ttft = Some(ttft);
+            }
         });
     }
 
@@ -357,7 +365,9 @@ fn fenced(claim: &Claim) -> Error {
 
 fn cut(mut text: String) -> String {
     if text.len() > LOG_LINE_BYTES {
-        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES));
+        let fits = |end: &usize| text.is_char_boundary(*end);
+        let end = (0..=LOG_LINE_BYTES).rev().find(fits).unwrap_or(0);
+        text.truncate(end);
     }
     text
 }

@@ -47,7 +47,8 @@ impl JobId {
     /// The id that follows `last` at the time `now`: later than both.
     pub(crate) const fn after(last: i64, now: Timestamp) -> Self {
         let by_time = now.as_micros() << COUNTER_BITS;
-        Self(if by_time > last { by_time } else { last + 1 })
+        // At the end of time ids stand still, and the database refuses the second of them.
+        Self(if by_time > last { by_time } else { last.saturating_add(1) })
     }
 
     /// When the row was created.

@@ -282,12 +282,8 @@ impl NewJob {
             None => {}
         }
         if let Some(unique) = &self.unique {
-            if unique.key.is_empty()
-                || unique.key.len() > Self::MAX_KEY_BYTES
-                || unique.key.chars().any(char::is_control)
-            {
-                let rule = format!("must be 1 to {} bytes without control characters", Self::MAX_KEY_BYTES);
-                return Err(Error::invalid("unique.key", rule));
+            if unique.key.is_empty() || unique.key.len() > Self::MAX_KEY_BYTES {
+                return Err(Error::invalid("unique.key", format_args!("must be 1 to {} bytes", Self::MAX_KEY_BYTES)));
             }
             if unique.statuses == 0 {
                 return Err(Error::invalid("unique.while_in", "must name at least one status"));

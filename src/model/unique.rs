@@ -75,6 +75,16 @@ impl Unique {
         self
     }
 
+    /// The key as the caller gave it, of one with its scope spelled out.
+    pub(crate) fn bare_key(scoped: &str) -> &str {
+        let parts = match scoped.split('\u{1f}').next() {
+            Some("everything") => 2,
+            Some("kind+user") => 4,
+            _ => 3,
+        };
+        scoped.splitn(parts, '\u{1f}').last().unwrap_or(scoped)
+    }
+
     /// The key with its scope spelled out. The parts are set apart by a character that no name may hold.
     pub(crate) fn scoped_key(&self, queue: &str, kind: &str, user: Option<&str>) -> String {
         let user = user.unwrap_or_default();
@@ -87,10 +97,5 @@ impl Unique {
             }
             UniqueScope::Everything => format!("everything\u{1f}{}", self.key),
         }
-    }
-
-    /// The key as the caller gave it, of one with its scope spelled out.
-    pub(crate) fn key_of(scoped_key: &str) -> &str {
-        scoped_key.rsplit_once('\u{1f}').map_or(scoped_key, |(_, key)| key)
     }
 }

@@ -23,6 +23,8 @@ pub(crate) const CLAIM_MAX: usize = 512;
 pub(crate) struct Claim {
     pub(crate) job: Job,
     pub(crate) lane: i64,
+    /// The rank of its priority, bettered by its waiting.
+    pub(crate) rank: usize,
     /// The fencing token: how often the job had been claimed, this claim included.
     pub(crate) fence: i64,
     pub(crate) backoff: Option<Backoff>,
@@ -153,11 +155,11 @@ impl Turn<'_> {
                 }
                 at += 1;
             }
-            let Some(((_, _, id), at)) = best else { break };
+            let Some(((rank, _, id), at)) = best else { break };
             streams[at].heads.pop_front();
             let (lane, delayed) = (streams[at].lane, streams[at].delayed);
             let from = if delayed { State::Delayed } else { State::Pending };
-            if let Some(claim) = self.claim_one(&mut statements, owner, lane, from, id)? {
+            if let Some(claim) = self.claim_one(&mut statements, owner, lane, from, id, rank)? {
                 if let Some(lane) = self.book.lanes.get(lane) {
                     demand.took(lane);
                 }
@@ -223,6 +225,7 @@ impl Turn<'_> {
         lane: i64,
         from: State,
         id: JobId,
+        rank: usize,
     ) -> rusqlite::Result<Option<Claim>> {
         let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
@@ -230,7 +233,7 @@ impl Turn<'_> {
             let name = LaneName { queue: &known.queue, kind: &known.kind, priority: known.priority };
             let (job, aside) = row::job(row, name)?;
             let fence = row.get(JOB_COLUMNS)?;
-            Ok((Claim { job, lane, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
+            Ok((Claim { job, lane, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
         })?;
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, lane, from)?;

@@ -109,11 +109,15 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     let unreachable = |error| {
         Error::with_source(ErrorKind::Storage, format!("cannot reach the directory of {}", path.display()), error)
     };
-    if path.exists() {
-        path.canonicalize().map_err(unreachable)
+    let resolved = if path.exists() {
+        path.canonicalize().map_err(unreachable)?
     } else {
-        Ok(parent.canonicalize().map_err(unreachable)?.join(name))
+        parent.canonicalize().map_err(unreachable)?.join(name)
+    };
+    if resolved.to_str().is_none() {
+        return Err(Error::invalid("path", "must be UTF-8, for engines tell each other by it where they are"));
     }
+    Ok(resolved)
 }
 
 /// Opens the one connection that writes.

@@ -94,6 +94,7 @@ impl<'c> Ledger<'c> for Turn<'c> {
             self.out.claims.push(Claim {
                 job: running(place, new, self.now),
                 lane: place.lane,
+                rank: new.priority.rank(),
                 fence: 1,
                 backoff: new.backoff,
             });

@@ -69,14 +69,15 @@ pub(crate) const PLAN_END: &str = "UPDATE jobmill_job
      SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
      WHERE id = ?6 AND claim = ?7 AND state = 2";
 
-/// Ends a claim so that the job waits for another.
-pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, worker = :worker,
+/// Ends a claim so that the job waits for another. A job that waits has no owner: its own row tells of no attempt.
+pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, owner = NULL, worker = :worker,
          attempt = attempt - :unspent, error = coalesce(:error, error)
      WHERE id = :id AND claim = :fence AND state = 2";
 
-/// Puts a job back where its claim took it from.
-pub(crate) const PLAN_RETURN: &str =
-    "UPDATE jobmill_job SET state = CASE WHEN run_at IS NULL THEN 1 ELSE 7 END, attempt = attempt - 1
+/// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile.
+pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1,
+         state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
+         completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2
      RETURNING state, run_at";
 
@@ -179,13 +180,18 @@ impl Turn<'_> {
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?
-            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence }, |row| {
+            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now }, |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
         let Some((state, run_at)) = back else {
             return Ok(Finished::Fenced);
         };
+        if state == State::Cancelled {
+            self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
+            self.out.ended.push(claim.job.id);
+            return Ok(Finished::Now(state));
+        }
         self.waits(claim.lane, State::Running, state, Timestamp::from_micros(run_at.unwrap_or(0)));
         Ok(Finished::Now(state))
     }
@@ -214,6 +220,14 @@ impl Turn<'_> {
     pub(crate) fn holds(&self, id: JobId, fence: i64) -> rusqlite::Result<bool> {
         self.conn
             .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND claim = :fence AND state = 2")?
+            .exists(named_params! { ":id": id, ":fence": fence })
+    }
+
+    /// Whether what an attempt tells is written still: it runs, or has completed its job in a transaction, which may
+    /// overtake its last words.
+    pub(crate) fn may_tell(&self, id: JobId, fence: i64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND claim = :fence AND state IN (2, 3)")?
             .exists(named_params! { ":id": id, ":fence": fence })
     }
 

@@ -1,5 +1,6 @@
 //! What keeps the file small and sound: pruning, checkpoints, vacuum, backup, checks.
 
+use std::ffi::c_int;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use rusqlite::{Connection, named_params};
 use crate::error::{Error, Result};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::connect::storage_error;
+use crate::store::connect::{resolve, storage_error};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::{Store, Turn};
@@ -152,12 +153,14 @@ impl Store {
 pub(crate) fn backup(from: &Connection, to: &Path) -> Result<()> {
     let doing = format!("cannot back up to {}", to.display());
     let storage = |error| storage_error(&doing, error);
+    let to = resolve(to)?;
     if to.exists() {
         return Err(Error::invalid("path", format_args!("{} exists already", to.display())));
     }
     let mut copy = Connection::open(to).map_err(storage)?;
     let backup = Backup::new(from, &mut copy).map_err(storage)?;
-    backup.run_to_completion(1024, Duration::ZERO, None).map_err(storage)
+    // In one step: a write of somebody else's between two would begin the copy anew, for ever if writes never rest.
+    backup.run_to_completion(c_int::MAX, Duration::ZERO, None).map_err(storage)
 }
 
 /// Checks the file and our own books in it, and gives what is wrong.

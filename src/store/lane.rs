@@ -107,13 +107,19 @@ impl Lanes {
         }
         if seen != self.lanes.len() || !same {
             // Lanes that a failed turn had made are gone again, and others may have got their numbers since.
-            self.lanes.clear();
-            self.by_id.clear();
-            self.by_name.clear();
             drop(rows);
+            self.forget();
             return self.reload(conn);
         }
         Ok(())
+    }
+
+    /// Forgets all lanes until they are read anew. Those that a failed turn had made are gone, and their ids may come
+    /// to name lanes of somebody else's.
+    pub(crate) fn forget(&mut self) {
+        self.lanes.clear();
+        self.by_id.clear();
+        self.by_name.clear();
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {

@@ -20,6 +20,7 @@ pub(crate) mod unique;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection};
@@ -59,6 +60,8 @@ pub(crate) struct Store {
     patience: Duration,
     commits: u64,
     faults: Option<Faults>,
+    /// A closure of the application's is at work, and no commit may come from it.
+    guarded: Arc<AtomicBool>,
 }
 
 /// What the writer remembers of the file, so that a turn need not read it.
@@ -97,6 +100,7 @@ pub(crate) struct Turn<'a> {
     pub(crate) demand: Option<&'a mut (dyn Demand + 'a)>,
     /// Nothing that a worker could take is waiting, so that a new job may be claimed as it is written.
     pub(crate) nothing_waits: bool,
+    guarded: &'a AtomicBool,
 }
 
 /// The statements that a turn runs once for each job, kept at hand from the first to the last.
@@ -124,6 +128,10 @@ impl Store {
         let path = connect::resolve(path)?;
         let mut conn = with_patience(patience, || connect::writer(&path, durability))?;
         with_patience(patience, || schema::migrate(&mut conn))?;
+        let guarded = Arc::new(AtomicBool::new(false));
+        let refuse = guarded.clone();
+        conn.commit_hook(Some(move || refuse.load(Ordering::Relaxed)))
+            .map_err(|error| storage_error("cannot guard the commits", error))?;
         Ok(Self {
             conn,
             path,
@@ -134,6 +142,7 @@ impl Store {
             patience,
             commits: 0,
             faults: None,
+            guarded,
         })
     }
 
@@ -180,6 +189,7 @@ impl Store {
                 hot: Hot::default(),
                 demand,
                 nothing_waits,
+                guarded: &self.guarded,
             };
             let value = work(&mut turn)?;
             drop(turn);
@@ -189,6 +199,7 @@ impl Store {
         });
         if result.is_err() {
             self.stale = true;
+            self.book.lanes.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
@@ -303,6 +314,7 @@ impl Turn<'_> {
             // What may still be undone is not claimed.
             demand: None,
             nothing_waits: false,
+            guarded: self.guarded,
         }
     }
 
@@ -316,7 +328,10 @@ impl Turn<'_> {
         self.book.lanes.flush(self.conn).map_err(storage)?;
         let ended = self.out.ended.len();
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
+        // Half a turn must not be committed: its counts are written at its end.
+        self.guarded.store(true, Ordering::Relaxed);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(self.lend())));
+        self.guarded.store(false, Ordering::Relaxed);
         if self.conn.is_autocommit() {
             return Err(Error::new(ErrorKind::Storage, "a closure ended the transaction that it was given"));
         }

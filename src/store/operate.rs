@@ -143,8 +143,8 @@ impl Turn<'_> {
         {
             return Ok(Err(Refused::KeyHeldBy(holder)));
         }
-        // A job that never began has no attempt to tell of.
-        if let (Some(started_at), true) = (ended.started_at, ended.fence > 0) {
+        // A job that ended while it waited has no attempt to tell of.
+        if let (Some(started_at), Some(owner)) = (ended.started_at, ended.owner) {
             record_attempt(
                 self.conn,
                 &PastAttempt {
@@ -155,7 +155,7 @@ impl Turn<'_> {
                     ended_at: ended.completed_at.unwrap_or(self.now),
                     outcome,
                     error: ended.error.as_deref(),
-                    owner: ended.owner,
+                    owner: Some(owner),
                     worker: ended.worker,
                 },
             )?;

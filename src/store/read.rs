@@ -224,6 +224,7 @@ fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt
         }
     };
     if let Some(started_at) = newest.started_at
+        && newest.owner.is_some()
         && newest.fence > told
     {
         let failed = outcome == AttemptOutcome::Failed || outcome == AttemptOutcome::Cancelled;

@@ -116,7 +116,7 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_job SET state = :state, run_at = :run_at, attempt = attempt - :unspent,
-                     completed_at = :completed_at, error = coalesce(:error, error)
+                     owner = CASE WHEN :completed_at IS NULL THEN NULL ELSE owner END, completed_at = :completed_at, error = coalesce(:error, error)
                  WHERE id = :id AND claim = :fence AND state = 2",
             )?
             .execute(named_params! {

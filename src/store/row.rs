@@ -156,7 +156,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneName<'_>) -> rusqlite::Result<(Job, b
         ttft: micros(row, 10)?.map(Duration::from_nanos),
         user_id: row.get(11)?,
         agent_id: row.get(12)?,
-        unique_key: row.get::<_, Option<String>>(13)?.map(|scoped| Unique::key_of(&scoped).to_owned()),
+        unique_key: row.get_ref(13)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
         tags: json(row, 14)?.unwrap_or_default(),
         metadata: json(row, 15)?,
         error: row.get(16)?,

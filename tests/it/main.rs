@@ -1,7 +1,14 @@
 //! One binary for all tests from outside, a file for each feature.
 
+mod ask;
+mod bad_input;
+mod cancel;
+mod enqueue;
 mod faults;
 mod model;
+mod order;
 mod paging;
 mod recovery;
 mod run;
+mod support;
+mod unique;

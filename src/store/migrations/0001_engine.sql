@@ -40,7 +40,7 @@ CREATE TABLE jobmill_job (
     attempt             INTEGER NOT NULL DEFAULT 0,
     claim               INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
     max_attempts        INTEGER NOT NULL,
-    owner               INTEGER,                     -- the instance of the last claim
+    owner               INTEGER,                     -- the instance of the last claim; null while the job waits
     worker              INTEGER,                     -- the worker of the last attempt that ended
     run_at              INTEGER,                     -- null: the time of creation
     started_at          INTEGER,
@@ -52,7 +52,7 @@ CREATE TABLE jobmill_job (
     backoff             TEXT,                        -- JSON; null: the engine's
     user_id             TEXT,
     agent_id            TEXT,
-    unique_key          TEXT,                        -- as the caller gave it; jobmill_unique holds it with its scope
+    unique_key          TEXT,                        -- with its scope, as in jobmill_unique
     tags                TEXT,                        -- JSON array; null: none
     metadata            TEXT,                        -- JSON object
     error               TEXT,

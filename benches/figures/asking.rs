@@ -63,8 +63,9 @@ fn p99(client: &Client, query: &Query) -> f64 {
 pub fn page(report: &mut Report) {
     let directory = floor::directory();
     let (large, small) = (floor::fresh(&directory, "large"), floor::fresh(&directory, "small"));
-    fill_history(&large, rows());
-    fill_history(&small, 10_000);
+    fill_history(&large, rows(), 1000);
+    // As many rare rows as fill a page at most depths.
+    fill_history(&small, 10_000, 10);
     let (large, small) = (Client::open(&large).expect("a client"), Client::open(&small).expect("a client"));
     let queries = [
         ("all", Query::new()),

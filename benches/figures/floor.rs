@@ -1,4 +1,7 @@
 //! The floor: the same rows, indexes, payload and durability, written by the bare statements.
+//!
+//! The rows are those of the jobs and, once in each transaction, that of the lane which counts them. A floor without
+//! counters is printed beside it where that row weighs most.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -41,6 +44,7 @@ pub struct Floor {
     pub conn: Connection,
     last_id: i64,
     payload: Vec<u8>,
+    counted: bool,
 }
 
 impl Floor {
@@ -61,14 +65,29 @@ impl Floor {
             .query_row("SELECT coalesce(max(id), 1790000000000000 << 10) FROM jobmill_job", [], |row| row.get(0))
             .expect("the newest id");
         let payload = serde_json::to_vec(&payload()).expect("a payload");
-        Self { conn, last_id, payload }
+        Self { conn, last_id, payload, counted: true }
+    }
+
+    /// The same without counters.
+    pub fn without_counters(self) -> Self {
+        Self { counted: false, ..self }
     }
 
     pub fn begin(&self) {
         self.conn.prepare_cached("BEGIN IMMEDIATE").and_then(|mut begin| begin.execute([])).expect("a transaction");
     }
 
-    pub fn commit(&self) {
+    /// Commits what has changed the counts by this much.
+    pub fn commit(&self, pending: i64, running: i64, completed: i64) {
+        if self.counted {
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobmill_lane SET pending = pending + ?1, running = running + ?2, completed = completed + ?3
+                     WHERE id = 1",
+                )
+                .and_then(|mut count| count.execute([pending, running, completed]))
+                .expect("counts");
+        }
         self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])).expect("a commit");
     }
 
@@ -121,16 +140,16 @@ impl Floor {
             for _ in 0..batch {
                 self.insert();
             }
-            self.commit();
+            self.commit(batch as i64, 0, 0);
             self.begin();
             let claimed = self.claim(batch);
-            self.commit();
+            self.commit(-(batch as i64), batch as i64, 0);
             assert_eq!(claimed.len(), batch);
             self.begin();
             for id in claimed {
                 self.finish(id);
             }
-            self.commit();
+            self.commit(0, -(batch as i64), batch as i64);
         }
     }
 
@@ -143,9 +162,11 @@ impl Floor {
             for id in &claimed {
                 self.finish(*id);
             }
-            done += claimed.len();
+            let ended = claimed.len();
+            done += ended;
             claimed = self.claim(batch);
-            self.commit();
+            let began = claimed.len() as i64;
+            self.commit(-began, began - ended as i64, ended as i64);
         }
     }
 
@@ -159,7 +180,7 @@ impl Floor {
                 while let Ok(next) = receiver.try_recv() {
                     answers.push((next, self.insert()));
                 }
-                self.commit();
+                self.commit(answers.len() as i64, 0, 0);
                 for (reply, id) in answers {
                     reply.send(id).expect("a caller who waits");
                 }

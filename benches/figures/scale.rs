@@ -78,9 +78,9 @@ pub fn claim(report: &mut Report) {
     report.ratio("claim and finish, 100,000 better ones in the future", &series, Target::AtLeast(0.8));
 }
 
-/// Writes ended jobs by SQL, a microsecond apart and a year ago, and counts them. One in a thousand failed, one in a
-/// thousand was cancelled.
-pub fn fill_history(path: &Path, count: usize) {
+/// Writes ended jobs by SQL, a microsecond apart and a year ago, and counts them. One in `rare` failed, and one in
+/// `rare` was cancelled.
+pub fn fill_history(path: &Path, count: usize, rare: usize) {
     let conn = Connection::open(path).expect("the file");
     conn.pragma_update(None, "synchronous", "OFF").expect("a pragma");
     conn.pragma_update(None, "cache_size", -512 * 1024).expect("a pragma");
@@ -96,13 +96,14 @@ pub fn fill_history(path: &Path, count: usize) {
             "WITH RECURSIVE n (i) AS (SELECT ?1 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < ?1 + ?2)
              INSERT INTO jobmill_job (id, lane, state, attempt, claim, max_attempts, owner, worker, started_at,
                  completed_at, payload, result)
-             SELECT (?3 + i) << 10, 1, CASE i % 1000 WHEN 7 THEN 4 WHEN 13 THEN 5 ELSE 3 END, 1, 1, 10, 1, 1, ?3 + i,
+             SELECT (?3 + i) << 10, 1, CASE i % ?5 WHEN 7 THEN 4 WHEN 3 THEN 5 ELSE 3 END, 1, 1, 10, 1, 1, ?3 + i,
                  ?3 + i, ?4, x'6e756c6c' FROM n",
             jobmill::rusqlite::params![
                 done as i64,
                 step as i64,
                 first,
-                serde_json::to_vec(&floor::payload()).expect("a payload")
+                serde_json::to_vec(&floor::payload()).expect("a payload"),
+                rare as i64,
             ],
         )
         .expect("rows");
@@ -123,7 +124,7 @@ pub fn history(report: &mut Report) {
     tables.dedup_by_key(|table| table.0);
     for (count, target) in tables {
         let old = floor::fresh(&directory, "old");
-        fill_history(&old, count);
+        fill_history(&old, count, 1000);
         for callers in [1, 16] {
             let lives = if callers == 1 { 8000 } else { 32_000 };
             let run = |path: &Path| {

@@ -8,22 +8,26 @@ pub fn enqueue(report: &mut Report) {
     let directory = floor::directory();
     for (name, durability) in DURABILITIES {
         let count = if name == "FULL" { 2000 } else { 10_000 };
-        let mut series = Vec::new();
-        for _ in 0..rounds() {
-            let path = floor::fresh(&directory, "floor");
-            let mut floor = Floor::open(&path, durability);
-            let bare = rate(count, || {
+        let one_row_each = |mut floor: Floor| {
+            rate(count, || {
                 for _ in 0..count {
                     floor.begin();
                     floor.insert();
-                    floor.commit();
+                    floor.commit(1, 0, 0);
                 }
-            });
+            })
+        };
+        let (mut series, mut uncounted) = (Vec::new(), Vec::new());
+        for _ in 0..rounds() {
+            let bare = one_row_each(Floor::open(&floor::fresh(&directory, "floor"), durability));
             let engine = ours::storage(&floor::fresh(&directory, "ours"), durability);
             let mill = rate(count, || ours::enqueue(engine.client(), count, 1));
+            let barer = Floor::open(&floor::fresh(&directory, "floor"), durability).without_counters();
             series.push((mill, bare));
+            uncounted.push((mill, one_row_each(barer)));
         }
         report.ratio(&format!("enqueue, 1 caller, {name}"), &series, Target::AtLeast(0.7));
+        report.ratio(&format!("the same against a floor without counters, {name}"), &uncounted, Target::None);
     }
     for (name, durability) in DURABILITIES {
         let count = if name == "FULL" { 16_000 } else { 64_000 };
@@ -54,7 +58,7 @@ pub fn enqueue_many(report: &mut Report) {
                     for _ in 0..1000 {
                         floor.insert();
                     }
-                    floor.commit();
+                    floor.commit(1000, 0, 0);
                 }
             });
             let engine = ours::storage(&floor::fresh(&directory, "ours"), durability);
@@ -80,7 +84,7 @@ pub fn drain(report: &mut Report) {
             for _ in 0..count {
                 floor.insert();
             }
-            floor.commit();
+            floor.commit(count as i64, 0, 0);
             let bare = rate(count, || floor.drain(count, DRAIN_BATCH));
             let path = floor::fresh(&directory, "ours");
             let engine = ours::storage(&path, durability);

@@ -442,7 +442,7 @@ impl Desk {
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
         let began = self.clock.monotonic();
-        let outer = AT.replace(self);
+        let inside = Inside::enter(self);
         let mut demand = crew.map(|crew| crew.demand());
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
@@ -457,7 +457,7 @@ impl Desk {
             turn.expire(EXPIRE_MAX).map_err(storage)?;
             turn.claim().map_err(storage)
         });
-        AT.set(outer);
+        drop(inside);
         match turned {
             Ok(((), out)) => {
                 if let Some(crew) = crew {
@@ -599,6 +599,23 @@ impl Drop for Watch<'_> {
             }
         }
         self.desk.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Notes whose turn this thread takes, until it is dropped.
+struct Inside {
+    outer: *const Desk,
+}
+
+impl Inside {
+    fn enter(desk: &Desk) -> Self {
+        Self { outer: AT.replace(desk) }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        AT.set(self.outer);
     }
 }
 

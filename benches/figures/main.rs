@@ -14,13 +14,16 @@ mod throughput;
 
 use report::Report;
 
+/// A name by which a section is chosen, and what it measures.
+type Section = (&'static str, fn(&mut Report));
+
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     if let Some(role) = std::env::var_os("JOBMILL_BENCH_CHILD") {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [(&str, fn(&mut Report)); 10] = [
+    let sections: [Section; 10] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),

@@ -96,6 +96,10 @@ struct Script {
     jobs: BTreeMap<&'static str, JobId>,
     /// How each job ended that bears a name: its status and its result.
     ends: BTreeMap<&'static str, String>,
+    /// How many attempts it took.
+    attempts: BTreeMap<&'static str, u32>,
+    /// Claims went unheard, and the engine had to be started anew to take them back.
+    took_back: bool,
 }
 
 impl Script {
@@ -108,7 +112,8 @@ impl Script {
         let conn = t.client().connection().expect("a connection");
         conn.execute_batch("CREATE TABLE effect (job TEXT PRIMARY KEY); CREATE TABLE companion (job TEXT PRIMARY KEY)")
             .expect("the application's tables");
-        Self { t, go_on, jobs: BTreeMap::new(), ends: BTreeMap::new() }
+        let (jobs, ends, attempts) = Default::default();
+        Self { t, go_on, jobs, ends, attempts, took_back: false }
     }
 
     /// Calls until it succeeds.
@@ -226,7 +231,7 @@ impl Script {
             self.drain();
         }
         if self.t.client().stats().expect("the counts").total.running > 0 {
-            assert_eq!(self.go_on, GoOn::Again, "a crash takes claims back that went unheard, as a shutdown does");
+            self.took_back = true;
             self.reopen(Harness::restart);
             self.drain();
         }
@@ -234,6 +239,7 @@ impl Script {
             let job = self.insist(|t| t.client().get(id));
             let result = job.result::<String>().unwrap_or_default();
             self.ends.insert(name, format!("{} {result}", job.status));
+            self.attempts.insert(name, job.attempt);
         }
     }
 
@@ -287,6 +293,16 @@ fn every_commit_fails_once(fault: Fault, go_on: GoOn) {
         }
         script.check(&context, fault == Fault::After);
         assert_eq!(script.ends, undisturbed.ends, "{context}");
+        if go_on == GoOn::Again && fault == Fault::Before {
+            assert_eq!(
+                script.attempts, undisturbed.attempts,
+                "{context}: the engine remembers what it could not write"
+            );
+        }
+        assert!(
+            !script.took_back || (go_on, fault) == (GoOn::Again, Fault::After),
+            "{context}: no job is left running"
+        );
     }
 }
 

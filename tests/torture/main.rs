@@ -1,6 +1,6 @@
 //! Kills processes at random moments, hundreds of times if asked to, and judges after each what is left.
 //!
-//! `JOBMILL_TORTURE_ROUNDS` says how many rounds of kills each test goes through (12 unless it is set), and
+//! `JOBMILL_TORTURE_ROUNDS` says how many rounds of kills each test goes through (20 unless it is set), and
 //! `JOBMILL_TORTURE_SEED` repeats the random choices of an earlier run, which prints its seed. What chance the operating
 //! system adds by its timing cannot be repeated.
 
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn rounds() -> u64 {
-    std::env::var("JOBMILL_TORTURE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(12)
+    std::env::var("JOBMILL_TORTURE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20)
 }
 
 /// A process that runs this same executable, killed at the latest when it is dropped.

@@ -439,3 +439,14 @@ fn a_long_reader_holds_the_wal_file_not_unnoticed_and_not_for_ever() -> jobmill:
     sound(client);
     Ok(())
 }
+
+/// One free page was given back where 256 were meant.
+#[test]
+fn space_that_is_free_goes_back_to_the_file_system() -> jobmill::Result<()> {
+    let t = Harness::new(brief)?;
+    let (full, pruned) = filled_and_pruned(&t)?;
+    assert!(full > 14 << 20, "{full}");
+    // Four megabytes of free pages are kept for the jobs to come.
+    assert!(pruned < 6 << 20, "{full} became {pruned}");
+    Ok(())
+}

@@ -450,3 +450,39 @@ fn space_that_is_free_goes_back_to_the_file_system() -> jobmill::Result<()> {
     assert!(pruned < 6 << 20, "{full} became {pruned}");
     Ok(())
 }
+
+#[test]
+fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(echo))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(n.to_string())))?;
+    sound(t.client());
+    for (wrong, right, says) in [
+        (
+            "UPDATE jobmill_lane SET pending = pending + 1",
+            "UPDATE jobmill_lane SET pending = pending - 1",
+            "lane default/echo/default counts [0, 4, 0, 0, 0, 0, 0, 0], its rows are [0, 3, 0, 0, 0, 0, 0, 0]",
+        ),
+        (
+            "UPDATE jobmill_job SET lane = lane + 7",
+            "UPDATE jobmill_job SET lane = lane - 7",
+            "lane default/echo/default counts [0, 3, 0, 0, 0, 0, 0, 0], its rows are [0, 0, 0, 0, 0, 0, 0, 0]",
+        ),
+        (
+            "UPDATE jobmill_job SET state = 2, owner = 99; UPDATE jobmill_lane SET running = 3, pending = 0",
+            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
+            "3 running jobs belong to no open instance",
+        ),
+        (
+            "UPDATE jobmill_job SET state = 2, owner = NULL; UPDATE jobmill_lane SET running = 3, pending = 0",
+            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
+            "3 running jobs belong to no open instance",
+        ),
+    ] {
+        tamper(t.client(), wrong);
+        let found = t.client().verify()?;
+        assert!(found.iter().any(|line| line == says), "{found:?}");
+        tamper(t.client(), right);
+        sound(t.client());
+    }
+    Ok(())
+}

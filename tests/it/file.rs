@@ -220,6 +220,42 @@ fn a_backup_goes_on_where_the_file_was() -> jobmill::Result<()> {
 }
 
 #[test]
+fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(echo))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(n.to_string())))?;
+    sound(t.client());
+    for (wrong, right, says) in [
+        (
+            "UPDATE jobmill_lane SET pending = pending + 1",
+            "UPDATE jobmill_lane SET pending = pending - 1",
+            "lane default/echo/default counts [0, 4, 0, 0, 0, 0, 0, 0], its rows are [0, 3, 0, 0, 0, 0, 0, 0]",
+        ),
+        (
+            "UPDATE jobmill_job SET lane = lane + 7",
+            "UPDATE jobmill_job SET lane = lane - 7",
+            "lane default/echo/default counts [0, 3, 0, 0, 0, 0, 0, 0], its rows are [0, 0, 0, 0, 0, 0, 0, 0]",
+        ),
+        (
+            "UPDATE jobmill_job SET state = 2, owner = 99; UPDATE jobmill_lane SET running = 3, pending = 0",
+            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
+            "3 running jobs belong to no open instance",
+        ),
+        (
+            "UPDATE jobmill_job SET state = 2, owner = NULL; UPDATE jobmill_lane SET running = 3, pending = 0",
+            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
+            "3 running jobs belong to no open instance",
+        ),
+    ] {
+        tamper(t.client(), wrong);
+        let found = t.client().verify()?;
+        assert!(found.iter().any(|line| line == says), "{found:?}");
+        tamper(t.client(), right);
+        sound(t.client());
+    }
+    Ok(())
+}
+
+#[test]
 fn a_check_finds_a_damaged_page() -> jobmill::Result<()> {
     let (_directory, path) = file();
     let client = Client::open(&path)?;
@@ -311,6 +347,26 @@ fn ended_jobs_go_when_their_time_is_over_with_all_that_stands_beside_them() -> j
 }
 
 #[test]
+fn what_is_kept_for_ever_is_kept_and_a_great_many_go_at_once() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.retention(Retention { cancelled: Some(Duration::ZERO), ..Retention::FOREVER }).handle(echo)
+    })?;
+    let kept = t.enqueue(Echo::job("kept"))?;
+    t.drain()?;
+    let many = t.client().enqueue_many((0..1500).map(|n| Echo::job(n.to_string())))?;
+    t.clock().jump(jobmill::SystemClock.now().saturating_add(secs(3600)));
+    let stranger = Client::open_with(t.path(), Durability::Normal)?;
+    for id in &many {
+        stranger.cancel(id.id())?;
+    }
+    t.engine().maintain()?;
+    assert!(t.client().get(kept).is_ok());
+    assert!(many.iter().all(|id| t.client().get(id.id()).is_err()));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn an_id_is_never_given_twice_though_its_row_is_gone_and_the_clock_falls_back() -> jobmill::Result<()> {
     let mut t =
         Harness::new(|builder| builder.retention(Retention { cancelled: Some(secs(1)), ..Retention::FOREVER }))?;
@@ -372,6 +428,17 @@ fn filled_and_pruned(t: &Harness) -> jobmill::Result<(u64, u64)> {
 fn brief(builder: jobmill::EngineBuilder) -> jobmill::EngineBuilder {
     let retention = Retention { completed: Some(secs(1)), ..Retention::FOREVER };
     builder.durability(Durability::Normal).retention(retention).handle(|_: Echo, _: &Context| Ok(()))
+}
+
+/// One free page was given back where 256 were meant.
+#[test]
+fn space_that_is_free_goes_back_to_the_file_system() -> jobmill::Result<()> {
+    let t = Harness::new(brief)?;
+    let (full, pruned) = filled_and_pruned(&t)?;
+    assert!(full > 14 << 20, "{full}");
+    // Four megabytes of free pages are kept for the jobs to come.
+    assert!(pruned < 6 << 20, "{full} became {pruned}");
+    Ok(())
 }
 
 #[test]
@@ -437,52 +504,5 @@ fn a_long_reader_holds_the_wal_file_not_unnoticed_and_not_for_ever() -> jobmill:
     engine.shutdown(secs(5))?;
     assert_eq!(size(&wal), 0);
     sound(client);
-    Ok(())
-}
-
-/// One free page was given back where 256 were meant.
-#[test]
-fn space_that_is_free_goes_back_to_the_file_system() -> jobmill::Result<()> {
-    let t = Harness::new(brief)?;
-    let (full, pruned) = filled_and_pruned(&t)?;
-    assert!(full > 14 << 20, "{full}");
-    // Four megabytes of free pages are kept for the jobs to come.
-    assert!(pruned < 6 << 20, "{full} became {pruned}");
-    Ok(())
-}
-
-#[test]
-fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
-    let t = Harness::new(|builder| builder.handle(echo))?;
-    t.client().enqueue_many((0..3).map(|n| Echo::job(n.to_string())))?;
-    sound(t.client());
-    for (wrong, right, says) in [
-        (
-            "UPDATE jobmill_lane SET pending = pending + 1",
-            "UPDATE jobmill_lane SET pending = pending - 1",
-            "lane default/echo/default counts [0, 4, 0, 0, 0, 0, 0, 0], its rows are [0, 3, 0, 0, 0, 0, 0, 0]",
-        ),
-        (
-            "UPDATE jobmill_job SET lane = lane + 7",
-            "UPDATE jobmill_job SET lane = lane - 7",
-            "lane default/echo/default counts [0, 3, 0, 0, 0, 0, 0, 0], its rows are [0, 0, 0, 0, 0, 0, 0, 0]",
-        ),
-        (
-            "UPDATE jobmill_job SET state = 2, owner = 99; UPDATE jobmill_lane SET running = 3, pending = 0",
-            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
-            "3 running jobs belong to no open instance",
-        ),
-        (
-            "UPDATE jobmill_job SET state = 2, owner = NULL; UPDATE jobmill_lane SET running = 3, pending = 0",
-            "UPDATE jobmill_job SET state = 1, owner = NULL; UPDATE jobmill_lane SET running = 0, pending = 3",
-            "3 running jobs belong to no open instance",
-        ),
-    ] {
-        tamper(t.client(), wrong);
-        let found = t.client().verify()?;
-        assert!(found.iter().any(|line| line == says), "{found:?}");
-        tamper(t.client(), right);
-        sound(t.client());
-    }
     Ok(())
 }

@@ -10,7 +10,7 @@ use crate::model::job::{Job, Priority};
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
-use crate::store::lane::{Lane, NextDelayed};
+use crate::store::lane::{Demand, NextDelayed};
 use crate::store::row::{self, JOB_COLUMNS, LaneName, State, job_columns};
 
 /// How many heads of a lane are read at a time when several lanes compete.
@@ -26,16 +26,6 @@ pub(crate) struct Claim {
     /// The fencing token: how often the job had been claimed, this claim included.
     pub(crate) fence: i64,
     pub(crate) backoff: Option<Backoff>,
-}
-
-/// What the workers want.
-pub(crate) trait Demand {
-    /// How many more jobs of this sort are wanted now.
-    fn room(&self, lane: &Lane) -> usize;
-    /// Takes note of a job of this sort that was claimed.
-    fn took(&mut self, lane: &Lane);
-    /// A job that has waited this long counts one priority higher.
-    fn ageing(&self) -> Option<Duration>;
 }
 
 /// The jobs of one lane that are ready, in their order.

@@ -26,9 +26,8 @@ use rusqlite::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::claim::Demand;
 use crate::store::connect::{Durability, storage_error, with_patience};
-use crate::store::lane::{Lanes, NextDelayed};
+use crate::store::lane::{Demand, Lanes, NextDelayed};
 use crate::store::row::State;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.

@@ -482,9 +482,13 @@ fn a_long_reader_holds_the_wal_file_not_unnoticed_and_not_for_ever() -> jobmill:
     let engine = Engine::builder(&path).durability(Durability::Normal).handle(other).start()?;
     let wal = path.with_file_name("jobs.db-wal");
     let client = engine.client();
+    tamper(client, "CREATE TABLE bulk (bytes BLOB)");
     let write = |count: u64| {
         for _ in 0..count {
-            client.enqueue(NewJob::json("kept", &"x".repeat(8_000_000))).expect("it is enqueued");
+            let written = client.write(|tx| -> jobmill::Result<_> {
+                Ok(tx.execute("INSERT INTO bulk VALUES (zeroblob(8000000))", []).expect("a row"))
+            });
+            assert_eq!(written.ok(), Some(1));
         }
     };
     write(12);

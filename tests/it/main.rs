@@ -5,6 +5,7 @@ mod bad_input;
 mod cancel;
 mod enqueue;
 mod file;
+mod house;
 mod order;
 mod run;
 mod support;

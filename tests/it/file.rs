@@ -169,7 +169,6 @@ fn a_client_names_its_file_by_its_absolute_path() -> jobmill::Result<()> {
     Ok(())
 }
 
-/// A copy in several steps began anew with each write that fell between two of them.
 #[test]
 fn a_backup_is_made_while_others_go_on_writing() -> jobmill::Result<()> {
     let (directory, path) = file();

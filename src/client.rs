@@ -21,7 +21,7 @@ use crate::store::connect::{self, DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::enqueue::{self, Enqueued};
 use crate::store::operate::{Cancelled, Refused};
 use crate::store::read::Reader;
-use crate::store::{Store, Turn, housekeeping};
+use crate::store::{Store, Turn, housekeeping, list};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -212,7 +212,7 @@ impl Client {
     /// `Invalid` if the limit or the cursors break a rule.
     pub fn list(&self, query: Query) -> Result<Page> {
         query.check()?;
-        self.reader().list(&query)
+        self.reader().snapshot("cannot list jobs", |conn| list::list(conn, &query))
     }
 
     /// Counts jobs by status, queue, kind and priority, without reading them.

@@ -19,9 +19,10 @@ use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
-use crate::store::claim::{Claim, Demand};
 use crate::store::connect::storage_error;
 use crate::store::finish::Verdict;
+use crate::store::lane::Demand;
+use crate::store::row::Claim;
 use crate::store::{Outbox, Store, Turn};
 
 /// The most operations that wait for a turn. Who comes after that waits to hand in.

@@ -162,8 +162,9 @@ impl Maintenance {
         if self.pruning.is_empty() {
             let retention = self.retention;
             self.pruning = self.desk.with_store(|store| {
-                store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time)))
-            });
+                store.look()?;
+                Ok(store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time))))
+            })?;
             self.desk.call_here(move |turn| {
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP))
                     .map_err(|error| storage_error("cannot forget instances", error))

@@ -12,8 +12,8 @@ use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
-use crate::store::claim::{Claim, Demand};
-use crate::store::lane::Lane;
+use crate::store::lane::{Demand, Lane};
+use crate::store::row::Claim;
 
 /// Jobs are claimed ahead of free workers for about as long as this, so that no turn is made for each of them.
 const AHEAD_MIN: Duration = Duration::from_millis(1);

@@ -9,7 +9,8 @@ use crate::engine::pool::Pool;
 use crate::engine::worker::Shop;
 use crate::model::id::JobId;
 use crate::model::retry::Backoff;
-use crate::store::claim::{Claim, Demand};
+use crate::store::lane::Demand;
+use crate::store::row::Claim;
 
 /// The pool and its threads. Every handle is kept until its thread has ended, or is known never to.
 pub(crate) struct Staff {

@@ -18,9 +18,9 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
 use crate::model::new_job::NewJob;
 use crate::model::time::Timestamp;
-use crate::store::claim::Claim;
 use crate::store::connect::storage_error;
 use crate::store::finish::{self, Finished, Verdict};
+use crate::store::row::Claim;
 
 /// Progress and log lines are written no more often than this; what comes between is gathered.
 const NOTE_EVERY: Duration = Duration::from_millis(100);

@@ -6,39 +6,16 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
-use crate::model::job::{Job, Priority, Status};
-use crate::model::retry::Backoff;
+use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
-use crate::store::lane::{Lane, NextDelayed};
-use crate::store::row::{self, JOB_COLUMNS, LaneName, State, job_columns};
+use crate::store::lane::{Demand, NextDelayed};
+use crate::store::row::{self, Claim, JOB_COLUMNS, LaneName, State, job_columns};
 
 /// How many heads of a lane are read at a time when several lanes compete.
 const HEADS: usize = 16;
 /// The most jobs that one turn claims.
 pub(crate) const CLAIM_MAX: usize = 512;
-
-/// A job that this process has claimed, with what its end needs.
-#[derive(Clone, Debug)]
-pub(crate) struct Claim {
-    pub(crate) job: Job,
-    pub(crate) lane: i64,
-    /// The rank of its priority, bettered by its waiting.
-    pub(crate) rank: usize,
-    /// The fencing token: how often the job had been claimed, this claim included.
-    pub(crate) fence: i64,
-    pub(crate) backoff: Option<Backoff>,
-}
-
-/// What the workers want.
-pub(crate) trait Demand {
-    /// How many more jobs of this sort are wanted now.
-    fn room(&self, lane: &Lane) -> usize;
-    /// Takes note of a job of this sort that was claimed.
-    fn took(&mut self, lane: &Lane);
-    /// A job that has waited this long counts one priority higher.
-    fn ageing(&self) -> Option<Duration>;
-}
 
 /// The jobs of one lane that are ready, in their order.
 struct Stream {

@@ -7,7 +7,7 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::new_job::NewJob;
 use crate::model::time::Timestamp;
-use crate::store::claim::Claim;
+use crate::store::row::Claim;
 use crate::store::row::State;
 use crate::store::{Turn, at_hand, lane, last_id, unique};
 

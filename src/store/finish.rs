@@ -10,8 +10,8 @@ use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
-use crate::store::claim::Claim;
 use crate::store::lane;
+use crate::store::row::Claim;
 use crate::store::row::State;
 use crate::store::{Turn, at_hand};
 

@@ -137,7 +137,10 @@ impl Store {
         if free == 0 || mode != 2 {
             return Ok(0);
         }
-        conn.execute_batch(&format!("PRAGMA incremental_vacuum({pages})")).map_err(storage)?;
+        // Each step of the statement gives back one page.
+        let mut statement = conn.prepare(&format!("PRAGMA incremental_vacuum({pages})")).map_err(storage)?;
+        let mut steps = statement.query([]).map_err(storage)?;
+        while steps.next().map_err(storage)?.is_some() {}
         Ok((free - i64::from(pages)).max(0))
     }
 
@@ -171,7 +174,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
-         AND owner NOT IN (SELECT id FROM jobmill_instance WHERE ended_at IS NULL)",
+         AND (owner IS NULL OR owner NOT IN (SELECT id FROM jobmill_instance WHERE ended_at IS NULL))",
         [],
         |row| row.get(0),
     )?;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
@@ -50,6 +51,16 @@ impl Lane {
             *next = (*next).min(run_at);
         }
     }
+}
+
+/// What the workers want.
+pub(crate) trait Demand {
+    /// How many more jobs of this sort are wanted now.
+    fn room(&self, lane: &Lane) -> usize;
+    /// Takes note of a job of this sort that was claimed.
+    fn took(&mut self, lane: &Lane);
+    /// A job that has waited this long counts one priority higher.
+    fn ageing(&self) -> Option<Duration>;
 }
 
 /// Every lane of the file, as the writer knows them. They are few: queues times kinds times four.

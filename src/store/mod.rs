@@ -28,9 +28,9 @@ use rusqlite::{CachedStatement, Connection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::claim::{Claim, Demand};
 use crate::store::connect::{Durability, storage_error, with_patience};
-use crate::store::lane::{Lane, Lanes, NextDelayed};
+use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
+use crate::store::row::Claim;
 use crate::store::row::State;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.

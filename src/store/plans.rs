@@ -12,10 +12,10 @@ use crate::model::new_job::NewJob;
 use crate::model::page::{Order, Query};
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
-use crate::store::claim::{self, Demand};
+use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
-use crate::store::lane::Lane;
+use crate::store::lane::{Demand, Lane};
 use crate::store::{Store, Turn, enqueue, housekeeping, list, read, rescue};
 
 /// Wants everything.

@@ -9,13 +9,11 @@ use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
 use crate::model::explain::{Explanation, Reason};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
-use crate::model::page::{Page, Query};
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
 use crate::store::claim::payload_aside;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
-use crate::store::list;
 use crate::store::row::{self, JOB_COLUMNS, LaneName, State, job_columns};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
@@ -64,10 +62,6 @@ impl Reader {
 
     pub(crate) fn job(&self, id: JobId) -> Result<Option<Job>> {
         self.snapshot("cannot read the job", |conn| job(conn, id))
-    }
-
-    pub(crate) fn list(&self, query: &Query) -> Result<Page> {
-        self.snapshot("cannot list jobs", |conn| list::list(conn, query))
     }
 
     pub(crate) fn status(&self, id: JobId) -> Result<Option<Status>> {

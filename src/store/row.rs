@@ -8,6 +8,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Progress, Status};
+use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
 
@@ -131,6 +132,18 @@ pub(crate) struct LaneName<'a> {
     pub(crate) queue: &'a str,
     pub(crate) kind: &'a str,
     pub(crate) priority: Priority,
+}
+
+/// A job that this process has claimed, with what its end needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Claim {
+    pub(crate) job: Job,
+    pub(crate) lane: i64,
+    /// The rank of its priority, bettered by its waiting.
+    pub(crate) rank: usize,
+    /// The fencing token: how often the job had been claimed, this claim included.
+    pub(crate) fence: i64,
+    pub(crate) backoff: Option<Backoff>,
 }
 
 /// Makes a job of `job_columns`. A payload that is kept aside is left empty, and whether it is so is told.

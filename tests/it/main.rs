@@ -5,6 +5,8 @@ mod bad_input;
 mod cancel;
 mod enqueue;
 mod faults;
+mod file;
+mod house;
 mod model;
 mod order;
 mod paging;

@@ -33,6 +33,7 @@ pub(crate) struct Dispatcher {
 impl Dispatcher {
     /// Takes turns until it is told to stop, and then until nothing waits any more.
     pub(crate) fn run(mut self) {
+        let _closes = ClosesOnPanic(self.desk.clone());
         let mut rest = Duration::ZERO;
         let mut failed_wait = FAILED_WAIT;
         let mut duties_at = Duration::ZERO;
@@ -76,6 +77,18 @@ impl Dispatcher {
         match look.due {
             Some(due) => due.since(self.desk.clock().now()).min(longest),
             None => longest,
+        }
+    }
+}
+
+/// Closes the desk of a dispatcher that panics, for nobody else would answer those who wait.
+struct ClosesOnPanic(Arc<Desk>);
+
+impl Drop for ClosesOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the dispatcher panicked, which closes the engine");
+            self.0.close();
         }
     }
 }

@@ -1,14 +1,15 @@
 //! What is cut short: cancelled jobs, attempts that run out of time, engines that shut down.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use jobmill::testing::{Harness, ManualClock};
 use jobmill::{
-    AttemptOutcome, Backoff, Cancelled, Client, Context, Engine, ErrorKind, Failure, JobId, NewJob, Outcome, Reason,
-    Status, Workers,
+    AttemptOutcome, Backoff, Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, JobId, NewJob, Outcome,
+    Reason, Status, SystemClock, Timestamp, Workers,
 };
 
 use crate::support::{
@@ -605,5 +606,58 @@ fn a_failure_for_good_is_one_however_late_it_comes() -> jobmill::Result<()> {
     t.drain()?;
     t.check(fatal, "failed, attempt 1: never");
     t.check(busy, "pending, attempt 1 failed: busy, due in 70s");
+    Ok(())
+}
+
+/// Tells the time until it is made to fail in the dispatcher's hands.
+#[derive(Clone, Default)]
+struct Brittle(Arc<AtomicBool>);
+
+impl Clock for Brittle {
+    fn now(&self) -> Timestamp {
+        if self.0.load(Ordering::SeqCst) && std::thread::current().name() == Some("jobmill-dispatcher") {
+            std::panic::resume_unwind(Box::new("the clock is broken"));
+        }
+        SystemClock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        SystemClock.monotonic()
+    }
+}
+
+/// Whoever waited for a dispatcher that had panicked waited for good.
+#[test]
+fn a_panic_of_the_dispatcher_closes_the_engine() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let clock = Brittle::default();
+    let engine = Engine::builder(&path).clock(clock.clone()).handle(echo).start()?;
+    let client = engine.client();
+    let id = client.enqueue(NewJob::json("nobody's", &1))?.id();
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = (0..3).map(|_| scope.spawn(|| client.wait(id, Duration::MAX))).collect();
+        let writers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let failed = |_: &i32| client.enqueue(Echo::job("x")).err();
+                    (0..i32::MAX).find_map(|n| failed(&n)).map(|error| error.kind())
+                })
+            })
+            .collect();
+        clock.0.store(true, Ordering::SeqCst);
+        for waiter in waiters {
+            refused(waiter.join().expect("no panic"), ErrorKind::Shutdown, "the engine ");
+        }
+        for writer in writers {
+            assert_eq!(writer.join().expect("no panic"), Some(ErrorKind::Shutdown));
+        }
+    });
+    refused(client.enqueue(Echo::job("x")), ErrorKind::Shutdown, "the engine ");
+    refused(engine.shutdown(Duration::ZERO), ErrorKind::Shutdown, "the engine ");
+    drop(engine);
+    let engine = Engine::builder(&path).handle(echo).inline()?;
+    engine.drain()?;
+    assert_eq!(engine.client().stats()?.total.running, 0, "the next engine takes everything back");
+    sound(engine.client());
     Ok(())
 }

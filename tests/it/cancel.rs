@@ -1,18 +1,20 @@
 //! What is cut short: cancelled jobs, attempts that run out of time, engines that shut down.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use jobmill::testing::{Harness, ManualClock};
 use jobmill::{
-    AttemptOutcome, Backoff, Cancelled, Client, Context, Engine, ErrorKind, Failure, JobId, NewJob, Outcome, Reason,
-    Status, Workers,
+    AttemptOutcome, Backoff, Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, JobId, NewJob, Outcome,
+    Reason, Status, SystemClock, Timestamp, Workers,
 };
 
 use crate::support::{
-    Block, Echo, Hands, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound, unadmit, until,
-    with_hands,
+    Block, Echo, Gate, Hands, Keeper, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound,
+    unadmit, until, with_hands,
 };
 
 #[test]
@@ -211,22 +213,34 @@ fn another_client_cancels_a_running_job() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// An engine with one worker that is busy, and with short jobs that are claimed ahead: for how long, says the clock.
+fn busy(path: &Path, gate: &Gate, keeper: &Keeper, clock: &ManualClock) -> jobmill::Result<Engine> {
+    let builder = Engine::builder(path).clock(clock.clone()).workers(Workers::new(1)).state(gate.clone());
+    let engine = builder.handle(block).handle(echo).start()?;
+    // Jobs are claimed ahead once it is known that those of their kind are short.
+    let short = engine.client().enqueue(Echo::job("short"))?.id();
+    engine.client().wait(short, PATIENCE)?;
+    engine.client().enqueue(Block::job("x"))?;
+    keeper.next();
+    Ok(engine)
+}
+
 /// A job that was claimed ahead, cancelled and then put back, for its workers were busy, ran all the same.
 #[test]
 fn a_job_that_was_claimed_ahead_and_cancelled_never_runs() -> jobmill::Result<()> {
     let (_directory, path) = file();
-    let (gate, keeper) = gate();
-    let engine = Engine::builder(&path).workers(Workers::new(1)).state(gate).handle(block).handle(echo).start()?;
+    let ((gate, keeper), clock) = (gate(), ManualClock::default());
+    let engine = busy(&path, &gate, &keeper, &clock)?;
     let client = engine.client();
-    // Short jobs are claimed ahead, once it is known that they are short.
-    for enqueued in client.enqueue_many((0..50).map(|n| Echo::job(n.to_string())))? {
-        client.wait(enqueued.id(), PATIENCE)?;
+    let ids = client.enqueue_many((0..5).map(|n| Echo::job(n.to_string())))?;
+    for id in &ids {
+        assert_eq!(client.get(id.id())?.status, Status::Running, "claimed ahead");
+        assert_eq!(client.cancel(id.id())?, Cancelled::Requested);
     }
-    client.enqueue(Block::job("x"))?;
-    keeper.next();
-    for enqueued in client.enqueue_many((0..5).map(|n| Echo::job(n.to_string())))? {
-        client.cancel(enqueued.id())?;
-        assert_eq!(client.wait(enqueued.id(), PATIENCE)?.status, Status::Cancelled);
+    clock.advance(secs(1));
+    for id in &ids {
+        assert_eq!(client.wait(id.id(), PATIENCE)?.status, Status::Cancelled);
+        assert_eq!(client.attempts(id.id())?, []);
     }
     drop(keeper);
     engine.shutdown(secs(5))?;
@@ -335,31 +349,26 @@ fn a_handler_that_ignores_its_timeout_loses_its_attempt_and_its_place() -> jobmi
 
 #[test]
 fn abandoned_handlers_are_bounded() -> jobmill::Result<()> {
-    let t = timed(1, 1)?;
+    let t = timed(2, 1)?;
     let client = t.engine.client();
     let job = |name: &str| Block::job(name).timeout(secs(10)).max_attempts(1);
-    client.enqueue(job("first"))?;
-    hear(&t.told, "first begins");
-    let second = client.enqueue(job("second"))?.id();
+    client.enqueue_many([job("bad"), job("bad")])?;
+    hear(&t.told, "bad begins");
+    hear(&t.told, "bad begins");
+    client.enqueue_many([Block::job("next"), Block::job("last")])?;
     t.clock.advance(secs(15));
-    hear(&t.told, "first is asked to stop");
-    hear(&t.told, "second begins");
-    let third = client.enqueue(job("third"))?.id();
-    t.clock.advance(secs(15));
-    hear(&t.told, "second is asked to stop");
-    // Whoever asked it to stop would have abandoned it with the same word; and this call's turn would have claimed.
-    client.pause("elsewhere")?;
-    assert_eq!(client.get(second)?.status, Status::Running, "it keeps its worker");
-    assert_eq!(client.get(third)?.status, Status::Pending);
+    // Both are overdue at the same moment, and one turn ends those that are abandoned.
+    until("one is abandoned", || client.stats().is_ok_and(|stats| stats.total.failed > 0));
+    until("the next begins", || t.told.try_recv().as_deref() == Ok("next begins"));
+    let total = client.stats()?.total;
+    assert_eq!((total.failed, total.running, total.pending), (1, 2, 1), "the other keeps its worker");
 
-    // One of the two comes back. Either way there is room again.
-    t.let_go.send(()).expect("handlers");
-    until("the third begins", || {
-        t.clock.advance(Duration::from_millis(10));
-        t.told.try_recv().as_deref() == Ok("third begins")
-    });
     drop(t.let_go);
-    assert_eq!(client.wait(third, PATIENCE)?.status, Status::Completed);
+    until("all have ended", || {
+        t.clock.advance(Duration::from_millis(10));
+        client.stats().is_ok_and(|stats| stats.total.running + stats.total.pending == 0)
+    });
+    assert_eq!(client.stats()?.kinds["block"].completed + client.stats()?.kinds["block"].failed, 4);
     t.engine.shutdown(secs(5))?;
     sound(client);
     Ok(())
@@ -447,18 +456,11 @@ fn a_shutdown_that_cannot_wait_ends_cancelled_jobs() -> jobmill::Result<()> {
 #[test]
 fn jobs_that_were_claimed_ahead_go_back_unspent() -> jobmill::Result<()> {
     let (_directory, path) = file();
-    let (gate, keeper) = gate();
-    let start = || Engine::builder(&path).workers(Workers::new(1)).state(gate.clone()).handle(block).handle(echo);
-    let engine = start().start()?;
+    let ((gate, keeper), clock) = (gate(), ManualClock::default());
+    let engine = busy(&path, &gate, &keeper, &clock)?;
     let client = engine.client();
-    for enqueued in client.enqueue_many((0..50).map(|n| Echo::job(n.to_string())))? {
-        client.wait(enqueued.id(), PATIENCE)?;
-    }
-    client.enqueue(Block::job("x"))?;
-    keeper.next();
     let ids: Vec<_> = client.enqueue_many((0..50).map(|n| Echo::job(n.to_string())))?;
-    let ahead = client.stats()?.kinds["echo"].running;
-    assert!(ahead > 0, "none was claimed ahead, so this proves nothing");
+    assert_eq!(client.stats()?.kinds["echo"].running, 50, "claimed ahead");
     engine.shutdown(Duration::ZERO)?;
     let stats = client.stats()?;
     assert_eq!((stats.total.running, stats.total.pending), (0, 51));
@@ -469,7 +471,7 @@ fn jobs_that_were_claimed_ahead_go_back_unspent() -> jobmill::Result<()> {
     }
     sound(client);
     drop(keeper);
-    let engine = start().inline()?;
+    let engine = Engine::builder(&path).state(gate.clone()).handle(block).handle(echo).inline()?;
     assert_eq!(engine.drain()?, 51);
     for id in &ids {
         let attempts = engine.client().attempts(id.id())?;
@@ -604,5 +606,58 @@ fn a_failure_for_good_is_one_however_late_it_comes() -> jobmill::Result<()> {
     t.drain()?;
     t.check(fatal, "failed, attempt 1: never");
     t.check(busy, "pending, attempt 1 failed: busy, due in 70s");
+    Ok(())
+}
+
+/// Tells the time until it is made to fail in the dispatcher's hands.
+#[derive(Clone, Default)]
+struct Brittle(Arc<AtomicBool>);
+
+impl Clock for Brittle {
+    fn now(&self) -> Timestamp {
+        if self.0.load(Ordering::SeqCst) && std::thread::current().name() == Some("jobmill-dispatcher") {
+            std::panic::resume_unwind(Box::new("the clock is broken"));
+        }
+        SystemClock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        SystemClock.monotonic()
+    }
+}
+
+/// Whoever waited for a dispatcher that had panicked waited for good.
+#[test]
+fn a_panic_of_the_dispatcher_closes_the_engine() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let clock = Brittle::default();
+    let engine = Engine::builder(&path).clock(clock.clone()).handle(echo).start()?;
+    let client = engine.client();
+    let id = client.enqueue(NewJob::json("nobody's", &1))?.id();
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = (0..3).map(|_| scope.spawn(|| client.wait(id, Duration::MAX))).collect();
+        let writers: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let failed = |_: &i32| client.enqueue(Echo::job("x")).err();
+                    (0..i32::MAX).find_map(|n| failed(&n)).map(|error| error.kind())
+                })
+            })
+            .collect();
+        clock.0.store(true, Ordering::SeqCst);
+        for waiter in waiters {
+            refused(waiter.join().expect("no panic"), ErrorKind::Shutdown, "the engine ");
+        }
+        for writer in writers {
+            assert_eq!(writer.join().expect("no panic"), Some(ErrorKind::Shutdown));
+        }
+    });
+    refused(client.enqueue(Echo::job("x")), ErrorKind::Shutdown, "the engine ");
+    refused(engine.shutdown(Duration::ZERO), ErrorKind::Shutdown, "the engine ");
+    drop(engine);
+    let engine = Engine::builder(&path).handle(echo).inline()?;
+    engine.drain()?;
+    assert_eq!(engine.client().stats()?.total.running, 0, "the next engine takes everything back");
+    sound(engine.client());
     Ok(())
 }

@@ -294,10 +294,12 @@ fn every_commit_fails_once(fault: Fault, go_on: GoOn) {
         script.check(&context, fault == Fault::After);
         assert_eq!(script.ends, undisturbed.ends, "{context}");
         if go_on == GoOn::Again && fault == Fault::Before {
-            assert_eq!(
-                script.attempts, undisturbed.attempts,
-                "{context}: the engine remembers what it could not write"
-            );
+            for (name, attempts) in &script.attempts {
+                // A handler that writes by itself learns of the failure, and fails with it.
+                let writes = matches!(*name, "snoozes" | "tells" | "completes");
+                let more = attempts - undisturbed.attempts[name];
+                assert!(more <= u32::from(writes), "{context}: {name} took {more} attempts more");
+            }
         }
         assert!(
             !script.took_back || (go_on, fault) == (GoOn::Again, Fault::After),

@@ -101,8 +101,11 @@ impl Turn<'_> {
                 }
                 self.wait(claim, worker, run_at, None, true)
             }
-            // Whoever asked for the cancellation was told that it would be heeded.
-            Verdict::Returned if self.cancel_requested(claim)? => self.end(claim, State::Cancelled, worker, None, None),
+            // Whoever asked for the cancellation was told that it would be heeded. An attempt that had begun stays in
+            // the history.
+            Verdict::Returned if worker.is_some() && self.cancel_requested(claim)? => {
+                self.end(claim, State::Cancelled, worker, None, None)
+            }
             Verdict::Returned => self.put_back(claim),
             Verdict::Failed { error, outcome, retry } => {
                 if self.cancel_requested(claim)? {

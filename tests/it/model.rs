@@ -51,19 +51,25 @@ impl Payload for Scripted {
 
 /// How often each job has run, and in which order since the order was last asked for.
 #[derive(Clone, Default)]
-struct Stage(Arc<Mutex<(BTreeMap<usize, usize>, Vec<JobId>)>>);
+struct Stage(Arc<Mutex<Played>>);
+
+#[derive(Default)]
+struct Played {
+    runs: BTreeMap<usize, usize>,
+    order: Vec<JobId>,
+}
 
 impl Stage {
     fn enter(&self, job: usize, id: JobId) -> usize {
         let mut stage = self.0.lock().expect("nobody panics with the lock");
-        stage.1.push(id);
-        let runs = stage.0.entry(job).or_default();
+        stage.order.push(id);
+        let runs = stage.runs.entry(job).or_default();
         *runs += 1;
         *runs - 1
     }
 
     fn take_order(&self) -> Vec<JobId> {
-        std::mem::take(&mut self.0.lock().expect("nobody panics with the lock").1)
+        std::mem::take(&mut self.0.lock().expect("nobody panics with the lock").order)
     }
 }
 

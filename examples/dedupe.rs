@@ -152,13 +152,13 @@ fn scan_directory(job: ScanDirectory, ctx: &Context) -> Result<Scanned, Failure>
     }
     // The children come to be in the very commit that completes their directory, so that no kill between the two can
     // lose them or make them twice.
-    ctx.complete(move |tx| -> jobmill::Result<Scanned> {
+    let completed = ctx.complete(move |tx| -> jobmill::Result<Scanned> {
         for child in children {
             tx.enqueue(child)?;
         }
         Ok(scanned)
     })?;
-    Ok(scanned)
+    Ok(completed)
 }
 
 fn hash_file(job: HashFile, ctx: &Context) -> Result<Outcome<Hashed>, Failure> {

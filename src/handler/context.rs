@@ -202,13 +202,15 @@ impl Context {
         self.run.stop() == Some(Stop::Cancelled)
     }
 
-    /// Whether the engine shuts down. A long handler may save its state and [snooze](crate::Outcome::Snooze) then; one
-    /// that goes on has until the shutdown's deadline.
+    /// Whether the engine shuts down. A long handler may save its state and return
+    /// [`Outcome::Snooze(Duration::ZERO)`](crate::Outcome::Snooze) then, to go on after the next start; one that does not
+    /// has until the shutdown's deadline.
     pub fn is_shutting_down(&self) -> bool {
         self.shutting_down.load(Ordering::SeqCst)
     }
 
-    /// Goes on only if the attempt still counts. Long handlers call it often.
+    /// Goes on only if the attempt still counts. Long handlers call it often. The beginning of a shutdown does not
+    /// stop them: see [`is_shutting_down`](Context::is_shutting_down).
     ///
     /// # Errors
     /// A failure to be returned by `?` if the job was cancelled, its time is up, or the engine's shutdown cannot wait
@@ -317,30 +319,31 @@ impl Context {
         Ok(())
     }
 
-    /// Completes the job in the very transaction in which `work` writes: both are done once, or neither. What the
-    /// handler returns after that changes nothing.
+    /// Completes the job in the very transaction in which `work` writes: both are done once, or neither. The output
+    /// of `work` is the job's result, and is given back, for the handler to return; what else it may return after that
+    /// changes nothing.
     ///
     /// # Errors
     /// The error of `work`, of which nothing is written then; `Conflict` if this attempt does not count any more.
     pub fn complete<T, E>(
         &self,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, E> + Send + 'static,
-    ) -> Result<(), E>
+    ) -> Result<T, E>
     where
-        T: Serialize + 'static,
+        T: Serialize + Send + 'static,
         E: From<Error> + Send + 'static,
     {
         let (claim, worker) = (self.run.claim.clone(), self.run.worker);
-        self.client.write(move |tx| -> Result<(), E> {
+        let output = self.client.write(move |tx| -> Result<T, E> {
             let output = work(tx)?;
             let result = encode(&output).map_err(|failure| Error::invalid("result", failure))?;
             let storage = |error| storage_error("cannot complete the job", error);
             let verdict = Verdict::Completed { result: Some(result) };
             let finished = tx.turn().finish(&claim, &verdict, Some(worker), &Default::default()).map_err(storage)?;
-            if finished == Finished::Fenced { Err(fenced(&claim).into()) } else { Ok(()) }
+            if finished == Finished::Fenced { Err(fenced(&claim).into()) } else { Ok(output) }
         })?;
         self.run.notes.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
-        Ok(())
+        Ok(output)
     }
 
     /// Completes the job in a transaction of the application's own on the same file. If it is committed, what the

@@ -669,7 +669,7 @@ fn pay(job: Pay, ctx: &Context) -> Result<Outcome<&'static str>, Failure> {
         }
     });
     match (job.how.as_str(), completed) {
-        ("twice", Ok(())) => {
+        ("twice", Ok("paid")) => {
             let again = ctx.complete(|tx| -> Result<(), Uncertain> {
                 tx.execute("INSERT INTO payment (amount) VALUES (8)", [])?;
                 Ok(())
@@ -677,9 +677,12 @@ fn pay(job: Pay, ctx: &Context) -> Result<Outcome<&'static str>, Failure> {
             assert!(again.is_err_and(|error| error.to_string().contains("does not count any more")));
             Ok(Outcome::Done("after"))
         }
-        ("error", Ok(())) => Err(Failure::fatal("after")),
-        ("snooze", Ok(())) => Ok(Outcome::Snooze(secs(1))),
-        (_, Ok(())) => Ok(Outcome::Done("after")),
+        ("error", Ok("paid")) => Err(Failure::fatal("after")),
+        ("snooze", Ok("paid")) => Ok(Outcome::Snooze(secs(1))),
+        (_, Ok(paid)) => {
+            assert_eq!(paid, "paid");
+            Ok(Outcome::Done("after"))
+        }
         (_, Err(error)) => Err(Failure::retry_after(secs(5), error)),
     }
 }

@@ -304,12 +304,18 @@ impl Client {
         connect::application(self.path(), self.inner.durability)
     }
 
-    /// Copies the database to a new file while everybody goes on working.
+    /// Copies the database to a new file while everybody goes on working. In the copy nothing runs: jobs that were running
+    /// are pending again, their attempts unspent.
     ///
     /// # Errors
     /// `Invalid` if there is a file of that name already; `Storage` if the copy fails.
     pub fn backup(&self, to: impl AsRef<Path>) -> Result<()> {
-        housekeeping::backup(&self.connection()?, to.as_ref())
+        housekeeping::backup(&self.connection()?, to.as_ref())?;
+        // The engines of the original live on, so that nobody would ever take their jobs for lost in the copy.
+        let mut copy = Store::open(to.as_ref(), self.inner.durability, DEFAULT_PATIENCE)?;
+        let now = self.desk().clock().now();
+        copy.turn(now, None, |turn| turn.disown_all().map_err(|error| storage_error("cannot free the copy", error)))?;
+        copy.checkpoint().map(drop)
     }
 
     /// Checks the whole file, and our books in it against its rows. Gives what is wrong: nothing, if all is well. It

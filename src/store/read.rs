@@ -242,7 +242,11 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
     match job.status {
         Status::Created => reasons.push(Reason::NotAdmitted),
         Status::Pending => {
-            if job.run_at > now {
+            let state: State = conn
+                .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
+                .query_row(named_params! { ":id": id }, |row| row.get(0))?;
+            // A job without a time of its own may run at once, even if the clock has been set back since.
+            if state == State::Delayed && job.run_at > now {
                 reasons.push(Reason::Scheduled { until: job.run_at, attempt: job.attempt + 1 });
             }
             let paused: Option<Option<Timestamp>> = conn

@@ -9,6 +9,7 @@ use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::finish::{PastAttempt, record_attempt};
+use crate::store::instance::open_instances;
 use crate::store::row::State;
 
 /// The error that a job bears whose process died while its handler ran.
@@ -81,6 +82,14 @@ impl Turn<'_> {
             .execute(named_params! { ":owner": owner })?;
         self.unregister(owner)?;
         Ok(rescued)
+    }
+
+    /// Takes back the jobs of every engine, as of one that had begun none of them.
+    pub(crate) fn disown_all(&mut self) -> rusqlite::Result<()> {
+        for instance in open_instances(self.conn, None)? {
+            self.rescue(instance.id, &HashSet::new())?;
+        }
+        Ok(())
     }
 
     fn orphans(&self, owner: i64) -> rusqlite::Result<Vec<Orphan>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Cancelled, Client, Context, Engine, ErrorKind, Failure, Job, JobId, NewJob, Order, Outcome, Priority, Query,
+    Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, Job, JobId, NewJob, Order, Outcome, Priority, Query,
     Reason, Retention, Stats, Status, Unique, Workers,
 };
 
@@ -583,6 +583,17 @@ fn an_engine_that_has_ended_serves_no_kind() -> jobmill::Result<()> {
     assert_eq!(client.explain(id)?.reasons, [Reason::NoFreeWorker]);
     engine.shutdown(secs(1))?;
     assert_eq!(client.explain(id)?.reasons, [Reason::NoHandler { kind: "echo".into() }]);
+    Ok(())
+}
+
+/// A job without a time of its own was said to be scheduled for its creation once the clock had been set back.
+#[test]
+fn a_clock_that_is_set_back_schedules_nothing() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(echo))?;
+    let id = t.enqueue(Echo::job("now"))?;
+    t.clock().jump(t.clock().now().saturating_sub(secs(3600)));
+    assert_eq!(t.client().explain(id)?.reasons, [Reason::NoFreeWorker]);
+    assert_eq!(t.drain()?, 1);
     Ok(())
 }
 

@@ -11,7 +11,9 @@ use jobmill::{
     Client, Clock, Context, Durability, Engine, ErrorKind, Failure, NewJob, Outcome, Query, Retention, Status, Unique,
 };
 
-use crate::support::{Echo, Other, PATIENCE, echo, file, now, other, query, refused, secs, sound, tamper, until};
+use crate::support::{
+    Block, Echo, Other, PATIENCE, block, echo, file, gate, now, other, query, refused, secs, sound, tamper, until,
+};
 
 /// A file of an application with tables, a version and an id of its own.
 fn application(path: &Path) -> Connection {
@@ -215,6 +217,26 @@ fn a_backup_goes_on_where_the_file_was() -> jobmill::Result<()> {
     assert!(!client.enqueue(Echo::job("again").unique(Unique::key("k")))?.is_new());
     assert_eq!(restored.drain()?, 1);
     sound(client);
+    Ok(())
+}
+
+/// Jobs that ran while the copy was made stayed running in it for as long as the engine of the original lived.
+#[test]
+fn jobs_that_run_are_pending_in_a_backup() -> jobmill::Result<()> {
+    let (directory, path) = file();
+    let (gate, keeper) = gate();
+    let engine = Engine::builder(&path).state(gate).handle(block).start()?;
+    let id = engine.client().enqueue(Block::job("x"))?.id();
+    keeper.next();
+    let copy = directory.path().join("copy.db");
+    engine.client().backup(&copy)?;
+    let restored = Client::open(&copy)?;
+    let job = restored.get(id)?;
+    assert_eq!((job.status, job.attempt), (Status::Pending, 0));
+    sound(&restored);
+    assert_eq!(engine.client().get(id)?.status, Status::Running);
+    drop(keeper);
+    engine.client().wait(id, PATIENCE)?;
     Ok(())
 }
 

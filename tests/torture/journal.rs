@@ -59,7 +59,7 @@ pub(crate) struct Story {
     pub(crate) cancels: u32,
     /// The last cancellation that was acknowledged, if no retry was begun since.
     pub(crate) cancelled: Option<String>,
-    /// An attempt was under way when the cancellation was acknowledged.
+    /// An attempt was under way when the first such cancellation was acknowledged.
     pub(crate) cancelled_under_way: bool,
     /// Somebody was about to retry it.
     pub(crate) retries: u32,
@@ -117,9 +117,11 @@ impl Account {
             ["enqueued", _] => story.acknowledged = true,
             ["cancels", _] => story.cancels += 1,
             ["cancelled", _, how] => {
-                story.cancelled = Some((*how).to_owned());
                 let under_way = story.open().next().is_some();
-                story.cancelled_under_way = under_way;
+                // Of several that were acknowledged, the first one counts.
+                if story.cancelled.replace((*how).to_owned()).is_none() {
+                    story.cancelled_under_way = under_way;
+                }
             }
             ["retries", _] => {
                 story.retries += 1;

@@ -33,6 +33,8 @@ const TURN_MAX: usize = 1024;
 const EXPIRE_MAX: usize = 200;
 /// How long a caller who is alone waits for the turn of somebody else to end, to take the next one itself.
 const LONELY_PATIENCE: Duration = Duration::from_micros(500);
+/// How many refused operations fail, each in a turn of its own, before the rest waits for better times.
+const REFUSED_MAX: usize = 4;
 /// How often a busy dispatcher lets others run before it lies down.
 const YIELDS: u32 = 8;
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
@@ -142,8 +144,11 @@ pub(crate) trait Crew: Send + Sync {
 
 struct Core {
     store: Store,
-    /// What a failed turn has left: ends and notes, which nobody could hand in again.
+    /// What was handed in for whoever takes the next turn.
     backlog: Vec<Item>,
+    /// What a failed turn has left: ends and notes, which nobody could hand in again. They get turns of their own, so
+    /// that one which cannot be written fails nobody else.
+    refused: Vec<Item>,
 }
 
 /// The way into a turn, shared by all threads of the process.
@@ -185,7 +190,7 @@ impl Desk {
     pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = bounded(WAITING_MAX);
         Self {
-            core: Mutex::new(Core { store, backlog: Vec::new() }),
+            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new() }),
             sender,
             receiver,
             clock,
@@ -390,7 +395,8 @@ impl Desk {
             if self.look_around()?.failed {
                 return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
             }
-            if self.receiver.is_empty() && self.core.lock().backlog.is_empty() {
+            let core = self.core.lock();
+            if self.receiver.is_empty() && core.backlog.is_empty() && core.refused.is_empty() {
                 return Ok(());
             }
         }
@@ -404,8 +410,26 @@ impl Desk {
         items
     }
 
+    /// Tries again what failed turns have left: all of it at once and, if that fails, one by one. Tells whether all of
+    /// it is written.
+    fn retry_refused(&self, core: &mut Core) -> bool {
+        let refused = std::mem::take(&mut core.refused);
+        if refused.is_empty() || self.turn(core, None, refused).is_ok() {
+            return true;
+        }
+        let mut failures = 0;
+        for item in std::mem::take(&mut core.refused) {
+            if failures == REFUSED_MAX {
+                core.refused.push(item);
+            } else if self.turn(core, None, vec![item]).is_err() {
+                failures += 1;
+            }
+        }
+        failures == 0
+    }
+
     fn round(&self, core: &mut Core, items: Vec<Item>) -> Result<Rest> {
-        let mut failed = false;
+        let mut failed = !self.retry_refused(core);
         if items.is_empty() {
             core.store.look()?;
         }
@@ -434,7 +458,9 @@ impl Desk {
     fn worth_a_turn(&self, core: &Core, now: Timestamp) -> bool {
         core.store.is_expiry_due(now)
             || core.store.may_have_signals()
-            || self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
+            // What the workers want is asked only if there is something for them: an idle engine looks often.
+            || core.store.has_ready(now)
+                && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
     }
 
     /// Takes one turn: the operations, then what time has brought, then as many claims as are wanted.
@@ -475,7 +501,7 @@ impl Desk {
                 for item in items {
                     match item {
                         Item::Call(call) => call.answer(Err(&error)),
-                        kept => core.backlog.push(kept),
+                        kept => core.refused.push(kept),
                     }
                 }
                 Err(error)

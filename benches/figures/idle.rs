@@ -84,12 +84,15 @@ fn status_kib(name: &str) -> i64 {
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")
 }
 
-/// Processor time of this process, of Linux' /proc/self/stat, whose ticks are a hundredth of a second.
+/// Processor time of this process's threads, of Linux' /proc/self/task/*/schedstat, in nanoseconds there. The ticks of
+/// /proc/self/stat would count whoever is awake at a tick, and timers wake threads at ticks.
 fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
-    let fields: Vec<&str> = stat.rsplit(") ").next().expect("fields").split(' ').collect();
-    let ticks: f64 = fields[11..13].iter().map(|field| field.parse::<f64>().expect("ticks")).sum();
-    ticks / 100.0
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+    let nanos = tasks.map(|task| {
+        let stat = std::fs::read_to_string(task.expect("a thread").path().join("schedstat")).unwrap_or_default();
+        stat.split(' ').next().and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0)
+    });
+    nanos.sum::<f64>() / 1e9
 }
 
 fn file_bytes(path: &Path) -> i64 {

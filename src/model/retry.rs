@@ -84,6 +84,11 @@ impl Backoff {
     }
 }
 
+/// A wait of less than `longest`, drawn from the job and the attempt alone.
+pub(crate) fn spread(id: JobId, attempt: u32, longest: Duration) -> Duration {
+    longest.mul_f64(unit_interval(id.raw().cast_unsigned() ^ u64::from(attempt).rotate_left(32)))
+}
+
 /// Spreads a seed evenly over 0..1 (the finalizer of SplitMix64, Steele et al. 2014).
 fn unit_interval(seed: u64) -> f64 {
     let mut mixed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);

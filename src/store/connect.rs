@@ -35,7 +35,7 @@ impl Durability {
 /// The most prepared statements that a connection keeps. There are about sixty in all.
 const STATEMENT_CACHE: usize = 128;
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
-const READER_CACHE_KIB: i64 = 2 * 1024;
+const READER_CACHE_KIB: i64 = 8 * 1024;
 /// The WAL file is cut back to this when it has been checkpointed.
 pub(crate) const WAL_KEEP_BYTES: i64 = 16 << 20;
 /// How long every wait for another writer lasts unless a shorter patience is set.

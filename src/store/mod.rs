@@ -246,6 +246,11 @@ impl Store {
         std::mem::take(&mut self.changed_by_others)
     }
 
+    /// Whether a job that this process serves is ready at `now`, as far as memory tells.
+    pub(crate) fn has_ready(&self, now: Timestamp) -> bool {
+        self.book.has_ready(now, |_| true)
+    }
+
     /// Whether a job that is wanted could be claimed at `now`, as far as memory tells.
     pub(crate) fn has_work(&self, now: Timestamp, demand: &dyn Demand) -> bool {
         self.book.has_ready(now, |lane| demand.room(lane) > 0)

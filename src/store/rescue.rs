@@ -1,11 +1,13 @@
 //! Taking back the jobs of an engine that died.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use rusqlite::named_params;
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
+use crate::model::retry::spread;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::finish::{PastAttempt, record_attempt};
@@ -14,6 +16,9 @@ use crate::store::row::State;
 
 /// The error that a job bears whose process died while its handler ran.
 const CRASHED: &str = "the process died while the handler ran";
+
+/// Jobs whose process died twice over them come back within this time.
+const SPREAD: Duration = Duration::from_millis(500);
 
 /// Reads the running jobs of a lane.
 pub(crate) const PLAN_RUNNING: &str = "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at
@@ -59,7 +64,11 @@ impl Turn<'_> {
                 self.set_orphan(&orphan, State::Failed, orphan.run_at, 0, Some(CRASHED))?;
                 rescued.ended += 1;
             } else {
-                self.set_orphan(&orphan, State::Delayed, Some(self.now), 0, Some(CRASHED))?;
+                // One of those that ran may have killed the process. When they come back for the second time they come
+                // one after the other, so that the others get done before it spends their attempts too.
+                let wait = if orphan.attempt > 1 { spread(orphan.id, orphan.attempt, SPREAD) } else { Duration::ZERO };
+                let run_at = self.now.saturating_add(wait);
+                self.set_orphan(&orphan, State::Delayed, Some(run_at), 0, Some(CRASHED))?;
                 record_attempt(
                     self.conn,
                     &PastAttempt {

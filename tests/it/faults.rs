@@ -363,6 +363,26 @@ fn fill(client: &Client) -> (Vec<JobId>, jobmill::Error) {
     }
 }
 
+/// An end that could not be written was tried again with every operation that came after, and failed them all.
+#[test]
+fn an_end_that_does_not_fit_fails_nobody_else() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|_: Bulky, _: &Context| -> Result<String, Failure> { Ok("z".repeat(1 << 20)) })
+    })?;
+    let big = t.enqueue(&bulky())?;
+    t.client().write(disk_of(150)).expect("a limit");
+    for _ in 0..2 {
+        assert_eq!(t.drain().map_err(|error| error.kind()), Err(ErrorKind::Storage));
+        t.enqueue(NewJob::json("small", &1))?;
+    }
+    assert_eq!(t.client().get(big)?.status, Status::Running, "its end waits for room");
+    t.client().write(disk_of(u32::MAX)).expect("no limit");
+    t.drain()?;
+    assert_eq!(t.client().get(big)?.attempt, 1);
+    t.check(big, "completed, attempt 1");
+    Ok(())
+}
+
 #[test]
 fn a_full_disk_is_named_and_the_engine_goes_on_when_there_is_room() -> jobmill::Result<()> {
     let directory = tempfile::tempdir().expect("a temporary directory");

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
+use crate::ring::{self, Ring};
 use crate::store::connect::storage_error;
 use crate::store::finish::Verdict;
 use crate::store::lane::Demand;
@@ -37,8 +38,16 @@ const LONELY_PATIENCE: Duration = Duration::from_micros(500);
 const REFUSED_MAX: usize = 4;
 /// How often a busy dispatcher lets others run before it lies down.
 const YIELDS: u32 = 8;
+/// How often a resting dispatcher looks whether another process has committed something: while a commit is expected any
+/// moment, if nobody can ring for us, and if others do but a ring may be lost.
+const LOOK_EAGERLY: Duration = Duration::from_micros(250);
+const LOOK_EVERY: Duration = Duration::from_millis(4);
+const LOOK_LISTENING: Duration = Duration::from_millis(50);
 /// For how long after an enqueueing in the application's own transaction its commit is looked for eagerly.
 const EAGER: Duration = Duration::from_millis(50);
+/// Other engines are rung no more often than this. Who has been rung looks eagerly for longer than that.
+const RING_EVERY: Duration = Duration::from_millis(2);
+const EAGER_AFTER_RING: Duration = Duration::from_millis(4);
 
 thread_local! {
     /// The desk whose turn this thread takes, if it takes one.
@@ -149,6 +158,8 @@ struct Core {
     /// What a failed turn has left: ends and notes, which nobody could hand in again. They get turns of their own, so
     /// that one which cannot be written fails nobody else.
     refused: Vec<Item>,
+    /// How many jobs the last turn claimed.
+    claimed: usize,
 }
 
 /// The way into a turn, shared by all threads of the process.
@@ -169,15 +180,19 @@ pub(crate) struct Desk {
     waiting: AtomicUsize,
     /// Until when commits of the application's own are looked for eagerly, on the monotonic clock in nanoseconds.
     eager_until_ns: AtomicU64,
+    /// Whether others can ring for us.
+    listening: AtomicBool,
+    /// When we last rang for others, on the monotonic clock in nanoseconds. 0 if never.
+    rang_at_ns: AtomicU64,
+    /// Until when the dispatcher means to rest, in microseconds since the epoch.
+    rest_until_us: AtomicI64,
 }
 
 /// What a look around came to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rest {
-    /// The next moment at which time alone gives something to do.
-    pub(crate) due: Option<Timestamp>,
-    /// A commit of somebody else is expected any moment.
-    pub(crate) eager: bool,
+    /// How long there will be nothing to do unless somebody hands something in.
+    pub(crate) wait: Duration,
     /// The last turn failed, and what it had to do is still to be done.
     pub(crate) failed: bool,
     /// There was something to do.
@@ -190,7 +205,7 @@ impl Desk {
     pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = bounded(WAITING_MAX);
         Self {
-            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new() }),
+            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0 }),
             sender,
             receiver,
             clock,
@@ -202,6 +217,9 @@ impl Desk {
             waiters: Mutex::default(),
             waiting: AtomicUsize::new(0),
             eager_until_ns: AtomicU64::new(0),
+            listening: AtomicBool::new(false),
+            rang_at_ns: AtomicU64::new(0),
+            rest_until_us: AtomicI64::new(0),
         }
     }
 
@@ -281,6 +299,7 @@ impl Desk {
         let mut call = Call::new(work, None);
         let items = self.waiting(core);
         let turned = self.turn(core, Some(&mut call), items);
+        self.tell_dispatcher(core, turned.is_err());
         call.outcome(turned.as_ref().copied())
     }
 
@@ -299,11 +318,23 @@ impl Desk {
             Some(mut core) => {
                 let mut items = self.waiting(&mut core);
                 items.push(Item::Finish(finish));
-                if let Err(error) = self.turn(&mut core, None, items) {
+                let turned = self.turn(&mut core, None, items);
+                self.tell_dispatcher(&core, turned.is_err());
+                if let Err(error) = turned {
                     log::error!("a turn failed and is tried again: {error}");
                 }
             }
             None => self.finish(finish),
+        }
+    }
+
+    /// Wakes the dispatcher after a turn that another thread has taken, if that leaves it something to do.
+    fn tell_dispatcher(&self, core: &Core, failed: bool) {
+        let rest_until = Timestamp::from_micros(self.rest_until_us.load(Ordering::SeqCst));
+        let due_earlier = || core.store.next_due(self.clock.now()).is_some_and(|due| due < rest_until);
+        // Of several claimed jobs some may wait for workers, over which the dispatcher watches.
+        if failed || core.claimed > 1 || due_earlier() {
+            self.wake();
         }
     }
 
@@ -322,9 +353,45 @@ impl Desk {
 
     /// Tells that the application is about to commit a transaction in which it has enqueued.
     pub(crate) fn expect_commit(&self) {
-        let until = self.clock.monotonic().saturating_add(EAGER);
-        self.eager_until_ns.store(u64::try_from(until.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.look_eagerly(EAGER);
+        if let Some(mut core) = self.core.try_lock() {
+            // Without a dispatcher nobody else keeps our memory of the other engines fresh.
+            if self.is_attended() || core.store.look().is_ok() {
+                ring::ring(core.store.bells(), Ring::Expected);
+            }
+        }
+    }
+
+    /// Hears that another process has committed something, or that its application is about to.
+    pub(crate) fn rung(&self, ring: Ring) {
+        self.look_eagerly(match ring {
+            Ring::Committed => EAGER_AFTER_RING,
+            Ring::Expected => EAGER,
+        });
+    }
+
+    fn look_eagerly(&self, time: Duration) {
+        let until = nanos(self.clock.monotonic().saturating_add(time));
+        self.eager_until_ns.fetch_max(until, Ordering::Relaxed);
         self.wake();
+    }
+
+    /// Rings for the other engines on the file, unless that has just been done.
+    fn ring_others(&self, core: &Core) {
+        if core.store.bells().is_empty() {
+            return;
+        }
+        let now = self.clock.monotonic();
+        let rang_at_ns = self.rang_at_ns.load(Ordering::Relaxed);
+        if rang_at_ns == 0 || now.saturating_sub(Duration::from_nanos(rang_at_ns)) >= RING_EVERY {
+            self.rang_at_ns.store(nanos(now).max(1), Ordering::Relaxed);
+            ring::ring(core.store.bells(), Ring::Committed);
+        }
+    }
+
+    /// Says whether others can ring for us, so that an idle engine need not look often.
+    pub(crate) fn set_listening(&self, listening: bool) {
+        self.listening.store(listening, Ordering::SeqCst);
     }
 
     fn post(&self, item: Item) {
@@ -443,15 +510,31 @@ impl Desk {
         }
         if core.store.take_changed_by_others() {
             self.notify_all();
+            if self.is_eager() {
+                // It may be what our own application was about to commit, for which nobody else has rung.
+                self.ring_others(core);
+            }
         }
         Ok(self.rest(core, busy, failed))
     }
 
+    /// Decides for how long the dispatcher may rest. The turn that somebody else takes next finds it written down.
     fn rest(&self, core: &Core, busy: bool, failed: bool) -> Rest {
-        let mono_ns = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
-        let eager = self.eager_until_ns.load(Ordering::Relaxed) > mono_ns;
         let now = self.clock.now();
-        Rest { due: core.store.next_due(now), eager, failed, busy, more: core.store.is_expiry_due(now) }
+        let longest = if self.is_eager() {
+            LOOK_EAGERLY
+        } else if self.listening.load(Ordering::SeqCst) {
+            LOOK_LISTENING
+        } else {
+            LOOK_EVERY
+        };
+        let wait = core.store.next_due(now).map_or(longest, |due| due.since(now).min(longest));
+        self.rest_until_us.store(now.saturating_add(wait).as_micros(), Ordering::SeqCst);
+        Rest { wait, failed, busy, more: core.store.is_expiry_due(now) }
+    }
+
+    fn is_eager(&self) -> bool {
+        self.eager_until_ns.load(Ordering::Relaxed) > nanos(self.clock.monotonic())
     }
 
     /// Whether a turn without operations would do anything. The look that found out took no write lock.
@@ -491,7 +574,9 @@ impl Desk {
                     crew.turn_took(self.clock.monotonic().saturating_sub(began));
                 }
                 let slots: Vec<u32> = items.iter().filter_map(Item::slot).collect();
+                core.claimed = out.claims.len();
                 self.publish(out, &slots);
+                self.ring_others(core);
                 for item in items {
                     item.answer(Ok(()));
                 }
@@ -644,6 +729,10 @@ impl Drop for Inside {
     fn drop(&mut self) {
         AT.set(self.outer);
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Counts those who are within.

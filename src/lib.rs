@@ -12,6 +12,7 @@ mod error;
 mod handler;
 mod liveness;
 mod model;
+mod ring;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::clock::{Clock, SystemClock};
 use crate::engine::dispatcher::Dispatcher;
+use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::{Pool, PoolSettings};
 use crate::engine::staff::Staff;
@@ -24,6 +25,7 @@ use crate::model::new_job::{Payload, check_duration, check_name};
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
+use crate::ring::Bell;
 use crate::store::connect::{DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::{Faults, Store};
 
@@ -249,7 +251,9 @@ impl EngineBuilder {
         let kinds = registry.kinds();
         // Nobody would come to remove the file of an engine that has no row. One that has a row after all needs no file:
         // it counts as dead without.
-        let registered = register(&mut store, &*self.clock, &liveness, &kinds).inspect_err(|_| liveness.end());
+        let bell = if threads { hang_bell() } else { None };
+        let port = bell.as_ref().map(Bell::port);
+        let registered = register(&mut store, &*self.clock, &liveness, &kinds, port).inspect_err(|_| liveness.end());
         let own = registered?;
         store.serve(kinds, own);
         let client = Client::new(store, self.durability, self.clock.clone())?;
@@ -279,7 +283,7 @@ impl EngineBuilder {
         maintenance.rescue()?;
 
         let stop_dispatcher = Arc::new(AtomicBool::new(false));
-        let (mut dispatcher, mut inline) = (None, None);
+        let (mut dispatcher, mut listener, mut inline) = (None, None, None);
         if threads {
             staff.open(shop.clone());
             pool.set_open(true);
@@ -291,6 +295,10 @@ impl EngineBuilder {
                 .map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the dispatcher", error))?;
             desk_of_thread.attend_by(thread.thread().clone());
             dispatcher = Some(thread);
+            listener = bell.and_then(|bell| {
+                let started = Listener::start(bell, desk_of_thread);
+                started.inspect_err(|error| log::warn!("cannot listen for other engines: {error}")).ok()
+            });
         } else {
             inline = Some(Mutex::new(maintenance));
         }
@@ -304,6 +312,7 @@ impl EngineBuilder {
             staff,
             shop: Mutex::new(Some(shop)),
             dispatcher: Mutex::new(dispatcher),
+            listener: Mutex::new(listener),
             stop_dispatcher,
             shutting_down,
             own,
@@ -314,12 +323,18 @@ impl EngineBuilder {
     }
 }
 
+/// Hangs the bell by which other engines wake this one. Where a process may not, it looks at the file more often.
+fn hang_bell() -> Option<Bell> {
+    Bell::hang().inspect_err(|error| log::info!("no bell for other engines to ring, so we look often: {error}")).ok()
+}
+
 /// Writes our row among the instances.
 fn register(
     store: &mut Store,
     clock: &dyn Clock,
     liveness: &Liveness,
     kinds: &std::collections::HashSet<String>,
+    port: Option<u16>,
 ) -> Result<i64> {
     let Some(lock_file) = liveness.path().to_str() else {
         return Err(Error::invalid("path", "must be UTF-8, for it is kept in the database"));
@@ -328,7 +343,7 @@ fn register(
         .map_err(|error| Error::with_source(ErrorKind::Invalid, "the kinds do not serialize", error))?;
     let host = hostname();
     let (own, _) = store.turn(clock.now(), None, |turn| {
-        turn.register(lock_file, &host, std::process::id(), &kinds)
+        turn.register(lock_file, &host, std::process::id(), &kinds, port)
             .map_err(|error| storage_error("cannot register the engine", error))
     })?;
     Ok(own)

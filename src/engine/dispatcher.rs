@@ -10,10 +10,8 @@ use crate::engine::pool::Pool;
 use crate::engine::worker::timed_out;
 use crate::store::finish::{Retry, Verdict};
 
-/// How often an idle dispatcher looks whether another process has committed something.
-const LOOK_EVERY: Duration = Duration::from_millis(4);
-/// The same, while a commit of the application's own is expected.
-const LOOK_EAGERLY: Duration = Duration::from_micros(250);
+/// The longest rest while jobs run, over which somebody must watch.
+const REST_WHILE_BUSY: Duration = Duration::from_millis(4);
 /// The wait after a turn that failed, doubled each time up to the longest.
 const FAILED_WAIT: Duration = Duration::from_millis(20);
 const FAILED_WAIT_MAX: Duration = Duration::from_secs(2);
@@ -58,7 +56,7 @@ impl Dispatcher {
                 wait
             } else {
                 failed_wait = FAILED_WAIT;
-                attended.map_or(LOOK_EVERY, |look| self.rest(look))
+                attended.map_or(FAILED_WAIT, |look| self.rest(look))
             };
             let now = self.desk.clock().monotonic();
             if now >= duties_at {
@@ -87,11 +85,7 @@ impl Dispatcher {
         if look.more {
             return Duration::ZERO;
         }
-        let longest = if look.eager { LOOK_EAGERLY } else { LOOK_EVERY };
-        match look.due {
-            Some(due) => due.since(self.desk.clock().now()).min(longest),
-            None => longest,
-        }
+        if self.pool.is_idle() { look.wait } else { look.wait.min(REST_WHILE_BUSY) }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod builder;
 pub(crate) mod dispatcher;
+pub(crate) mod listener;
 pub(crate) mod maintenance;
 pub(crate) mod pool;
 pub(crate) mod staff;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use crate::client::Client;
 use crate::desk::Finish;
 use crate::engine::builder::EngineBuilder;
+use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::Pool;
 use crate::engine::staff::Staff;
@@ -63,6 +65,7 @@ pub struct Engine {
     staff: Arc<Staff>,
     shop: Mutex<Option<Arc<Shop>>>,
     dispatcher: Mutex<Option<JoinHandle<()>>>,
+    listener: Mutex<Option<Listener>>,
     stop_dispatcher: Arc<AtomicBool>,
     shutting_down: Arc<AtomicBool>,
     own: i64,
@@ -168,6 +171,9 @@ impl Engine {
         desk.finish_next_turn(ends);
         self.stop_dispatcher.store(true, Ordering::SeqCst);
         desk.wake();
+        if let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            listener.stop();
+        }
         let dispatcher = self.dispatcher.lock().unwrap_or_else(PoisonError::into_inner).take();
         if dispatcher.is_some_and(|thread| thread.join().is_err()) {
             log::error!("the dispatcher panicked");

@@ -16,15 +16,23 @@ pub(crate) struct Instance {
 
 impl Turn<'_> {
     /// Writes a row for this engine and gives its id. Ids are never used twice: the newest row is never pruned.
-    pub(crate) fn register(&mut self, lock_file: &str, host: &str, process: u32, kinds: &str) -> rusqlite::Result<i64> {
+    pub(crate) fn register(
+        &mut self,
+        lock_file: &str,
+        host: &str,
+        process: u32,
+        kinds: &str,
+        port: Option<u16>,
+    ) -> rusqlite::Result<i64> {
         self.conn
             .prepare_cached(
-                "INSERT INTO jobmill_instance (lock_file, host, process, kinds, started_at)
-                 VALUES (:lock_file, :host, :process, :kinds, :now) RETURNING id",
+                "INSERT INTO jobmill_instance (lock_file, host, process, kinds, port, started_at)
+                 VALUES (:lock_file, :host, :process, :kinds, :port, :now) RETURNING id",
             )?
             .query_row(
                 named_params! {
-                    ":lock_file": lock_file, ":host": host, ":process": process, ":kinds": kinds, ":now": self.now,
+                    ":lock_file": lock_file, ":host": host, ":process": process, ":kinds": kinds,
+                    ":port": port, ":now": self.now,
                 },
                 |row| row.get(0),
             )

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection};
+use rusqlite::{CachedStatement, Connection, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
@@ -74,6 +74,8 @@ pub(crate) struct Book {
     pub(crate) next_expiry: Option<i64>,
     /// Our row in the table of instances, if this process runs jobs.
     pub(crate) owner: Option<i64>,
+    /// The bells of other engines on the file.
+    pub(crate) bells: Vec<u16>,
     /// Somebody else has written since we last looked for signals.
     pub(crate) look_for_signals: bool,
 }
@@ -241,6 +243,11 @@ impl Store {
         })
     }
 
+    /// The bells of other engines on the file.
+    pub(crate) fn bells(&self) -> &[u16] {
+        &self.book.bells
+    }
+
     /// Whether somebody else has written since this was last asked.
     pub(crate) fn take_changed_by_others(&mut self) -> bool {
         std::mem::take(&mut self.changed_by_others)
@@ -299,6 +306,7 @@ impl Book {
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
         self.last_id = last_id(conn)?;
+        self.bells = bells(conn, self.owner)?;
         self.next_expiry = None;
         self.look_for_signals = true;
         Ok(())
@@ -359,6 +367,15 @@ pub(crate) fn last_id(conn: &Connection) -> rusqlite::Result<i64> {
                     coalesce((SELECT value FROM jobmill_meta WHERE key = 'last_id'), 0))",
     )?
     .query_row([], |row| row.get(0))
+}
+
+/// The bells of the engines whose rows are open, other than `own`.
+fn bells(conn: &Connection, own: Option<i64>) -> rusqlite::Result<Vec<u16>> {
+    conn.prepare_cached(
+        "SELECT port FROM jobmill_instance WHERE ended_at IS NULL AND port IS NOT NULL AND id IS NOT :own",
+    )?
+    .query_map(named_params! { ":own": own }, |row| row.get(0))?
+    .collect()
 }
 
 /// Runs a statement without parameters and rows.

@@ -138,6 +138,7 @@ CREATE TABLE jobmill_instance (
     host       TEXT    NOT NULL,
     process    INTEGER NOT NULL,
     kinds      TEXT    NOT NULL,  -- JSON array of the kinds that it has handlers for
+    port       INTEGER,           -- of its bell on the loopback interface; null: it has none, and looks often
     started_at INTEGER NOT NULL,
     ended_at   INTEGER
 ) STRICT;

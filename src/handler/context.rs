@@ -13,7 +13,6 @@ use crate::client::{Client, Transaction};
 use crate::desk::Note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
-use crate::handler::registry::encode;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
 use crate::model::new_job::NewJob;
@@ -360,6 +359,17 @@ impl Context {
         self.client.desk().expect_commit();
         if done { Ok(()) } else { Err(fenced(claim)) }
     }
+}
+
+/// The JSON of a handler's output.
+pub(crate) fn encode(output: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
+    let result = serde_json::to_vec(output)
+        .map_err(|error| Failure::fatal(format_args!("the result does not serialize: {error}")))?;
+    if result.len() > NewJob::MAX_PAYLOAD_BYTES {
+        let (is, max) = (result.len(), NewJob::MAX_PAYLOAD_BYTES);
+        return Err(Failure::fatal(format_args!("the result has {is} bytes, and no more than {max} are stored")));
+    }
+    Ok(result)
 }
 
 fn fenced(claim: &Claim) -> Error {

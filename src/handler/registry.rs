@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::handler::context::Context;
+use crate::handler::context::{Context, encode};
 use crate::handler::{Failure, Handler, IntoOutcome, Outcome};
-use crate::model::new_job::{NewJob, Payload, check_name};
+use crate::model::new_job::{Payload, check_name};
 
 /// What an attempt gives: an outcome whose value is JSON already.
 pub(crate) type RawOutcome = Result<Outcome<Vec<u8>>, Failure>;
@@ -84,16 +84,6 @@ impl Registry {
         let mean_ns = self.entries.get(kind)?.mean_ns.load(Ordering::Relaxed);
         (mean_ns > 0).then(|| Duration::from_nanos(mean_ns))
     }
-}
-
-pub(crate) fn encode(output: &impl serde::Serialize) -> Result<Vec<u8>, Failure> {
-    let result = serde_json::to_vec(output)
-        .map_err(|error| Failure::fatal(format_args!("the result does not serialize: {error}")))?;
-    if result.len() > NewJob::MAX_PAYLOAD_BYTES {
-        let (is, max) = (result.len(), NewJob::MAX_PAYLOAD_BYTES);
-        return Err(Failure::fatal(format_args!("the result has {is} bytes, and no more than {max} are stored")));
-    }
-    Ok(result)
 }
 
 /// A function or closure as a handler.

@@ -12,9 +12,9 @@ const ROOMS: [&str; 12] =
 const THREADS: [(&str, &str); 6] = [
     ("store/connect", "std::thread::sleep"), // SQLite has no event for another process's lock
     ("store/mod", "std::thread::Result"),    // the type of a caught panic
-    ("desk", "use std::thread::Thread;"),    // the dispatcher's, to wake it
-    ("desk", "std::thread::park_timeout"),   // where the dispatcher rests
-    ("desk", "std::thread::yield_now"),      // before it does
+    ("desk/mod", "use std::thread::Thread;"), // the dispatcher's, to wake it
+    ("desk/mod", "std::thread::park_timeout"), // where the dispatcher rests
+    ("desk/mod", "std::thread::yield_now"),  // before it does
     ("model/workers", "std::thread::available_parallelism"), // a number of the machine's, for a default
 ];
 

@@ -3,8 +3,10 @@
 //! The dispatcher serves a bounded channel, so that one commit carries what many threads have handed in. A caller who
 //! is alone while the dispatcher rests takes the turn on its own thread and spares two thread switches.
 
+mod item;
+mod waiters;
+
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::Thread;
@@ -14,14 +16,15 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
+use crate::desk::item::{Call, Item, Operation};
+pub(crate) use crate::desk::item::{Finish, Note};
+use crate::desk::waiters::{Waiters, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
-use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::ring::{self, Ring};
 use crate::store::connect::storage_error;
-use crate::store::finish::Verdict;
 use crate::store::lane::Demand;
 use crate::store::row::Claim;
 use crate::store::{Outbox, Store, Turn};
@@ -52,87 +55,6 @@ const EAGER_AFTER_RING: Duration = Duration::from_millis(4);
 thread_local! {
     /// The desk whose turn this thread takes, if it takes one.
     static AT: Cell<*const Desk> = const { Cell::new(std::ptr::null()) };
-}
-
-/// Something that is done in a turn, for a caller who waits.
-trait Operation: Send {
-    /// Does it. An error fails the whole turn; what concerns the caller alone is kept for the answer.
-    fn apply(&mut self, turn: &mut Turn<'_>) -> Result<()>;
-    /// Tells the caller, once the turn has been committed or has failed.
-    fn answer(self: Box<Self>, committed: Result<(), &Error>);
-}
-
-/// An operation made of a closure.
-struct Call<F, T> {
-    work: Option<F>,
-    result: Option<Result<T>>,
-    reply: Option<Sender<Result<T>>>,
-}
-
-impl<F, T> Call<F, T> {
-    fn new(work: F, reply: Option<Sender<Result<T>>>) -> Self {
-        Self { work: Some(work), result: None, reply }
-    }
-
-    fn outcome(self, committed: Result<(), &Error>) -> Result<T> {
-        match (committed, self.result) {
-            (Ok(()), Some(result)) => result,
-            (Err(error), _) => Err(error.again()),
-            (Ok(()), None) => Err(Error::shutdown()),
-        }
-    }
-}
-
-impl<F, T> Operation for Call<F, T>
-where
-    F: FnOnce(&mut Turn<'_>) -> Result<T> + Send,
-    T: Send,
-{
-    fn apply(&mut self, turn: &mut Turn<'_>) -> Result<()> {
-        let Some(work) = self.work.take() else {
-            return Ok(());
-        };
-        match work(turn) {
-            Err(error) if matches!(error.kind(), ErrorKind::Storage | ErrorKind::Busy) => Err(error),
-            result => {
-                self.result = Some(result);
-                Ok(())
-            }
-        }
-    }
-
-    fn answer(mut self: Box<Self>, committed: Result<(), &Error>) {
-        if let Some(reply) = self.reply.take() {
-            // A caller who has gone does not miss the answer.
-            let _ = reply.send(self.outcome(committed));
-        }
-    }
-}
-
-/// The end of an attempt.
-#[derive(Debug)]
-pub(crate) struct Finish {
-    pub(crate) claim: Arc<Claim>,
-    pub(crate) verdict: Verdict,
-    pub(crate) worker: Option<u32>,
-    /// Where the lock file tells that the attempt has begun, if it has.
-    pub(crate) slot: Option<u32>,
-}
-
-/// What a running handler tells of itself.
-#[derive(Debug)]
-pub(crate) struct Note {
-    pub(crate) claim: Arc<Claim>,
-    pub(crate) progress: Option<Progress>,
-    pub(crate) lines: Vec<(Timestamp, String)>,
-    pub(crate) ttft: Option<Duration>,
-}
-
-/// What waits for a turn.
-enum Item {
-    Call(Box<dyn Operation>),
-    Finish(Finish),
-    Note(Note),
 }
 
 /// Those who run the jobs that a turn claims.
@@ -176,8 +98,7 @@ pub(crate) struct Desk {
     closed: AtomicBool,
     /// Callers with an operation under way.
     callers: AtomicUsize,
-    waiters: Mutex<HashMap<JobId, Vec<Sender<()>>>>,
-    waiting: AtomicUsize,
+    waiters: Waiters,
     /// Until when commits of the application's own are looked for eagerly, on the monotonic clock in nanoseconds.
     eager_until_ns: AtomicU64,
     /// Whether others can ring for us.
@@ -214,8 +135,7 @@ impl Desk {
             dispatcher: OnceLock::new(),
             closed: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
-            waiters: Mutex::default(),
-            waiting: AtomicUsize::new(0),
+            waiters: Waiters::default(),
             eager_until_ns: AtomicU64::new(0),
             listening: AtomicBool::new(false),
             rang_at_ns: AtomicU64::new(0),
@@ -415,7 +335,7 @@ impl Desk {
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.refuse_all();
-        self.notify_all();
+        self.waiters.notify_all();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -509,7 +429,7 @@ impl Desk {
             }
         }
         if core.store.take_changed_by_others() {
-            self.notify_all();
+            self.waiters.notify_all();
             if self.is_eager() {
                 // It may be what our own application was about to commit, for which nobody else has rung.
                 self.ring_others(core);
@@ -606,111 +526,17 @@ impl Desk {
                 crew.accept(out.claims);
             }
         }
-        if !out.ended.is_empty() && self.waiting.load(Ordering::SeqCst) > 0 {
-            let mut waiters = self.waiters.lock();
-            for id in &out.ended {
-                for waiter in waiters.remove(id).unwrap_or_default() {
-                    let _ = waiter.try_send(());
-                }
-            }
-        }
+        self.waiters.notify(&out.ended);
     }
 
     /// Asks to be told when a job ends. The receiver also hears of every change that somebody else made to the file.
     pub(crate) fn watch(&self, id: JobId) -> Watch<'_> {
-        let (sender, receiver) = bounded(1);
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        let mut waiters = self.waiters.lock();
-        waiters.entry(id).or_default().push(sender.clone());
-        Watch { desk: self, id, sender, receiver }
-    }
-
-    fn notify_all(&self) {
-        if self.waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let waiters = self.waiters.lock();
-        for waiter in waiters.values().flatten() {
-            let _ = waiter.try_send(());
-        }
+        self.waiters.watch(id)
     }
 
     /// Runs work on the writer between turns.
     pub(crate) fn with_store<R>(&self, work: impl FnOnce(&mut Store) -> R) -> R {
         work(&mut self.core.lock().store)
-    }
-}
-
-impl Item {
-    fn apply(&mut self, turn: &mut Turn<'_>, backoff: &Backoff) -> Result<()> {
-        let storage = |error| storage_error("cannot end an attempt", error);
-        match self {
-            Self::Call(call) => call.apply(turn),
-            Self::Finish(finish) => {
-                turn.finish(&finish.claim, &finish.verdict, finish.worker, backoff).map_err(storage).map(drop)
-            }
-            Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
-        }
-    }
-
-    fn slot(&self) -> Option<u32> {
-        match self {
-            Self::Finish(finish) => finish.slot,
-            _ => None,
-        }
-    }
-
-    fn answer(self, committed: Result<(), &Error>) {
-        if let Self::Call(call) = self {
-            call.answer(committed);
-        }
-    }
-}
-
-impl Note {
-    fn apply(&self, turn: &mut Turn<'_>) -> rusqlite::Result<()> {
-        let id = self.claim.job.id;
-        if !turn.may_tell(id, self.claim.fence)? {
-            return Ok(());
-        }
-        if let Some(progress) = &self.progress {
-            turn.progress(id, progress)?;
-        }
-        for (at, line) in &self.lines {
-            turn.log_line(id, self.claim.job.attempt, *at, line)?;
-        }
-        match self.ttft {
-            Some(ttft) => turn.first_token(id, ttft),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Somebody who waits for a job to end.
-pub(crate) struct Watch<'d> {
-    desk: &'d Desk,
-    id: JobId,
-    sender: Sender<()>,
-    receiver: Receiver<()>,
-}
-
-impl Watch<'_> {
-    /// Hears something whenever it is worth looking again.
-    pub(crate) fn receiver(&self) -> &Receiver<()> {
-        &self.receiver
-    }
-}
-
-impl Drop for Watch<'_> {
-    fn drop(&mut self) {
-        let mut waiters = self.desk.waiters.lock();
-        if let Some(all) = waiters.get_mut(&self.id) {
-            all.retain(|waiter| !waiter.same_channel(&self.sender));
-            if all.is_empty() {
-                waiters.remove(&self.id);
-            }
-        }
-        self.desk.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -19,6 +19,16 @@ fn fill_ready(path: &Path, count: usize) {
     ours::enqueue_many(engine.client(), count, 5000);
 }
 
+/// Enqueues jobs of a kind that no engine here has a handler for, more urgent than the others.
+fn fill_strange(path: &Path, count: usize) {
+    let engine = ours::storage(path, Durability::Normal);
+    let payload = floor::payload();
+    for _ in 0..count / 5000 {
+        let jobs = (0..5000).map(|_| NewJob::json("strange", &payload).priority(Priority::Critical));
+        engine.client().enqueue_many(jobs).expect("an enqueueing");
+    }
+}
+
 fn fill_future(path: &Path, count: usize) {
     let engine = ours::storage(path, Durability::Normal);
     let job = Nothing::new();
@@ -76,6 +86,18 @@ pub fn claim(report: &mut Report) {
         series.push((claim_rate(&future), small));
     }
     report.ratio("claim and finish, 100,000 better ones in the future", &series, Target::AtLeast(0.8));
+    floor::remove(&future);
+
+    let mut series = Vec::new();
+    let strange = floor::fresh(&directory, "strange");
+    fill_strange(&strange, 1_000_000);
+    for _ in 0..rounds() {
+        fill_ready(&floor::fresh(&directory, "few"), RUN);
+        let small = claim_rate(&few);
+        fill_ready(&strange, RUN);
+        series.push((claim_rate(&strange), small));
+    }
+    report.ratio("claim and finish, 1,000,000 better ones of a strange kind", &series, Target::AtLeast(0.8));
 }
 
 /// Writes ended jobs by SQL, a microsecond apart and a year ago, and counts them. One in `rare` failed, and one in

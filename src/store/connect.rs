@@ -143,7 +143,7 @@ pub(crate) fn writer(path: &Path, durability: Durability) -> Result<Connection> 
     }
     let (name, number) = durability.pragma();
     set(&conn, "synchronous", name, number).map_err(storage)?;
-    conn.pragma_update(None, "journal_size_limit", WAL_KEEP_BYTES).map_err(storage)?;
+    set(&conn, "journal_size_limit", WAL_KEEP_BYTES, WAL_KEEP_BYTES).map_err(storage)?;
     Ok(conn)
 }
 

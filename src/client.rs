@@ -242,9 +242,9 @@ impl Client {
     /// The lines that a job's handler has logged, the oldest first.
     ///
     /// # Errors
-    /// `Storage` if the file cannot be read.
+    /// `NotFound` if no job has this id.
     pub fn log(&self, id: JobId) -> Result<Vec<LogLine>> {
-        self.reader().log(id)
+        self.reader().log(id)?.ok_or_else(|| not_found(id))
     }
 
     /// Cancels a job. A waiting one is cancelled at once; a running one is asked to stop, and holds its worker until it

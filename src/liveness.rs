@@ -23,11 +23,11 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// Makes the file beside the database and locks it.
+    /// Makes the file beside the database and locks it, unless `heartbeats` are to tell that we live.
     ///
     /// # Errors
     /// `Storage` if the file system has no locks, as some network file systems have none.
-    pub(crate) fn begin(database: &Path, now: Timestamp) -> Result<Self> {
+    pub(crate) fn begin(database: &Path, now: Timestamp, heartbeats: bool) -> Result<Self> {
         let failed =
             |error| Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error);
         let mut number = now.as_micros();
@@ -35,12 +35,16 @@ impl Liveness {
             let path = sibling(database, &format!("{}-{number:x}", std::process::id()));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
+                    if heartbeats {
+                        return Ok(Self { file, path });
+                    }
                     if let Err(error) = file.try_lock() {
                         drop(file);
                         remove(&path);
                         return Err(Error::with_source(
                             ErrorKind::Storage,
-                            "the file system of the database has no file locks, by which engines know who is alive",
+                            "the file system of the database has no file locks, by which engines know who is alive; \
+                             heartbeats can take their place (EngineBuilder::heartbeats)",
                             error,
                         ));
                     }
@@ -92,8 +96,9 @@ impl Dead {
     }
 }
 
-/// Finds out whether the engine that made `lock_file` is dead. None if it is alive, or is being rescued.
-pub(crate) fn find_dead(database: &Path, lock_file: &str) -> Result<Option<Dead>> {
+/// Finds out whether the engine that made `lock_file` is dead: it is if we get its lock, or if its heart is known to
+/// have stopped. None if it is alive, or is being rescued.
+pub(crate) fn find_dead(database: &Path, lock_file: &str, heart_stopped: bool) -> Result<Option<Dead>> {
     let stored = Path::new(lock_file);
     // The same directory may have another name for another process: what lies beside the database counts first.
     let beside = stored.file_name().and_then(|name| Some(database.parent()?.join(name)));
@@ -108,6 +113,7 @@ pub(crate) fn find_dead(database: &Path, lock_file: &str) -> Result<Option<Dead>
         };
         match file.try_lock() {
             Ok(()) => {}
+            Err(_) if heart_stopped => {}
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => {
                 let doing = format!("cannot lock {}", path.display());
@@ -161,18 +167,18 @@ mod tests {
     fn an_engine_is_dead_once_its_lock_is_gone() -> Result<()> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let database = directory.path().join("jobs.db");
-        let life = Liveness::begin(&database, Timestamp::EPOCH)?;
+        let life = Liveness::begin(&database, Timestamp::EPOCH, false)?;
         let lock_file = life.path().to_str().expect("a path in UTF-8").to_owned();
         life.begun(3, 7, 1);
         life.begun(3, 8, 2);
-        assert!(find_dead(&database, &lock_file)?.is_none(), "it is alive");
+        assert!(find_dead(&database, &lock_file, false)?.is_none(), "it is alive");
         drop(life);
-        let dead = find_dead(&database, &lock_file)?.expect("it is dead");
+        let dead = find_dead(&database, &lock_file, false)?.expect("it is dead");
         assert!(dead.begun.contains(&(8, 2)) && !dead.begun.contains(&(7, 1)));
-        assert!(find_dead(&database, &lock_file)?.is_none(), "somebody is at its rescue");
+        assert!(find_dead(&database, &lock_file, false)?.is_none(), "somebody is at its rescue");
         dead.bury();
         assert!(!Path::new(&lock_file).exists());
-        assert!(find_dead(&database, &lock_file)?.is_some_and(|dead| dead.begun.is_empty()));
+        assert!(find_dead(&database, &lock_file, false)?.is_some_and(|dead| dead.begun.is_empty()));
         Ok(())
     }
 }

@@ -62,6 +62,7 @@ pub struct EngineBuilder {
     timeout_grace: Duration,
     abandoned_max: usize,
     shutdown_timeout: Duration,
+    heartbeats: bool,
     clock: Arc<dyn Clock>,
     faults: Option<Faults>,
     /// The first rule that a setter saw broken.
@@ -84,6 +85,7 @@ impl EngineBuilder {
             timeout_grace: Duration::from_secs(5),
             abandoned_max: 8,
             shutdown_timeout: Duration::from_secs(10),
+            heartbeats: false,
             clock: Arc::new(SystemClock),
             faults: None,
             problem: None,
@@ -178,6 +180,15 @@ impl EngineBuilder {
         self
     }
 
+    /// Lets a heartbeat every 2 s tell that this engine lives, instead of a file lock: for file systems that have none.
+    /// If it dies, its jobs run again only after a silence of 15 s, and a clock that is set forward by as much, or a
+    /// process that sleeps for as long, makes a living engine count as dead; its attempts are fenced off then. Defaults
+    /// to the lock.
+    pub fn heartbeats(mut self) -> Self {
+        self.heartbeats = true;
+        self
+    }
+
     /// Sets where the time comes from. Defaults to [`SystemClock`].
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Arc::new(clock);
@@ -244,7 +255,7 @@ impl EngineBuilder {
         if let Some(faults) = self.faults.take() {
             store.inject(faults);
         }
-        let liveness = Arc::new(Liveness::begin(&path, self.clock.now())?);
+        let liveness = Arc::new(Liveness::begin(&path, self.clock.now(), self.heartbeats)?);
         place.liveness = Some(liveness.clone());
 
         let registry = Arc::new(self.registry);
@@ -279,7 +290,8 @@ impl EngineBuilder {
             shutting_down: shutting_down.clone(),
         });
         panic_place::install();
-        let mut maintenance = Maintenance::new(desk.clone(), path.clone(), own, self.retention);
+        let mut maintenance = Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats);
+        maintenance.beat()?;
         maintenance.rescue()?;
 
         let stop_dispatcher = Arc::new(AtomicBool::new(false));

@@ -14,6 +14,9 @@ use crate::store::instance::{Instance, open_instances};
 
 /// How often the engine looks whether another one has died.
 const RESCUE_EVERY: Duration = Duration::from_millis(200);
+/// How often an engine without a lock tells that it lives, and after which silence it counts as dead.
+const BEAT_EVERY: Duration = Duration::from_secs(2);
+const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often the size of the WAL file is looked at.
 const WAL_EVERY: Duration = Duration::from_secs(1);
 /// How often a pruning begins.
@@ -40,6 +43,9 @@ pub(crate) struct Maintenance {
     database: PathBuf,
     own: i64,
     retention: Retention,
+    /// Whether heartbeats tell that we live.
+    heartbeats: bool,
+    beat_at: Duration,
     rescue_at: Duration,
     wal_at: Duration,
     prune_at: Duration,
@@ -50,7 +56,7 @@ pub(crate) struct Maintenance {
 }
 
 impl Maintenance {
-    pub(crate) fn new(desk: Arc<Desk>, database: PathBuf, own: i64, retention: Retention) -> Self {
+    pub(crate) fn new(desk: Arc<Desk>, database: PathBuf, own: i64, retention: Retention, heartbeats: bool) -> Self {
         let mut wal_path = database.clone().into_os_string();
         wal_path.push("-wal");
         let now = desk.clock().monotonic();
@@ -59,6 +65,8 @@ impl Maintenance {
             database,
             own,
             retention,
+            heartbeats,
+            beat_at: now,
             rescue_at: now + RESCUE_EVERY,
             wal_at: now + WAL_EVERY,
             prune_at: now + PRUNE_EVERY,
@@ -71,6 +79,10 @@ impl Maintenance {
     /// Does what is due. Failures are logged, and the duty comes due again.
     pub(crate) fn tick(&mut self) {
         let now = self.desk.clock().monotonic();
+        if self.heartbeats && now >= self.beat_at {
+            self.beat_at = now + BEAT_EVERY;
+            log_failure("heartbeat", self.beat());
+        }
         if now >= self.rescue_at {
             self.rescue_at = now + RESCUE_EVERY;
             log_failure("rescue", self.rescue());
@@ -97,6 +109,16 @@ impl Maintenance {
         }
     }
 
+    /// Tells that we live, if it is not our lock that tells it.
+    pub(crate) fn beat(&self) -> Result<()> {
+        let own = self.own;
+        if !self.heartbeats {
+            return Ok(());
+        }
+        self.desk
+            .call_here(move |turn| turn.beat(own).map_err(|error| storage_error("cannot write a heartbeat", error)))
+    }
+
     /// Takes back the jobs of every engine that has died.
     pub(crate) fn rescue(&mut self) -> Result<()> {
         let own = self.own;
@@ -111,7 +133,11 @@ impl Maintenance {
     }
 
     fn rescue_one(&self, instance: &Instance) -> Result<()> {
-        let Some(dead) = find_dead(&self.database, &instance.lock_file)? else {
+        let silent = instance.beat_at.map(|beat_at| self.desk.clock().now().since(beat_at) > SILENCE_MAX);
+        if silent == Some(false) {
+            return Ok(());
+        }
+        let Some(dead) = find_dead(&self.database, &instance.lock_file, silent == Some(true))? else {
             return Ok(());
         };
         let (id, begun) = (instance.id, dead.begun.clone());

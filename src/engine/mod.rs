@@ -104,7 +104,11 @@ impl Engine {
             return Err(Error::new(ErrorKind::Conflict, "this engine has threads, which run what is due"));
         };
         let shop = self.shop.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(Error::shutdown)?;
-        maintenance.lock().unwrap_or_else(PoisonError::into_inner).rescue()?;
+        {
+            let mut maintenance = maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+            maintenance.beat()?;
+            maintenance.rescue()?;
+        }
         self.pool.set_open(true);
         let drained = self.drain_with(&shop);
         self.pool.set_open(false);

@@ -357,7 +357,8 @@ impl Pool {
             run.ask_to_stop(Stop::ShutDown);
             remove(&mut state, run);
             state.abandoned += 1;
-            state.threads -= 1;
+            // A run on the caller's own thread has none of the pool's.
+            state.threads = state.threads.saturating_sub(1);
         }
         runs
     }

@@ -12,6 +12,8 @@ pub(crate) struct Instance {
     pub(crate) lock_file: String,
     pub(crate) host: String,
     pub(crate) process: u32,
+    /// Its last heartbeat, if it is not its lock that tells that it lives.
+    pub(crate) beat_at: Option<Timestamp>,
 }
 
 impl Turn<'_> {
@@ -36,6 +38,14 @@ impl Turn<'_> {
                 },
                 |row| row.get(0),
             )
+    }
+
+    /// Writes a heartbeat.
+    pub(crate) fn beat(&mut self, id: i64) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("UPDATE jobmill_instance SET beat_at = :now WHERE id = :id AND ended_at IS NULL")?
+            .execute(named_params! { ":id": id, ":now": self.now })
+            .map(drop)
     }
 
     /// Closes the row of an engine that ended, by itself or by dying.
@@ -67,11 +77,17 @@ impl Turn<'_> {
 /// The engines whose rows are open, other than `own`.
 pub(crate) fn open_instances(conn: &rusqlite::Connection, own: Option<i64>) -> rusqlite::Result<Vec<Instance>> {
     conn.prepare_cached(
-        "SELECT id, lock_file, host, process FROM jobmill_instance
+        "SELECT id, lock_file, host, process, beat_at FROM jobmill_instance
          WHERE ended_at IS NULL AND id IS NOT :own ORDER BY id",
     )?
     .query_map(named_params! { ":own": own }, |row| {
-        Ok(Instance { id: row.get(0)?, lock_file: row.get(1)?, host: row.get(2)?, process: row.get(3)? })
+        Ok(Instance {
+            id: row.get(0)?,
+            lock_file: row.get(1)?,
+            host: row.get(2)?,
+            process: row.get(3)?,
+            beat_at: row.get(4)?,
+        })
     })?
     .collect()
 }

@@ -97,13 +97,18 @@ impl Reader {
         self.snapshot("cannot read the attempts", |conn| attempts(conn, id))
     }
 
-    pub(crate) fn log(&self, id: JobId) -> Result<Vec<LogLine>> {
+    pub(crate) fn log(&self, id: JobId) -> Result<Option<Vec<LogLine>>> {
         self.snapshot("cannot read the log", |conn| {
+            let mut known = conn.prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id")?;
+            if !known.exists(named_params! { ":id": id })? {
+                return Ok(None);
+            }
             conn.prepare_cached("SELECT at, attempt, line FROM jobmill_log WHERE job = :job ORDER BY line_no")?
                 .query_map(named_params! { ":job": id }, |row| {
                     Ok(LogLine { at: row.get(0)?, attempt: row.get(1)?, line: row.get(2)? })
                 })?
-                .collect()
+                .collect::<rusqlite::Result<_>>()
+                .map(Some)
         })
     }
 

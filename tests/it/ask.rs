@@ -45,7 +45,7 @@ fn what_is_not_there_is_not_found() -> jobmill::Result<()> {
     refused(t.client().wait(unknown, Duration::ZERO), ErrorKind::NotFound, says);
     refused(t.client().explain(unknown), ErrorKind::NotFound, says);
     refused(t.client().attempts(unknown), ErrorKind::NotFound, says);
-    assert_eq!(t.client().log(unknown)?, []);
+    refused(t.client().log(unknown), ErrorKind::NotFound, "there is no job ");
     assert_eq!(t.client().list(Query::new())?.jobs, []);
     assert_eq!(t.client().stats()?, Stats::default());
     Ok(())

@@ -11,6 +11,8 @@ use jobmill::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::support::{Echo, echo, secs, sound};
+
 #[derive(Serialize, Deserialize)]
 struct Task;
 
@@ -166,5 +168,24 @@ fn a_retried_job_holds_its_key_though_a_later_holder_is_gone() -> jobmill::Resul
     assert!(t.client().get(completed).is_err(), "it is pruned");
     t.client().retry(failed)?;
     assert_eq!(t.enqueue(unique(false))?, failed, "it holds the key");
+    Ok(())
+}
+
+#[test]
+fn an_engine_whose_heart_has_stopped_is_dead_after_a_while() -> jobmill::Result<()> {
+    let mut t = Harness::new(|builder| builder.heartbeats().handle(echo))?;
+    let id = t.enqueue(Echo::job("x"))?;
+    // The heartbeat and the claim are written.
+    t.faults().fail(3, Fault::Before);
+    assert!(t.drain().is_err(), "its end is not written");
+    t.check(id, "running, attempt 1");
+    t.crash()?;
+    t.advance(secs(15));
+    t.drain()?;
+    t.check(id, "running, attempt 1");
+    t.advance(secs(1));
+    t.drain()?;
+    t.check(id, "completed, attempt 2");
+    sound(t.client());
     Ok(())
 }

@@ -140,6 +140,7 @@ CREATE TABLE jobmill_instance (
     kinds      TEXT    NOT NULL,  -- JSON array of the kinds that it has handlers for
     port       INTEGER,           -- of its bell on the loopback interface; null: it has none, and looks often
     started_at INTEGER NOT NULL,
+    beat_at    INTEGER,           -- its last heartbeat; null: its lock tells that it lives
     ended_at   INTEGER
 ) STRICT;
 -- Serves the look for the dead.

@@ -189,3 +189,24 @@ fn an_engine_whose_heart_has_stopped_is_dead_after_a_while() -> jobmill::Result<
     sound(t.client());
     Ok(())
 }
+
+#[test]
+fn a_request_to_cancel_outlives_a_crash() -> jobmill::Result<()> {
+    let mut t = Harness::new(|builder| {
+        builder.handle(|_: Task, ctx: &Context| -> Result<(), Failure> {
+            ctx.client().cancel(ctx.id())?;
+            ctx.check()
+        })
+    })?;
+    let id = t.enqueue(&Task)?;
+    // The claim and the request are written, and the end is not.
+    t.faults().fail(3, Fault::Before);
+    assert!(t.drain().is_err());
+    t.check(id, "running, attempt 1");
+    t.crash()?;
+    t.drain()?;
+    t.check(id, "cancelled");
+    assert_eq!(t.client().attempts(id)?.len(), 1);
+    sound(t.client());
+    Ok(())
+}

@@ -121,7 +121,20 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
 }
 
 /// Opens the one connection that writes.
+///
+/// When several open a new file at once, SQLite tells some of them that it is busy without asking our handler, for they
+/// would wait for each other while they make it a WAL file. They try again.
 pub(crate) fn writer(path: &Path, durability: Durability) -> Result<Connection> {
+    let mut tries = 1;
+    loop {
+        match try_writer(path, durability) {
+            Err(error) if error.kind() == ErrorKind::Busy && wait_for_lock(tries) => tries += 1,
+            tried => return tried,
+        }
+    }
+}
+
+fn try_writer(path: &Path, durability: Durability) -> Result<Connection> {
     let doing = format!("cannot open {}", path.display());
     let storage = |error| storage_error(&doing, error);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -557,7 +557,7 @@ fn report(client: &Client, root: &Path, stop: &Receiver<()>) -> Result<bool> {
     let failed = Query::new().statuses([Status::Failed]);
     let complete = complete
         && visit(client, failed, stop, |job| {
-            let path = match &*job.kind {
+            let path = match job.kind.as_deref().unwrap_or_default() {
                 ScanDirectory::KIND => job.payload::<ScanDirectory>()?.path,
                 _ => job.payload::<HashFile>()?.path,
             };

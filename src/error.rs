@@ -15,6 +15,8 @@ pub enum ErrorKind {
     NotFound,
     /// The row is in a state that forbids the change.
     Conflict,
+    /// The client is bound to a user, and only an unbound one may do this.
+    Forbidden,
     /// The input breaks a rule; the message names the field and the rule. Nothing was written.
     Invalid,
     /// The database stayed locked by somebody else for longer than the busy timeout.

@@ -17,6 +17,8 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use client::jobs::Jobs;
+pub use client::selection::{Bulk, Selection};
 pub use client::{Client, Transaction};
 pub use clock::{Clock, SystemClock};
 pub use engine::builder::EngineBuilder;
@@ -26,21 +28,25 @@ pub use handler::context::Context;
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
 pub use model::explain::{Explanation, Reason};
+pub use model::history::{Action, Change};
 pub use model::id::JobId;
 pub use model::job::{Job, Priority, Progress, Status};
+pub use model::job_type::JobType;
 pub use model::new_job::{NewJob, Payload};
 pub use model::page::{Order, Page, Query};
 pub use model::retention::Retention;
 pub use model::retry::Backoff;
 pub use model::stats::{Stats, StatusCounts};
+pub use model::stop_reason::StopReason;
 pub use model::time::Timestamp;
 pub use model::unique::{Unique, UniqueScope};
+pub use model::update::{JobUpdate, Refusal, StatusChange};
 pub use model::workers::Workers;
 /// The release of `rusqlite` whose transactions this crate takes.
 pub use rusqlite;
 pub use store::connect::Durability;
 pub use store::enqueue::Enqueued;
-pub use store::operate::Cancelled;
+pub use store::operate::{Cancelled, Deleted};
 
 /// The programs of the README, for the test that runs them.
 #[cfg(doctest)]

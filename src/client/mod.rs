@@ -1,5 +1,8 @@
 //! The way in for everybody who enqueues, asks and operates. No threads.
 
+pub(crate) mod jobs;
+pub(crate) mod selection;
+
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,21 +10,27 @@ use std::time::Duration;
 
 use crossbeam_channel::{after, select};
 
+use crate::client::jobs::Jobs;
+use crate::client::selection::Selection;
 use crate::clock::{Clock, SystemClock};
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, LogLine};
 use crate::model::explain::Explanation;
+use crate::model::history::{Caller, Change};
 use crate::model::id::JobId;
-use crate::model::job::{Job, Status};
-use crate::model::new_job::{NewJob, check_name};
+use crate::model::job::{Job, Priority, Status};
+use crate::model::new_job::{NewJob, check_name, check_queue};
 use crate::model::page::{Page, Query};
-use crate::model::stats::Stats;
+use crate::model::stats::{Stats, StatusCounts};
+use crate::model::time::Timestamp;
+use crate::model::update::{JobUpdate, StatusChange};
 use crate::store::connect::{self, DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::enqueue::{self, Enqueued};
-use crate::store::operate::{Cancelled, Refused};
-use crate::store::read::Reader;
-use crate::store::{Store, Turn, housekeeping, list};
+use crate::store::operate::{Cancelled, Deleted, Move, Refused};
+use crate::store::read::{self, Reader};
+use crate::store::update::NotUpdated;
+use crate::store::{Store, Turn, history, housekeeping, list};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -48,6 +57,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    caller: Arc<Caller>,
 }
 
 struct Inner {
@@ -81,7 +91,81 @@ impl Client {
         let path = store.path().to_owned();
         let reader = Reader::new(connect::readers(&path, READERS_MAX)?);
         let desk = Arc::new(Desk::new(store, clock));
-        Ok(Self { inner: Arc::new(Inner { desk, reader, path, durability }) })
+        Ok(Self { inner: Arc::new(Inner { desk, reader, path, durability }), caller: Arc::default() })
+    }
+
+    /// A client that is bound to a user: it sees, changes and counts only that user's jobs, and those that it enqueues are
+    /// the user's. Another's job is `NotFound` to it. What concerns everybody (pausing a queue, writing to the file,
+    /// backups) is `Forbidden`.
+    ///
+    /// An unbound client is the administrator's. Binding guards against mistakes within a program, not against its author.
+    ///
+    /// ```
+    /// use jobmill::{Client, ErrorKind, NewJob};
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// let client = Client::open(directory.path().join("jobs.db"))?;
+    /// let (ada, bob) = (client.for_user("ada")?, client.for_user("bob")?);
+    /// let id = ada.enqueue(NewJob::json("greet", &"world"))?.id();
+    /// assert_eq!(ada.get(id)?.user_id.as_deref(), Some("ada"));
+    /// assert_eq!(bob.get(id).unwrap_err().kind(), ErrorKind::NotFound);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` if the name breaks the rule for names; `Forbidden` if this client is bound to another user.
+    pub fn for_user(&self, user: impl Into<String>) -> Result<Self> {
+        let user = user.into();
+        check_name("user", &user)?;
+        if self.user().is_some_and(|bound| bound != user) {
+            return Err(forbidden("act for another user"));
+        }
+        let caller = Caller { user: Some(user), name: self.caller.name.clone() };
+        Ok(Self { inner: self.inner.clone(), caller: Arc::new(caller) })
+    }
+
+    /// A client whose name the history keeps with all that it changes. Without one the history keeps the user to whom it
+    /// is bound, if it is.
+    ///
+    /// # Errors
+    /// `Invalid` if the name breaks the rule for names.
+    pub fn acting_as(&self, name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        check_name("name", &name)?;
+        let caller = Caller { user: self.caller.user.clone(), name: Some(name) };
+        Ok(Self { inner: self.inner.clone(), caller: Arc::new(caller) })
+    }
+
+    /// The user to whom it is bound.
+    pub fn user(&self) -> Option<&str> {
+        self.caller.user.as_deref()
+    }
+
+    pub(crate) fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// Refuses to a bound client what only the administrator may do.
+    fn administer(&self, what: &'static str) -> Result<()> {
+        if self.user().is_some() { Err(forbidden(what)) } else { Ok(()) }
+    }
+
+    /// A job that this client may enqueue.
+    fn admit(&self, job: impl Into<NewJob>) -> Result<NewJob> {
+        admit(job.into(), &self.caller)
+    }
+
+    /// A query that this client may ask.
+    fn restrict(&self, mut query: Query) -> Result<Query> {
+        query.check()?;
+        if let Some(user) = self.user() {
+            if query.user.as_ref().is_some_and(|asked| asked != user) {
+                return Err(Error::invalid("user", "must be the one to whom the client is bound"));
+            }
+            query.user = Some(user.to_owned());
+        }
+        Ok(query)
     }
 
     pub(crate) fn desk(&self) -> &Arc<Desk> {
@@ -102,9 +186,12 @@ impl Client {
     /// # Errors
     /// `Invalid` if a rule is broken, with the field and the rule; `Busy`, `Storage` and `Shutdown` as their names say.
     pub fn enqueue(&self, job: impl Into<NewJob>) -> Result<Enqueued> {
-        let job = job.into();
-        job.check()?;
-        self.desk().call(move |turn| turn.enqueue(&job).map_err(cannot_enqueue))
+        let job = self.admit(job)?;
+        let caller = self.caller.clone();
+        self.desk().call(move |turn| {
+            let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
+            hide_foreign(turn, enqueued, &caller)
+        })
     }
 
     /// Enqueues many jobs in one transaction: all or none. Unique keys hold among them too.
@@ -112,15 +199,18 @@ impl Client {
     /// # Errors
     /// Those of [`Client::enqueue`], for the first job that breaks a rule.
     pub fn enqueue_many<J: Into<NewJob>>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Enqueued>> {
-        let jobs = jobs.into_iter().map(Into::into).collect::<Vec<NewJob>>();
-        for job in &jobs {
-            job.check()?;
-        }
+        let jobs = jobs.into_iter().map(|job| self.admit(job)).collect::<Result<Vec<NewJob>>>()?;
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        let caller = self.caller.clone();
         self.desk().call(move |turn| {
-            jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
+            let enqueued: Vec<Enqueued> =
+                jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)?;
+            if caller.user.is_none() {
+                return Ok(enqueued);
+            }
+            enqueued.into_iter().map(|enqueued| hide_foreign(turn, enqueued, &caller)).collect()
         })
     }
 
@@ -130,8 +220,7 @@ impl Client {
     /// # Errors
     /// Those of [`Client::enqueue`].
     pub fn enqueue_in(&self, transaction: &rusqlite::Transaction<'_>, job: impl Into<NewJob>) -> Result<Enqueued> {
-        let job = job.into();
-        job.check()?;
+        let job = self.admit(job)?;
         let now = self.desk().clock().now();
         let enqueued = enqueue::enqueue_in(transaction, &job, now).map_err(cannot_enqueue)?;
         self.desk().expect_commit();
@@ -168,7 +257,9 @@ impl Client {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        let written = self.desk().call(move |turn| turn.guarded(|turn| work(&mut Transaction { turn })))?;
+        self.administer("write to the file")?;
+        let caller = self.caller.clone();
+        let written = self.desk().call(move |turn| turn.guarded(|turn| work(&mut Transaction { turn, caller })))?;
         written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
@@ -177,7 +268,7 @@ impl Client {
     /// # Errors
     /// `NotFound` if no job has this id.
     pub fn get(&self, id: JobId) -> Result<Job> {
-        self.reader().job(id)?.ok_or_else(|| not_found(id))
+        self.reader().job(id, self.user())?.ok_or_else(|| not_found(id))
     }
 
     /// Waits until a job has ended, and gives it.
@@ -189,7 +280,7 @@ impl Client {
         let watch = self.desk().watch(id);
         let patience = after(timeout);
         loop {
-            match self.reader().status(id)? {
+            match self.reader().status(id, self.user())? {
                 None => return Err(not_found(id)),
                 Some(status) if status.is_terminal() => return self.get(id),
                 Some(_) if self.desk().is_closed() => return Err(Error::shutdown()),
@@ -209,18 +300,98 @@ impl Client {
     /// Lists jobs, a page at a time.
     ///
     /// # Errors
-    /// `Invalid` if the limit or the cursors break a rule.
+    /// `Invalid` if the limit or the cursors break a rule; `NotFound` if the client is bound to a user and a cursor is
+    /// another's job.
     pub fn list(&self, query: Query) -> Result<Page> {
-        query.check()?;
-        self.reader().snapshot("cannot list jobs", |conn| list::list(conn, &query))
+        let query = self.restrict(query)?;
+        let listed = self.reader().snapshot("cannot list jobs", |conn| {
+            if let Some(user) = self.user() {
+                for cursor in [query.before, query.after].into_iter().flatten() {
+                    if read::is_foreign(conn, cursor, user)? {
+                        return Ok(Err(cursor));
+                    }
+                }
+            }
+            list::list(conn, &query).map(Ok)
+        })?;
+        listed.map_err(not_found)
     }
 
-    /// Counts jobs by status, queue, kind and priority, without reading them.
+    /// Every job that a query lists, over all its pages: an iterator that holds one page at a time. The limit of the query
+    /// is the length of a page. Jobs that come while it goes on are given if they lie ahead in its order; none is given
+    /// twice.
+    ///
+    /// ```
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let client = jobmill::Client::open(directory.path().join("jobs.db"))?;
+    /// use jobmill::{Query, Status};
+    ///
+    /// for job in client.jobs(Query::new().statuses([Status::Failed]))? {
+    ///     println!("{}", job?.id);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Client::list`], here for the query, later for each page.
+    pub fn jobs(&self, query: Query) -> Result<Jobs> {
+        let query = self.restrict(query)?;
+        Ok(Jobs::new(self.clone(), query))
+    }
+
+    /// The jobs that a query lists, to do something to all of them: see [`Selection`].
+    ///
+    /// # Errors
+    /// Those of [`Client::list`].
+    pub fn select(&self, query: Query) -> Result<Selection> {
+        let query = self.restrict(query)?;
+        Ok(Selection::new(self.clone(), query))
+    }
+
+    /// Counts jobs by status, queue, kind, priority and type, without reading them.
     ///
     /// # Errors
     /// `Storage` if the file cannot be read.
     pub fn stats(&self) -> Result<Stats> {
-        self.reader().stats()
+        self.reader().stats(self.user(), self.desk().clock().now())
+    }
+
+    /// Counts the jobs of each user, at most `limit` of them, in the order of their names, behind the name `after` if
+    /// one is given. Users who have no job any more are left out.
+    ///
+    /// # Errors
+    /// `Invalid` if the limit is not from 1 to 1000; `Forbidden` if the client is bound to a user.
+    pub fn users(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, StatusCounts)>> {
+        self.administer("count the jobs of others")?;
+        Query::new().limit(limit).check()?;
+        let after = after.unwrap_or_default();
+        self.reader().snapshot("cannot count by user", |conn| history::users(conn, after, limit))
+    }
+
+    /// Who did what to a job, and when, the oldest first. What happens to every job is told by the job itself; what is out
+    /// of the ordinary is kept longer than the job, as long as the engine's [`Retention`](crate::Retention) says.
+    ///
+    /// # Errors
+    /// `NotFound` if nothing is known of a job of this id.
+    pub fn history(&self, id: JobId) -> Result<Vec<Change>> {
+        let changes = self.reader().snapshot("cannot read the history", |conn| {
+            let attempts = read::attempts(conn, id)?;
+            history::history(conn, id, self.user(), attempts.unwrap_or_default())
+        })?;
+        if changes.is_empty() { Err(not_found(id)) } else { Ok(changes) }
+    }
+
+    /// What was done out of the ordinary, to all jobs and queues: at most `limit` lines, the newest first, from before the
+    /// moment `before` if one is given.
+    ///
+    /// # Errors
+    /// `Invalid` if the limit is not from 1 to 1000; `Forbidden` if the client is bound to a user.
+    pub fn audit(&self, before: Option<Timestamp>, limit: usize) -> Result<Vec<Change>> {
+        self.administer("read the audit of everybody")?;
+        Query::new().limit(limit).check()?;
+        self.reader().snapshot("cannot read the audit", |conn| history::audit(conn, before, limit))
     }
 
     /// Tells why a job stands where it stands.
@@ -228,7 +399,7 @@ impl Client {
     /// # Errors
     /// `NotFound` if no job has this id.
     pub fn explain(&self, id: JobId) -> Result<Explanation> {
-        self.reader().explain(id, self.desk().clock().now())?.ok_or_else(|| not_found(id))
+        self.reader().explain(id, self.user(), self.desk().clock().now())?.ok_or_else(|| not_found(id))
     }
 
     /// Every attempt of a job, the oldest first. A snoozed attempt is none.
@@ -236,7 +407,7 @@ impl Client {
     /// # Errors
     /// `NotFound` if no job has this id.
     pub fn attempts(&self, id: JobId) -> Result<Vec<Attempt>> {
-        self.reader().attempts(id)?.ok_or_else(|| not_found(id))
+        self.reader().attempts(id, self.user())?.ok_or_else(|| not_found(id))
     }
 
     /// The lines that a job's handler has logged, the oldest first.
@@ -244,19 +415,16 @@ impl Client {
     /// # Errors
     /// `NotFound` if no job has this id.
     pub fn log(&self, id: JobId) -> Result<Vec<LogLine>> {
-        self.reader().log(id)?.ok_or_else(|| not_found(id))
+        self.reader().log(id, self.user())?.ok_or_else(|| not_found(id))
     }
 
     /// Cancels a job. A waiting one is cancelled at once; a running one is asked to stop, and holds its worker until it
-    /// does. One that is cancelled already stays so.
+    /// does; a tracked one, which nobody here runs, is cancelled at once. One that is cancelled already stays so.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has ended otherwise.
     pub fn cancel(&self, id: JobId) -> Result<Cancelled> {
-        self.desk().call(move |turn| {
-            let cancelled = turn.cancel(id).map_err(|error| storage_error("cannot cancel the job", error))?;
-            cancelled.map_err(|refused| refusal(id, "cancelled", refused))
-        })
+        self.operate(id, "cancelled", |turn, id, caller| turn.cancel(id, caller))
     }
 
     /// Makes a job that failed, was cancelled or expired pending once more, with at least one attempt.
@@ -265,10 +433,111 @@ impl Client {
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or is completed, or if another job holds its
     /// unique key by now.
     pub fn retry(&self, id: JobId) -> Result<()> {
+        self.operate(id, "retried", |turn, id, caller| turn.retry(id, caller))
+    }
+
+    /// Deletes a job and all that is kept of it but what the audit holds. A running one is asked to stop first, and goes
+    /// when it has.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id.
+    pub fn delete(&self, id: JobId) -> Result<Deleted> {
+        self.operate(id, "deleted", |turn, id, caller| turn.delete(id, caller))
+    }
+
+    /// Gives a job that waits another priority.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id; `Conflict` if it does not wait.
+    pub fn set_priority(&self, id: JobId, priority: Priority) -> Result<()> {
+        let to = Move { priority: Some(priority), queue: None };
+        self.operate(id, "moved", move |turn, id, caller| turn.relocate(id, &to, caller))
+    }
+
+    /// Puts a job that waits into another queue.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id; `Conflict` if it does not wait; `Invalid` if the name breaks the rule for names.
+    pub fn set_queue(&self, id: JobId, queue: &str) -> Result<()> {
+        check_queue(queue)?;
+        let to = Move { priority: None, queue: Some(queue.to_owned()) };
+        self.operate(id, "moved", move |turn, id, caller| turn.relocate(id, &to, caller))
+    }
+
+    fn operate<T: Send + 'static>(
+        &self,
+        id: JobId,
+        done: &'static str,
+        work: impl FnOnce(&mut Turn<'_>, JobId, &Caller) -> rusqlite::Result<Result<T, Refused>> + Send + 'static,
+    ) -> Result<T> {
+        let caller = self.caller.clone();
         self.desk().call(move |turn| {
-            let retried = turn.retry(id).map_err(|error| storage_error("cannot retry the job", error))?;
-            retried.map_err(|refused| refusal(id, "retried", refused))
+            let result = work(turn, id, &caller).map_err(|error| storage_error("cannot change the job", error))?;
+            result.map_err(|refused| refusal(id, done, refused))
         })
+    }
+
+    /// Changes fields of a job, and the status of a tracked one, all or nothing. Gives the job as it stands then.
+    ///
+    /// ```
+    /// use jobmill::{JobUpdate, NewJob, Status};
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let client = jobmill::Client::open(directory.path().join("jobs.db"))?;
+    /// let id = client.enqueue(NewJob::tracked().agent("agent-7"))?.id();
+    /// let job = client.update(id, JobUpdate::new().status(Status::Completed).agent(None))?;
+    /// assert_eq!((job.status, job.agent_id), (Status::Completed, None));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id; `Conflict` if the status may not follow, or if the engine runs the job and sets
+    /// the field itself; `Invalid` if a rule is broken, with the field and the rule.
+    pub fn update(&self, id: JobId, update: JobUpdate) -> Result<Job> {
+        update.check()?;
+        let caller = self.caller.clone();
+        self.desk().call(move |turn| {
+            let storage = |error| storage_error("cannot update the job", error);
+            let updated = turn.update(id, &update, &caller).map_err(storage)?;
+            updated.map_err(|not| match not {
+                NotUpdated::Refused(refused) => refusal(id, "updated", refused),
+                NotUpdated::Status(StatusChange::Refused { status, why }) => {
+                    Error::new(ErrorKind::Conflict, format!("{id} is {status}, and {why}"))
+                }
+                NotUpdated::Status(_) => Error::new(ErrorKind::Conflict, format!("{id} cannot have that status")),
+                NotUpdated::MetadataTooLong => Error::invalid("metadata", "would grow too long"),
+            })?;
+            read::job(turn.conn, id).map_err(storage)?.ok_or_else(|| not_found(id))
+        })
+    }
+
+    /// Brings a tracked job to another status, and tells what came of it: forward only, and a terminal status is final.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id.
+    pub fn update_status(&self, id: JobId, status: Status) -> Result<StatusChange> {
+        let caller = self.caller.clone();
+        self.desk().call(move |turn| {
+            let changed = turn.update_status(id, status, &caller);
+            changed.map_err(|error| storage_error("cannot change the status", error))?.ok_or_else(|| not_found(id))
+        })
+    }
+
+    /// Records the time to the first token of a job.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id.
+    pub fn record_ttft(&self, id: JobId, ttft: Duration) -> Result<()> {
+        self.update(id, JobUpdate::new().ttft(ttft)).map(drop)
+    }
+
+    /// Records how long a job took in all.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id.
+    pub fn record_total_duration(&self, id: JobId, duration: Duration) -> Result<()> {
+        self.update(id, JobUpdate::new().total_duration(duration)).map(drop)
     }
 
     /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on.
@@ -288,10 +557,12 @@ impl Client {
     }
 
     fn set_paused(&self, queue: &str, paused: bool) -> Result<()> {
+        self.administer("pause or resume a queue")?;
         check_name("queue", queue)?;
         let queue = queue.to_owned();
+        let caller = self.caller.clone();
         self.desk().call(move |turn| {
-            turn.pause(&queue, paused).map_err(|error| storage_error("cannot change the queue", error))
+            turn.pause(&queue, paused, &caller).map_err(|error| storage_error("cannot change the queue", error))
         })
     }
 
@@ -299,8 +570,9 @@ impl Client {
     /// and commits are as durable as the engine's.
     ///
     /// # Errors
-    /// `Storage` if the file cannot be opened.
+    /// `Storage` if the file cannot be opened; `Forbidden` if the client is bound to a user.
     pub fn connection(&self) -> Result<rusqlite::Connection> {
+        self.administer("open the file")?;
         connect::application(self.path(), self.inner.durability)
     }
 
@@ -324,6 +596,7 @@ impl Client {
     /// # Errors
     /// `Storage` if the file cannot be read.
     pub fn verify(&self) -> Result<Vec<String>> {
+        self.administer("verify the file")?;
         self.reader().snapshot("cannot verify the file", housekeeping::check)
     }
 }
@@ -332,6 +605,7 @@ impl Client {
 /// `rusqlite::Connection` by [`Deref`]; it is committed by us.
 pub struct Transaction<'a> {
     turn: Turn<'a>,
+    caller: Arc<Caller>,
 }
 
 impl<'a> Transaction<'a> {
@@ -340,8 +614,7 @@ impl<'a> Transaction<'a> {
     /// # Errors
     /// `Invalid` if a rule is broken, with the field and the rule.
     pub fn enqueue(&mut self, job: impl Into<NewJob>) -> Result<Enqueued> {
-        let job = job.into();
-        job.check()?;
+        let job = admit(job.into(), &self.caller)?;
         self.turn.enqueue(&job).map_err(cannot_enqueue)
     }
 
@@ -366,6 +639,33 @@ fn not_found(id: JobId) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no job {id}"))
 }
 
+fn forbidden(what: &str) -> Error {
+    Error::new(ErrorKind::Forbidden, format!("a client that is bound to a user may not {what}"))
+}
+
+/// A job that this caller may enqueue, its rules checked.
+fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
+    job.check()?;
+    if let Some(user) = &caller.user {
+        if job.user_id.as_ref().is_some_and(|asked| asked != user) {
+            return Err(Error::invalid("user", "must be the one to whom the client is bound"));
+        }
+        job.user_id = Some(user.clone());
+    }
+    job.created_by = caller.actor().map(str::to_owned);
+    Ok(job)
+}
+
+/// Keeps from a bound client which job of somebody else's holds a key.
+fn hide_foreign(turn: &Turn<'_>, enqueued: Enqueued, caller: &Caller) -> Result<Enqueued> {
+    if let (Enqueued::Existing(holder), Some(user)) = (enqueued, &caller.user)
+        && read::is_foreign(turn.conn, holder, user).map_err(cannot_enqueue)?
+    {
+        return Err(Error::new(ErrorKind::Conflict, "unique: a job of another user holds the key"));
+    }
+    Ok(enqueued)
+}
+
 fn refusal(id: JobId, what: &str, refused: Refused) -> Error {
     match refused {
         Refused::NotFound => not_found(id),
@@ -374,6 +674,9 @@ fn refusal(id: JobId, what: &str, refused: Refused) -> Error {
         }
         Refused::Status(status) => {
             Error::new(ErrorKind::Conflict, format!("{id} is {status} already and cannot be {what}"))
+        }
+        Refused::FieldOfTheEngine(field) => {
+            Error::new(ErrorKind::Conflict, format!("{field}: the engine runs {id}, and sets this itself"))
         }
         Refused::KeyHeldBy(holder) => {
             Error::new(ErrorKind::Conflict, format!("{id} cannot be {what}, for {holder} holds its unique key"))

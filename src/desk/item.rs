@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
+use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::connect::storage_error;
@@ -86,6 +87,8 @@ pub(crate) struct Note {
     pub(crate) progress: Option<Progress>,
     pub(crate) lines: Vec<(Timestamp, String)>,
     pub(crate) ttft: Option<Duration>,
+    pub(crate) total_duration: Option<Duration>,
+    pub(crate) stop_reason: Option<StopReason>,
 }
 
 /// What waits for a turn.
@@ -133,9 +136,9 @@ impl Note {
         for (at, line) in &self.lines {
             turn.log_line(id, self.claim.job.attempt, *at, line)?;
         }
-        match self.ttft {
-            Some(ttft) => turn.first_token(id, ttft),
-            None => Ok(()),
+        if self.ttft.is_none() && self.total_duration.is_none() && self.stop_reason.is_none() {
+            return Ok(());
         }
+        turn.measured(id, self.ttft, self.total_duration, self.stop_reason.as_ref().map(StopReason::as_str))
     }
 }

@@ -21,7 +21,7 @@ use crate::handler::context::{Context, States};
 use crate::handler::registry::{FnHandler, Registry, panic_place};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
-use crate::model::new_job::{Payload, check_duration, check_name};
+use crate::model::new_job::{Payload, check_duration, check_queue};
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
@@ -227,7 +227,7 @@ impl EngineBuilder {
         self.backoff.check()?;
         self.retention.check()?;
         for (name, limit) in &self.queue_limits {
-            check_name("queue", name)?;
+            check_queue(name)?;
             if *limit == 0 {
                 return Err(Error::invalid("queue", format_args!("the limit of {name} must be at least 1")));
             }

@@ -96,7 +96,7 @@ pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
     let mut ends = Vec::new();
     for run in pool.overdue() {
         let job = &run.claim.job;
-        log::warn!("{} {} ignores its timeout: attempt {} is abandoned", job.kind, job.id, job.attempt);
+        log::warn!("{} {} ignores its timeout: attempt {} is abandoned", job.kind_name(), job.id, job.attempt);
         let error = "the time of the attempt is up, and its handler ignores it".to_owned();
         let verdict = timed_out(error, Retry::Backoff);
         let (claim, worker, slot) = (run.claim.clone(), Some(run.worker), Some(run.slot));

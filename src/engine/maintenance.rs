@@ -8,6 +8,7 @@ use crate::desk::Desk;
 use crate::error::Result;
 use crate::liveness::find_dead;
 use crate::model::retention::Retention;
+use crate::model::time::Timestamp;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::housekeeping::PruneRange;
 use crate::store::instance::{Instance, open_instances};
@@ -52,6 +53,8 @@ pub(crate) struct Maintenance {
     warn_at: Duration,
     /// What is left of the pruning under way.
     pruning: Vec<PruneRange>,
+    /// Lines of the audit from before this are still to go.
+    auditing: Option<Timestamp>,
     wal_path: PathBuf,
 }
 
@@ -72,6 +75,7 @@ impl Maintenance {
             prune_at: now + PRUNE_EVERY,
             warn_at: now,
             pruning: Vec::new(),
+            auditing: None,
             wal_path: wal_path.into(),
         }
     }
@@ -93,7 +97,7 @@ impl Maintenance {
         }
         if now >= self.prune_at {
             let outcome = self.prune();
-            self.prune_at = now + if self.pruning.is_empty() { PRUNE_EVERY } else { SLICE_EVERY };
+            self.prune_at = now + if self.is_pruning() { SLICE_EVERY } else { PRUNE_EVERY };
             log_failure("pruning", outcome);
         }
     }
@@ -103,10 +107,14 @@ impl Maintenance {
         self.rescue()?;
         loop {
             self.prune()?;
-            if self.pruning.is_empty() {
+            if !self.is_pruning() {
                 return Ok(());
             }
         }
+    }
+
+    fn is_pruning(&self) -> bool {
+        !self.pruning.is_empty() || self.auditing.is_some()
     }
 
     /// Tells that we live, if it is not our lock that tells it.
@@ -129,7 +137,22 @@ impl Maintenance {
         for instance in others {
             self.rescue_one(&instance)?;
         }
-        Ok(())
+        self.bury_doomed()
+    }
+
+    /// Deletes jobs that somebody wanted deleted and that have ended in another process or in a transaction of the
+    /// application's.
+    fn bury_doomed(&self) -> Result<()> {
+        let any = self.desk.with_store(|store| {
+            store.look()?;
+            Ok(store.has_doomed())
+        })?;
+        if !any {
+            return Ok(());
+        }
+        self.desk.call_here(|turn| {
+            turn.bury_all_doomed().map_err(|error| storage_error("cannot delete jobs that have ended", error))
+        })
     }
 
     fn rescue_one(&self, instance: &Instance) -> Result<()> {
@@ -185,16 +208,27 @@ impl Maintenance {
     /// Deletes a slice of the jobs that have been kept for long enough.
     fn prune(&mut self) -> Result<()> {
         let now = self.desk.clock().now();
-        if self.pruning.is_empty() {
+        if !self.is_pruning() {
             let retention = self.retention;
             self.pruning = self.desk.with_store(|store| {
                 store.look()?;
                 Ok(store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time))))
             })?;
+            self.auditing = retention.audit.map(|time| now.saturating_sub(time));
             self.desk.call_here(move |turn| {
-                turn.forget_instances(now.saturating_sub(INSTANCES_KEEP))
-                    .map_err(|error| storage_error("cannot forget instances", error))
+                let storage = |error| storage_error("cannot forget instances and shares", error);
+                turn.forget_instances(now.saturating_sub(INSTANCES_KEEP)).map_err(storage)?;
+                turn.forget_empty_shares().map_err(storage)
             })?;
+        }
+        if let Some(cutoff) = self.auditing {
+            let gone = self.desk.call_here(move |turn| {
+                turn.forget_audit(cutoff, SLICE_JOBS).map_err(|error| storage_error("cannot prune the audit", error))
+            })?;
+            if gone < SLICE_JOBS {
+                self.auditing = None;
+            }
+            return Ok(());
         }
         let Some(&range) = self.pruning.last() else {
             return self.vacuum();

@@ -224,7 +224,7 @@ impl Pool {
         let claim = state.take(&self.settings.workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;
-        if state.idle > 0 && state.ready_len() > 0 && self.is_long(state.ready_len(), &claim.job.kind) {
+        if state.idle > 0 && state.ready_len() > 0 && self.is_long(state.ready_len(), claim.job.kind_name()) {
             self.work.notify_one();
         }
         state.running_by_rank[claim.job.priority.rank()] += 1;
@@ -243,7 +243,7 @@ impl Pool {
     /// Takes note that a run has ended, and tells what that leaves.
     pub(crate) fn end(&self, run: &Run) -> Ended {
         let took = self.clock.monotonic().saturating_sub(run.began);
-        self.registry.measured(&run.claim.job.kind, took);
+        self.registry.measured(run.claim.job.kind_name(), took);
         let mut state = self.state();
         let counts = remove(&mut state, run);
         if !counts {

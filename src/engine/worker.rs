@@ -38,7 +38,7 @@ impl Shop {
     pub(crate) fn run(&self, run: &Arc<Run>) -> bool {
         let job = &run.claim.job;
         self.liveness.begun(run.slot, job.id.raw(), run.claim.fence);
-        log::debug!("{} {} begins attempt {}", job.kind, job.id, job.attempt);
+        log::debug!("{} {} begins attempt {}", job.kind_name(), job.id, job.attempt);
         let ctx = Context::new(run.clone(), self.client.clone(), self.states.clone(), self.shutting_down.clone());
         let outcome = match run.stop() {
             // It was cancelled before it could begin.
@@ -57,12 +57,12 @@ impl Shop {
             self.client.desk().note(note);
         }
         if run.has_ended() {
-            log::debug!("{} {} ends attempt {}: completed in a transaction", job.kind, job.id, job.attempt);
+            log::debug!("{} {} ends attempt {}: completed in a transaction", job.kind_name(), job.id, job.attempt);
             self.pool.settled(&[run.slot]);
             return true;
         }
         let verdict = verdict(run, outcome, overdue);
-        log::debug!("{} {} ends attempt {}: {verdict}", job.kind, job.id, job.attempt);
+        log::debug!("{} {} ends attempt {}: {verdict}", job.kind_name(), job.id, job.attempt);
         let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker), slot: Some(run.slot) };
         match left {
             Ended::LastOne => self.client.desk().finish_last(finish),

@@ -15,7 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
-use crate::model::new_job::NewJob;
+use crate::model::new_job::{NewJob, check_name};
+use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::store::connect::storage_error;
 use crate::store::finish::{self, Finished, Verdict};
@@ -54,6 +55,8 @@ struct Notes {
     progress: Option<Progress>,
     lines: Vec<(Timestamp, String)>,
     ttft: Option<Duration>,
+    total_duration: Option<Duration>,
+    stop_reason: Option<StopReason>,
     /// The first token has been marked, even if that has been handed in already.
     marked: bool,
     logged: usize,
@@ -89,7 +92,8 @@ impl Run {
     /// What the handler has told and nobody has written yet.
     pub(crate) fn take_note(&self) -> Option<Note> {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        if notes.progress.is_none() && notes.lines.is_empty() && notes.ttft.is_none() {
+        let times = notes.ttft.is_some() || notes.total_duration.is_some() || notes.stop_reason.is_some();
+        if notes.progress.is_none() && notes.lines.is_empty() && !times {
             return None;
         }
         Some(Note {
@@ -97,6 +101,8 @@ impl Run {
             progress: notes.progress.take(),
             lines: std::mem::take(&mut notes.lines),
             ttft: notes.ttft.take(),
+            total_duration: notes.total_duration.take(),
+            stop_reason: notes.stop_reason.take(),
         })
     }
 
@@ -269,6 +275,23 @@ impl Context {
                 notes.ttft = Some(ttft);
             }
         });
+    }
+
+    /// Records how long the work took in all, if that is not the time from the start of the attempt to its end. The last
+    /// word counts.
+    pub fn total_duration(&self, duration: Duration) {
+        self.tell(|notes, _| notes.total_duration = Some(duration));
+    }
+
+    /// Records why an agent's run stops. The last word counts.
+    ///
+    /// # Errors
+    /// `Invalid` if it breaks the rule for names.
+    pub fn stop_reason(&self, reason: impl Into<StopReason>) -> Result<()> {
+        let reason = reason.into();
+        check_name("stop_reason", reason.as_str())?;
+        self.tell(|notes, _| notes.stop_reason = Some(reason));
+        Ok(())
     }
 
     fn tell(&self, change: impl FnOnce(&mut Notes, Timestamp)) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::handler::context::{Context, encode};
 use crate::handler::{Failure, Handler, IntoOutcome, Outcome};
-use crate::model::new_job::{Payload, check_name};
+use crate::model::new_job::{Payload, check_kind};
 
 /// What an attempt gives: an outcome whose value is JSON already.
 pub(crate) type RawOutcome = Result<Outcome<Vec<u8>>, Failure>;
@@ -39,7 +39,7 @@ impl Registry {
             }
         };
         let kind = <H::Payload as Payload>::KIND;
-        check_name("kind", kind)?;
+        check_kind(kind)?;
         let entry = Entry { run: Box::new(run), mean_ns: AtomicU64::new(0) };
         match self.entries.insert(kind.to_owned(), entry) {
             None => Ok(()),
@@ -53,9 +53,9 @@ impl Registry {
 
     /// Runs the handler of the context's job. A panic becomes a failure with its message.
     pub(crate) fn run(&self, ctx: &Context) -> RawOutcome {
-        let Some(entry) = self.entries.get(&ctx.job().kind) else {
+        let Some(entry) = self.entries.get(ctx.job().kind_name()) else {
             // Only served lanes are claimed.
-            return Err(Failure::retry(format_args!("no handler for the kind {}", ctx.job().kind)));
+            return Err(Failure::retry(format_args!("no handler for the kind {}", ctx.job().kind_name())));
         };
         let outcome = panic_place::quietly(|| catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))));
         outcome.unwrap_or_else(|panic| {

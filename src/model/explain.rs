@@ -14,6 +14,8 @@ use crate::model::time::Timestamp;
 pub enum Reason {
     /// It is recorded, but not admitted.
     NotAdmitted,
+    /// Its work happens elsewhere, and whoever does it sets its status.
+    Tracked,
     /// Its time has not come.
     Scheduled {
         /// When it comes.
@@ -68,6 +70,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAdmitted => write!(f, "it is not admitted yet"),
+            Self::Tracked => write!(f, "its work happens elsewhere"),
             Self::Scheduled { until, attempt } => {
                 write!(f, "its attempt {attempt} is scheduled for {until}")
             }

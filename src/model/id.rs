@@ -6,17 +6,21 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::error::{Error, Result};
+use crate::model::job_type::JobType;
 use crate::model::time::Timestamp;
 
-/// How many low bits of an id count the rows of one microsecond.
+/// How many low bits of an id count the rows of one microsecond. The lowest of them tells a run from other jobs, for its id
+/// is written with another prefix.
 const COUNTER_BITS: u32 = 10;
+const RUN_BIT: i64 = 1;
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const LENGTH: usize = 13;
 
 /// The id of a job: its row number, and its position in creation order.
 ///
 /// The high bits hold the microsecond of creation, the low ten a counter. Ids are assigned inside the write
-/// transaction and grow in commit order, across processes too.
+/// transaction and grow in commit order, across processes too. They are written `job-` or, if the job is the run of an
+/// agent, `run-` and 13 characters.
 ///
 /// ```
 /// # fn main() -> jobmill::Result<()> {
@@ -30,6 +34,7 @@ pub struct JobId(i64);
 
 impl JobId {
     const PREFIX: &'static str = "job-";
+    const RUN_PREFIX: &'static str = "run-";
 
     pub(crate) const fn from_raw(raw: i64) -> Self {
         Self(raw)
@@ -44,11 +49,23 @@ impl JobId {
         Self(at.as_micros() << COUNTER_BITS)
     }
 
-    /// The id that follows `last` at the time `now`: later than both.
-    pub(crate) const fn after(last: i64, now: Timestamp) -> Self {
+    /// The id of a job of this type that follows `last` at the time `now`: later than both.
+    pub(crate) const fn after(last: i64, now: Timestamp, job_type: JobType) -> Self {
+        let bit = if matches!(job_type, JobType::Run) { RUN_BIT } else { 0 };
         let by_time = now.as_micros() << COUNTER_BITS;
-        // At the end of time ids stand still, and the database refuses the second of them.
-        Self(if by_time > last { by_time } else { last.saturating_add(1) })
+        if by_time > last {
+            return Self(by_time | bit);
+        }
+        match (last | RUN_BIT).checked_add(1) {
+            Some(next) => Self(next | bit),
+            // At the end of time ids stand still, and the database refuses the second of them.
+            None => Self(last),
+        }
+    }
+
+    /// Whether this is the id of an agent's run.
+    pub(crate) const fn is_run(self) -> bool {
+        self.0 & RUN_BIT == RUN_BIT
     }
 
     /// When the row was created.
@@ -65,7 +82,7 @@ impl fmt::Display for JobId {
             *place = DIGITS[(rest & 31) as usize];
             rest >>= 5;
         }
-        f.write_str(Self::PREFIX)?;
+        f.write_str(if self.is_run() { Self::RUN_PREFIX } else { Self::PREFIX })?;
         f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
     }
 }
@@ -81,8 +98,11 @@ impl FromStr for JobId {
 
     /// Reads an id as it is written. Capital letters are read too.
     fn from_str(text: &str) -> Result<Self> {
-        let malformed = || Error::invalid("id", "must be job- and 13 characters of Crockford base32");
-        let digits = text.strip_prefix(Self::PREFIX).ok_or_else(malformed)?.as_bytes();
+        let malformed = || Error::invalid("id", "must be job- or run- and 13 characters of Crockford base32");
+        let (digits, is_run) = match text.strip_prefix(Self::RUN_PREFIX) {
+            Some(digits) => (digits.as_bytes(), true),
+            None => (text.strip_prefix(Self::PREFIX).ok_or_else(malformed)?.as_bytes(), false),
+        };
         if digits.len() != LENGTH {
             return Err(malformed());
         }
@@ -92,7 +112,7 @@ impl FromStr for JobId {
             value = value << 5 | place as u128;
         }
         match i64::try_from(value) {
-            Ok(raw) if raw > 0 => Ok(Self(raw)),
+            Ok(raw) if raw > 0 && Self(raw).is_run() == is_run => Ok(Self(raw)),
             _ => Err(malformed()),
         }
     }
@@ -122,10 +142,11 @@ mod tests {
         for raw in raws {
             let text = JobId(raw).to_string();
             assert_eq!(text.len(), 17);
-            assert!(text > last, "{text} sorts after {last}");
+            assert!(text[4..] > *last, "{text} sorts after {last}");
             assert_eq!(text.parse::<JobId>()?, JobId(raw));
-            assert_eq!(text.to_uppercase().replace("JOB-", "job-").parse::<JobId>()?, JobId(raw));
-            last = text;
+            let capitals = format!("{}{}", &text[..4], text[4..].to_uppercase());
+            assert_eq!(capitals.parse::<JobId>()?, JobId(raw));
+            last = text[4..].to_owned();
         }
         Ok(())
     }
@@ -136,7 +157,9 @@ mod tests {
             "",
             "job-",
             "job-0000000000000",
-            "run-0000000000001",
+            "job-0000000000001",
+            "run-0000000000002",
+            "batch-0000000000002",
             "job-000000000001",
             "job-00000000000001",
             "job-000000000000u",
@@ -151,11 +174,26 @@ mod tests {
     #[test]
     fn ids_grow_even_when_the_clock_falls_back() {
         let now = Timestamp::from_micros(1_000_000);
-        let first = JobId::after(0, now);
+        let first = JobId::after(0, now, JobType::Job);
         assert_eq!(first.created_at(), now);
-        let second = JobId::after(first.raw(), now);
-        assert_eq!(second.raw(), first.raw() + 1);
-        let third = JobId::after(second.raw(), Timestamp::EPOCH);
-        assert_eq!(third.raw(), second.raw() + 1);
+        let second = JobId::after(first.raw(), now, JobType::Batch);
+        assert_eq!(second.raw(), first.raw() + 2);
+        let third = JobId::after(second.raw(), Timestamp::EPOCH, JobType::Job);
+        assert_eq!(third.raw(), second.raw() + 2);
+    }
+
+    #[test]
+    fn an_id_tells_a_run_by_its_prefix() -> Result<()> {
+        let now = Timestamp::from_micros(1_000_000);
+        let mut last = 0;
+        for job_type in [JobType::Run, JobType::Run, JobType::Job, JobType::Job, JobType::Run, JobType::Batch] {
+            let id = JobId::after(last, now, job_type);
+            assert!(id.raw() > last);
+            assert_eq!(id.created_at(), now);
+            assert_eq!(id.to_string().starts_with("run-"), job_type == JobType::Run);
+            assert_eq!(id.to_string().parse::<JobId>()?, id);
+            last = id.raw();
+        }
+        Ok(())
     }
 }

@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::id::JobId;
+use crate::model::job_type::JobType;
+use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 
 /// Where a job stands.
@@ -46,7 +48,8 @@ impl Status {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled | Self::Expired)
     }
 
-    /// Whether a job may go from this status to `next` (DESIGN §5). The same terminal status once more is no step.
+    /// Whether a job may go from this status to `next`. The same terminal status once more is no step. Back to pending
+    /// leads the engine alone: a retry, a snooze, a rescue.
     pub const fn may_become(self, next: Self) -> bool {
         match self {
             Self::Created => !matches!(next, Self::Created),
@@ -88,6 +91,26 @@ impl FromStr for Status {
                 "must be one of created, pending, running, completed, failed, cancelled and expired",
             )
         })
+    }
+}
+
+impl StopReason {
+    /// The terminal status of a run that stops for this reason, as Letta documents it. None for words that it does not
+    /// document.
+    pub fn implied_status(&self) -> Option<Status> {
+        match self.as_str() {
+            "end_turn" | "max_steps" | "tool_rule" | "requires_approval" => Some(Status::Completed),
+            "error"
+            | "llm_api_error"
+            | "invalid_llm_response"
+            | "invalid_tool_call"
+            | "no_tool_call"
+            | "max_tokens_exceeded"
+            | "insufficient_credits"
+            | "context_window_overflow_in_system_prompt" => Some(Status::Failed),
+            "cancelled" => Some(Status::Cancelled),
+            _ => None,
+        }
     }
 }
 
@@ -165,14 +188,20 @@ pub struct Progress {
 pub struct Job {
     /// Its id, which also tells when it was created.
     pub id: JobId,
-    /// The name under which its handler is registered.
-    pub kind: String,
+    /// What sort of thing it is.
+    pub job_type: JobType,
+    /// The name under which its handler is registered. None if it is tracked: its work happens elsewhere.
+    pub kind: Option<String>,
     /// The lane that it runs in.
     pub queue: String,
     /// How urgent it is.
     pub priority: Priority,
     /// Where it stands.
     pub status: Status,
+    /// Why the agent's run stopped, if somebody has told.
+    pub stop_reason: Option<StopReason>,
+    /// Whether its caller does not wait for it.
+    pub background: bool,
     /// How many attempts have begun and count. A snooze or a shutdown gives its attempt back.
     pub attempt: u32,
     /// How many attempts it may have.
@@ -189,8 +218,16 @@ pub struct Job {
     pub timeout: Option<Duration>,
     /// When somebody asked for its cancellation.
     pub cancel_requested_at: Option<Timestamp>,
+    /// When it last changed: by an update from outside, or by a step of its life.
+    pub updated_at: Timestamp,
+    /// Who created it: the user or the name of the client, if it has one.
+    pub created_by: Option<String>,
+    /// Who last changed it from outside, if the client had a user or a name.
+    pub updated_by: Option<String>,
     /// The user whose job it is.
     pub user_id: Option<String>,
+    /// The organization of that user.
+    pub organization_id: Option<String>,
     /// The agent that it belongs to.
     pub agent_id: Option<String>,
     /// The key that keeps a second one like it away.
@@ -199,13 +236,28 @@ pub struct Job {
     pub tags: Vec<String>,
     /// What the application knows about it.
     pub metadata: Option<Map<String, Value>>,
+    /// With which settings an agent's run was asked for.
+    pub request_config: Option<Value>,
+    /// Where to tell that it has ended.
+    pub callback_url: Option<String>,
+    /// When that was last tried.
+    pub callback_sent_at: Option<Timestamp>,
+    /// What the receiver answered the last time, if it answered.
+    pub callback_status_code: Option<u16>,
+    /// Why the last try did not succeed.
+    pub callback_error: Option<String>,
     /// The error of its newest attempt that failed.
     pub error: Option<String>,
     /// How far its handler says it is.
     pub progress: Option<Progress>,
-    /// Time from the start of the attempt to the first token, as the handler marked it.
+    /// Time to the first token, as it was marked or recorded. In JSON `ttft_ns`, in nanoseconds.
+    #[serde(rename = "ttft_ns", serialize_with = "as_nanos")]
     pub ttft: Option<Duration>,
-    /// The handler's input, as JSON text.
+    /// How long it took in all: as it was recorded or else, once it has ended, from the start of its last attempt to its
+    /// end. In JSON `total_duration_ns`, in nanoseconds.
+    #[serde(rename = "total_duration_ns", serialize_with = "as_nanos")]
+    pub total_duration: Option<Duration>,
+    /// The handler's input, as JSON text. Empty if the job is tracked.
     #[serde(skip)]
     pub payload: Vec<u8>,
     /// The handler's output, as JSON text, once it has completed.
@@ -213,7 +265,21 @@ pub struct Job {
     pub result: Option<Vec<u8>>,
 }
 
+fn as_nanos<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)).serialize(serializer)
+}
+
 impl Job {
+    /// The name of its kind, empty if it is tracked.
+    pub(crate) fn kind_name(&self) -> &str {
+        self.kind.as_deref().unwrap_or_default()
+    }
+
+    /// Whether its work happens elsewhere, so that no handler runs it.
+    pub fn is_tracked(&self) -> bool {
+        self.kind.is_none()
+    }
+
     /// When it was enqueued.
     pub fn created_at(&self) -> Timestamp {
         self.id.created_at()

@@ -8,8 +8,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::job::Priority;
+use crate::model::job::{Priority, Status};
+use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
+use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
 
@@ -82,8 +84,14 @@ impl When {
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "a new job does nothing until it is enqueued"]
 pub struct NewJob {
-    pub(crate) kind: Cow<'static, str>,
+    /// None: the job is tracked.
+    pub(crate) kind: Option<Cow<'static, str>>,
     pub(crate) payload: Result<Vec<u8>, String>,
+    pub(crate) job_type: JobType,
+    pub(crate) background: bool,
+    /// The status that a tracked job begins with.
+    pub(crate) status: Option<Status>,
+    pub(crate) stop_reason: Option<StopReason>,
     pub(crate) queue: Cow<'static, str>,
     pub(crate) priority: Priority,
     pub(crate) run_at: When,
@@ -92,9 +100,14 @@ pub struct NewJob {
     pub(crate) backoff: Option<Backoff>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) user_id: Option<String>,
+    pub(crate) organization_id: Option<String>,
     pub(crate) agent_id: Option<String>,
     pub(crate) tags: Vec<String>,
     pub(crate) metadata: Option<Result<Map<String, Value>, String>>,
+    pub(crate) request_config: Option<Result<Value, String>>,
+    pub(crate) callback_url: Option<String>,
+    /// Who creates it. The client knows.
+    pub(crate) created_by: Option<String>,
     pub(crate) unique: Option<Unique>,
 }
 
@@ -109,6 +122,10 @@ impl NewJob {
     pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
     /// The longest metadata, in bytes of JSON.
     pub const MAX_METADATA_BYTES: usize = 1 << 20;
+    /// The longest `source_id` in the metadata, by which jobs can be listed. In bytes.
+    pub const MAX_SOURCE_ID_BYTES: usize = 1024;
+    /// The longest callback URL, in bytes.
+    pub const MAX_URL_BYTES: usize = 2048;
     /// The longest name: kind, queue, tag, user, agent. In bytes.
     pub const MAX_NAME_BYTES: usize = 128;
     /// The longest unique key, in bytes.
@@ -128,8 +145,29 @@ impl NewJob {
     /// A job of any kind with any payload, for callers that know no type.
     pub fn json(kind: impl Into<Cow<'static, str>>, payload: &impl Serialize) -> Self {
         Self {
-            kind: kind.into(),
+            kind: Some(kind.into()),
             payload: serde_json::to_vec(payload).map_err(|error| error.to_string()),
+            ..Self::tracked()
+        }
+    }
+
+    /// A job whose work happens elsewhere: no handler runs it, and whoever does the work sets its status by
+    /// [`Client::update_status`](crate::Client::update_status). It begins as [`Status::Created`].
+    ///
+    /// ```
+    /// use jobmill::{JobType, NewJob, Status};
+    ///
+    /// let run = NewJob::tracked().job_type(JobType::Run).agent("agent-7").status(Status::Running);
+    /// # let _ = run;
+    /// ```
+    pub fn tracked() -> Self {
+        Self {
+            kind: None,
+            payload: Ok(Vec::new()),
+            job_type: JobType::Job,
+            background: false,
+            status: None,
+            stop_reason: None,
             queue: Cow::Borrowed("default"),
             priority: Priority::Default,
             run_at: When::Now,
@@ -138,11 +176,39 @@ impl NewJob {
             backoff: None,
             timeout: None,
             user_id: None,
+            organization_id: None,
             agent_id: None,
             tags: Vec::new(),
             metadata: None,
+            request_config: None,
+            callback_url: None,
+            created_by: None,
             unique: None,
         }
+    }
+
+    /// Sets what sort of thing the job is. Defaults to [`JobType::Job`].
+    pub fn job_type(mut self, job_type: JobType) -> Self {
+        self.job_type = job_type;
+        self
+    }
+
+    /// Sets whether the job's caller does not wait for it. Defaults to false.
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = background;
+        self
+    }
+
+    /// Sets the status that a tracked job begins with, any of the seven. Defaults to [`Status::Created`].
+    pub fn status(mut self, status: Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+
+    /// Sets why an agent's run stopped that is recorded afterwards. Defaults to none.
+    pub fn stop_reason(mut self, reason: impl Into<StopReason>) -> Self {
+        self.stop_reason = Some(reason.into());
+        self
     }
 
     /// Sets the queue. Defaults to `default`.
@@ -206,6 +272,12 @@ impl NewJob {
         self
     }
 
+    /// Sets the organization of its user. Stored, and never used for access. Defaults to none.
+    pub fn organization(mut self, organization: impl Into<String>) -> Self {
+        self.organization_id = Some(organization.into());
+        self
+    }
+
     /// Sets the agent that it belongs to. Defaults to none.
     pub fn agent(mut self, agent: impl Into<String>) -> Self {
         self.agent_id = Some(agent.into());
@@ -218,13 +290,23 @@ impl NewJob {
         self
     }
 
-    /// Sets what the application wants to know about it: anything that serializes to a JSON object. Defaults to none.
+    /// Sets what the application wants to know about it: anything that serializes to a JSON object. Jobs can be listed by
+    /// its `source_id`. Defaults to none.
     pub fn metadata(mut self, metadata: &impl Serialize) -> Self {
-        self.metadata = Some(match serde_json::to_value(metadata) {
-            Ok(Value::Object(object)) => Ok(object),
-            Ok(_) => Err("must be a JSON object".to_owned()),
-            Err(error) => Err(format!("does not serialize: {error}")),
-        });
+        self.metadata = Some(object(metadata));
+        self
+    }
+
+    /// Sets with which settings an agent's run was asked for: anything that serializes. Defaults to none.
+    pub fn request_config(mut self, config: &impl Serialize) -> Self {
+        self.request_config =
+            Some(serde_json::to_value(config).map_err(|error| format!("does not serialize: {error}")));
+        self
+    }
+
+    /// Sets where to tell that the job has ended: an `http` or `https` URL. Defaults to nowhere.
+    pub fn callback_url(mut self, url: impl Into<String>) -> Self {
+        self.callback_url = Some(url.into());
         self
     }
 
@@ -236,8 +318,16 @@ impl NewJob {
 
     /// Checks every rule. The error names the first field that breaks one.
     pub(crate) fn check(&self) -> Result<()> {
-        check_name("kind", &self.kind)?;
-        check_name("queue", &self.queue)?;
+        match &self.kind {
+            Some(kind) => {
+                check_kind(kind)?;
+                if self.status.is_some() {
+                    return Err(Error::invalid("status", "must not be set for a job that a handler runs"));
+                }
+            }
+            None => {}
+        }
+        check_queue(&self.queue)?;
         match &self.payload {
             Err(error) => {
                 return Err(Error::invalid("payload", format_args!("does not serialize: {error}")));
@@ -262,10 +352,18 @@ impl NewJob {
         if let Some(backoff) = &self.backoff {
             backoff.check()?;
         }
-        for (field, name) in [("user", &self.user_id), ("agent", &self.agent_id)] {
+        for (field, name) in
+            [("user", &self.user_id), ("agent", &self.agent_id), ("organization", &self.organization_id)]
+        {
             if let Some(name) = name {
                 check_name(field, name)?;
             }
+        }
+        if let Some(reason) = &self.stop_reason {
+            check_name("stop_reason", reason.as_str())?;
+        }
+        if let Some(url) = &self.callback_url {
+            check_url(url)?;
         }
         if self.tags.len() > Self::MAX_TAGS {
             return Err(Error::invalid("tags", format_args!("must be no more than {}", Self::MAX_TAGS)));
@@ -275,10 +373,12 @@ impl NewJob {
         }
         match &self.metadata {
             Some(Err(problem)) => return Err(Error::invalid("metadata", problem)),
-            Some(Ok(object)) => {
-                let bytes = serde_json::to_vec(object).map_or(usize::MAX, |text| text.len());
-                check_size("metadata", bytes, Self::MAX_METADATA_BYTES)?;
-            }
+            Some(Ok(object)) => check_metadata(object)?,
+            None => {}
+        }
+        match &self.request_config {
+            Some(Err(problem)) => return Err(Error::invalid("request_config", problem)),
+            Some(Ok(config)) => check_request_config(config)?,
             None => {}
         }
         if let Some(unique) = &self.unique {
@@ -296,6 +396,11 @@ impl NewJob {
     }
 }
 
+/// The queue of the engine's own jobs.
+pub(crate) const SYSTEM_QUEUE: &str = "system";
+/// What the names of the engine's own kinds begin with.
+pub(crate) const OWN_KINDS: &str = "jobmill.";
+
 /// The rule for every name: 1 to 128 bytes, no control characters.
 pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     if name.is_empty() || name.len() > NewJob::MAX_NAME_BYTES || name.chars().any(char::is_control) {
@@ -305,7 +410,64 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
+/// The rule for the kinds that an application may name: those that begin with `jobmill.` are the engine's own.
+pub(crate) fn check_kind(kind: &str) -> Result<()> {
+    check_name("kind", kind)?;
+    if kind.starts_with(OWN_KINDS) {
+        return Err(Error::invalid("kind", format_args!("must not begin with {OWN_KINDS}, which is the engine's own")));
+    }
+    Ok(())
+}
+
+/// The rule for the queues that an application may name: `system` is the engine's own.
+pub(crate) fn check_queue(queue: &str) -> Result<()> {
+    check_name("queue", queue)?;
+    if queue == SYSTEM_QUEUE {
+        return Err(Error::invalid("queue", format_args!("must not be {SYSTEM_QUEUE}, which is the engine's own")));
+    }
+    Ok(())
+}
+
+/// The JSON object that a value serializes to.
+pub(crate) fn object(value: &impl Serialize) -> Result<Map<String, Value>, String> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err("must be a JSON object".to_owned()),
+        Err(error) => Err(format!("does not serialize: {error}")),
+    }
+}
+
+/// By what jobs with this metadata are found: its `source_id` as text.
+pub(crate) fn source_id(metadata: &Map<String, Value>) -> Option<String> {
+    match metadata.get("source_id")? {
+        Value::String(id) if !id.is_empty() => Some(id.clone()),
+        value @ (Value::Number(_) | Value::Bool(_)) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+pub(crate) fn check_metadata(metadata: &Map<String, Value>) -> Result<()> {
+    let bytes = serde_json::to_vec(metadata).map_or(usize::MAX, |text| text.len());
+    check_size("metadata", bytes, NewJob::MAX_METADATA_BYTES)?;
+    let source_bytes = source_id(metadata).map_or(0, |id| id.len());
+    check_size("metadata.source_id", source_bytes, NewJob::MAX_SOURCE_ID_BYTES)
+}
+
+pub(crate) fn check_request_config(config: &Value) -> Result<()> {
+    let bytes = serde_json::to_vec(config).map_or(usize::MAX, |text| text.len());
+    check_size("request_config", bytes, NewJob::MAX_METADATA_BYTES)
+}
+
+/// The rule for callback URLs.
+pub(crate) fn check_url(url: &str) -> Result<()> {
+    check_size("callback_url", url.len(), NewJob::MAX_URL_BYTES)?;
+    if !(url.starts_with("http://") || url.starts_with("https://")) {
+        return Err(Error::invalid("callback_url", "must begin with http:// or https://"));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
     if bytes > max {
         return Err(Error::invalid(field, format_args!("must be no longer than {max} bytes, is {bytes}")));
     }

@@ -3,6 +3,9 @@
 use crate::error::{Error, Result};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
+use crate::model::job_type::JobType;
+use crate::model::stop_reason::StopReason;
+use crate::model::time::Timestamp;
 
 /// Which of two neighbours comes first in a page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -27,11 +30,20 @@ pub enum Order {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
+    pub(crate) user: Option<String>,
     pub(crate) statuses: Vec<Status>,
+    pub(crate) job_types: Vec<JobType>,
     pub(crate) kinds: Vec<String>,
+    pub(crate) tracked: Option<bool>,
     pub(crate) queues: Vec<String>,
     pub(crate) priorities: Vec<Priority>,
+    pub(crate) background: Option<bool>,
+    pub(crate) agents: Vec<String>,
+    pub(crate) stop_reason: Option<StopReason>,
+    pub(crate) source_id: Option<String>,
     pub(crate) tags: Vec<String>,
+    pub(crate) created_from: Option<Timestamp>,
+    pub(crate) created_until: Option<Timestamp>,
     pub(crate) before: Option<JobId>,
     pub(crate) after: Option<JobId>,
     pub(crate) order: Order,
@@ -41,11 +53,20 @@ pub struct Query {
 impl Default for Query {
     fn default() -> Self {
         Self {
+            user: None,
             statuses: Vec::new(),
+            job_types: Vec::new(),
             kinds: Vec::new(),
+            tracked: None,
             queues: Vec::new(),
             priorities: Vec::new(),
+            background: None,
+            agents: Vec::new(),
+            stop_reason: None,
+            source_id: None,
             tags: Vec::new(),
+            created_from: None,
+            created_until: None,
             before: None,
             after: None,
             order: Order::default(),
@@ -59,10 +80,66 @@ impl Query {
     pub const DEFAULT_LIMIT: usize = 50;
     /// How many jobs a page may hold.
     pub const MAX_LIMIT: usize = 1000;
+    /// How many values one filter may list.
+    pub const MAX_VALUES: usize = 100;
 
     /// Every job, the newest first, 50 a page.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Keeps jobs of this user.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// Keeps jobs of one of these types.
+    pub fn job_types(mut self, job_types: impl IntoIterator<Item = JobType>) -> Self {
+        self.job_types = job_types.into_iter().collect();
+        self
+    }
+
+    /// Keeps jobs that are tracked, or those that handlers run.
+    pub fn tracked(mut self, tracked: bool) -> Self {
+        self.tracked = Some(tracked);
+        self
+    }
+
+    /// Keeps jobs whose callers do not wait for them, or those whose callers do.
+    pub fn background(mut self, background: bool) -> Self {
+        self.background = Some(background);
+        self
+    }
+
+    /// Keeps jobs of one of these agents.
+    pub fn agents<S: Into<String>>(mut self, agents: impl IntoIterator<Item = S>) -> Self {
+        self.agents = agents.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Keeps jobs that stopped for this reason.
+    pub fn stop_reason(mut self, reason: impl Into<StopReason>) -> Self {
+        self.stop_reason = Some(reason.into());
+        self
+    }
+
+    /// Keeps jobs whose metadata have this `source_id`. A number or a truth value there is compared as its JSON text.
+    pub fn source_id(mut self, source_id: impl Into<String>) -> Self {
+        self.source_id = Some(source_id.into());
+        self
+    }
+
+    /// Keeps jobs created at this moment or later.
+    pub fn created_from(mut self, from: Timestamp) -> Self {
+        self.created_from = Some(from);
+        self
+    }
+
+    /// Keeps jobs created before this moment.
+    pub fn created_until(mut self, until: Timestamp) -> Self {
+        self.created_until = Some(until);
+        self
     }
 
     /// Keeps jobs in one of these statuses.
@@ -128,7 +205,38 @@ impl Query {
         {
             return Err(Error::invalid("before", "must be newer than after"));
         }
+        if let (Some(from), Some(until)) = (self.created_from, self.created_until)
+            && until <= from
+        {
+            return Err(Error::invalid("created_until", "must be later than created_from"));
+        }
+        for (field, values) in [
+            ("kinds", self.kinds.len()),
+            ("queues", self.queues.len()),
+            ("agents", self.agents.len()),
+            ("tags", self.tags.len()),
+        ] {
+            if values > Self::MAX_VALUES {
+                return Err(Error::invalid(field, format_args!("must be no more than {} values", Self::MAX_VALUES)));
+            }
+        }
+        for (field, value) in [
+            ("source_id", self.source_id.as_deref()),
+            ("stop_reason", self.stop_reason.as_ref().map(StopReason::as_str)),
+            ("user", self.user.as_deref()),
+        ] {
+            if value == Some("") {
+                return Err(Error::invalid(field, "must not be empty: without a filter, leave it out"));
+            }
+        }
         Ok(())
+    }
+
+    /// The range of ids in which the jobs lie, both ends excluded.
+    pub(crate) fn bounds(&self) -> (i64, i64) {
+        let from = self.created_from.map_or(0, |from| JobId::first_at(from).raw().saturating_sub(1).max(0));
+        let until = self.created_until.map_or(i64::MAX, |until| JobId::first_at(until).raw());
+        (self.after.map_or(0, JobId::raw).max(from), self.before.map_or(i64::MAX, JobId::raw).min(until))
     }
 
     /// The page that follows one that ended with `last`.

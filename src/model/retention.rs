@@ -8,7 +8,8 @@ use crate::model::new_job::check_duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// How long a job is kept after it has ended, by how it ended. None keeps it for ever.
+/// How long a job is kept after it has ended, by how it ended, and how long the audit keeps what was done to jobs. None
+/// keeps it for ever.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,17 +28,25 @@ pub struct Retention {
     pub cancelled: Option<Duration>,
     /// Expired jobs. Defaults to 7 days.
     pub expired: Option<Duration>,
+    /// Lines of the audit: what was done to jobs out of the ordinary. Defaults to 90 days.
+    pub audit: Option<Duration>,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { completed: Some(7 * DAY), failed: Some(30 * DAY), cancelled: Some(7 * DAY), expired: Some(7 * DAY) }
+        Self {
+            completed: Some(7 * DAY),
+            failed: Some(30 * DAY),
+            cancelled: Some(7 * DAY),
+            expired: Some(7 * DAY),
+            audit: Some(90 * DAY),
+        }
     }
 }
 
 impl Retention {
     /// Keeps everything for ever.
-    pub const FOREVER: Self = Self { completed: None, failed: None, cancelled: None, expired: None };
+    pub const FOREVER: Self = Self { completed: None, failed: None, cancelled: None, expired: None, audit: None };
 
     pub(crate) fn of(&self, status: Status) -> Option<Duration> {
         match status {
@@ -55,6 +64,7 @@ impl Retention {
             ("retention.failed", self.failed),
             ("retention.cancelled", self.cancelled),
             ("retention.expired", self.expired),
+            ("retention.audit", self.audit),
         ] {
             check_duration(field, time.unwrap_or_default())?;
         }

@@ -6,6 +6,8 @@ use std::ops::AddAssign;
 use serde::Serialize;
 
 use crate::model::job::{Priority, Status};
+use crate::model::job_type::JobType;
+use crate::model::time::Timestamp;
 
 /// How many jobs are in each status.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -68,6 +70,8 @@ impl AddAssign for StatusCounts {
 }
 
 /// How many jobs stand where, read from counters that every change keeps, not by counting rows.
+///
+/// What the documentation calls active are the running jobs, and the depth of a queue its pending ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Stats {
@@ -75,10 +79,32 @@ pub struct Stats {
     pub total: StatusCounts,
     /// By queue.
     pub queues: BTreeMap<String, StatusCounts>,
-    /// By kind.
+    /// By kind. Tracked jobs are under the empty name.
     pub kinds: BTreeMap<String, StatusCounts>,
     /// By priority.
     pub priorities: BTreeMap<Priority, StatusCounts>,
+    /// By type.
+    pub job_types: BTreeMap<JobType, StatusCounts>,
+    /// Since when the job has been waiting that has waited longest of each queue's pending ones: those whose time has
+    /// come. Queues in which nothing waits are left out.
+    pub oldest_waiting: BTreeMap<String, Timestamp>,
     /// The queues that are paused.
     pub paused: Vec<String>,
+}
+
+impl Stats {
+    /// How many jobs are running.
+    pub fn active(&self) -> u64 {
+        self.total.running
+    }
+
+    /// How many jobs are pending, those whose time has not come included.
+    pub fn depth(&self) -> u64 {
+        self.total.pending
+    }
+
+    /// Since when the job has been waiting that has waited longest of all.
+    pub fn oldest(&self) -> Option<Timestamp> {
+        self.oldest_waiting.values().min().copied()
+    }
 }

@@ -5,12 +5,17 @@ use std::time::Duration;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
+use crate::model::event::Cause;
+use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
+use crate::store::audit::Line;
 use crate::store::lane::{Demand, NextDelayed};
-use crate::store::row::{self, Claim, JOB_COLUMNS, LaneName, State, job_columns};
+use crate::store::place::Place;
+use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
+use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
 const HEADS: usize = 16;
@@ -81,7 +86,7 @@ pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEX
 
 /// Reads one job that is to be claimed.
 pub(crate) const PLAN_READ: &str =
-    concat!("SELECT ", job_columns!(), ", claim, backoff FROM jobmill_job WHERE id = ?1");
+    concat!("SELECT ", job_columns!(), ", claim, backoff, share FROM jobmill_job WHERE id = ?1");
 
 /// Marks one job as ours.
 pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
@@ -89,7 +94,7 @@ pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
      WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
-pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, state FROM jobmill_job INDEXED BY jobmill_job_expiry
+pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, share, state FROM jobmill_job INDEXED BY jobmill_job_expiry
      WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
 
 /// The statements that are run once for each claimed job.
@@ -207,13 +212,13 @@ impl Turn<'_> {
         let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
         let (mut claim, aside) = statements.read.query_row(params![id], |row| {
-            let name = LaneName { queue: &known.queue, kind: &known.kind, priority: known.priority };
-            let (job, aside) = row::job(row, name)?;
+            let (job, aside) = row::job(row, known.key())?;
+            let place = Place { lane, share: row.get(JOB_COLUMNS + 2)? };
             let fence = row.get(JOB_COLUMNS)?;
-            Ok((Claim { job, lane, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
+            Ok((Claim { job, place, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
         })?;
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
-            self.expire_one(id, lane, from)?;
+            self.expire_one(id, claim.place, from)?;
             return Ok(None);
         }
         statements.mark.execute(params![id, owner, self.now])?;
@@ -224,8 +229,22 @@ impl Turn<'_> {
         if aside {
             claim.job.payload = payload_aside(self.conn, id)?;
         }
-        self.book.lanes.count(lane, Some(from), Some(State::Running));
+        self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at);
         Ok(Some(claim))
+    }
+
+    /// Counts a claim.
+    pub(crate) fn claimed(&mut self, id: JobId, place: Place, from: State, attempt: u32, ready_at: Timestamp) {
+        self.step(Step {
+            job: id,
+            place,
+            from: Some(from),
+            to: Some(State::Running),
+            cause: Cause::Claimed,
+            attempt,
+            waited: Some(self.now.since(ready_at)),
+            ran: None,
+        });
     }
 
     /// Ends jobs whose `expires_at` has passed, at most `limit`, and tells whether there may be more.
@@ -234,13 +253,13 @@ impl Turn<'_> {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(PLAN_EXPIRED)?;
-        let due: Vec<(JobId, i64, State)> = statement
+        let due: Vec<(JobId, Place, State)> = statement
             .query_map(named_params! { ":now": self.now, ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                Ok((row.get(0)?, Place { lane: row.get(1)?, share: row.get(2)? }, row.get(3)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, lane, state) in &due {
-            self.expire_one(*id, *lane, *state)?;
+        for (id, place, state) in &due {
+            self.expire_one(*id, *place, *state)?;
         }
         let more = due.len() == limit;
         let next: Option<i64> = self
@@ -255,18 +274,27 @@ impl Turn<'_> {
         Ok(more)
     }
 
-    fn expire_one(&mut self, id: JobId, lane: i64, from: State) -> rusqlite::Result<()> {
+    fn expire_one(&mut self, id: JobId, place: Place, from: State) -> rusqlite::Result<()> {
         let expired = self
             .conn
             .prepare_cached(
                 "UPDATE jobmill_job SET state = 6, completed_at = :now WHERE id = :id AND state IN (0, 1, 7)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now })?;
-        if expired == 1 {
-            self.book.lanes.count(lane, Some(from), Some(State::Expired));
-            self.out.ended.push(id);
+        if expired == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.audit(&Line::of(id, Action::Expired).share(place.share).states(from, State::Expired))?;
+        self.last_step(Step {
+            job: id,
+            place,
+            from: Some(from),
+            to: Some(State::Expired),
+            cause: Cause::Expired,
+            attempt: 0,
+            waited: None,
+            ran: None,
+        })
     }
 }
 

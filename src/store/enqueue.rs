@@ -3,13 +3,15 @@
 use rusqlite::{Connection, ToSql, named_params, params};
 use serde_json::{Map, Value};
 
+use crate::model::event::Cause;
 use crate::model::id::JobId;
-use crate::model::job::{Job, Priority, Status};
-use crate::model::new_job::NewJob;
+use crate::model::job::{Job, Status};
+use crate::model::new_job::{NewJob, source_id};
 use crate::model::time::Timestamp;
-use crate::store::row::Claim;
-use crate::store::row::State;
-use crate::store::{Turn, at_hand, lane, last_id, unique};
+use crate::store::place::{LaneKey, Place};
+use crate::store::row::{Claim, State};
+use crate::store::step::Step;
+use crate::store::{Turn, at_hand, callback, lane, last_id, share, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -39,14 +41,14 @@ impl Enqueued {
 }
 
 /// Where lanes, ids and counts come from: a turn has them in memory, a transaction of the application's reads them.
-trait Ledger<'c> {
+pub(crate) trait Ledger<'c> {
     fn conn(&self) -> &'c Connection;
-    fn lane(&mut self, new: &NewJob) -> rusqlite::Result<i64>;
-    fn next_id(&mut self, now: Timestamp) -> rusqlite::Result<JobId>;
-    /// Claims the job of this place as it is written, if that may be: sets its state and owner.
-    fn claim(&mut self, place: &mut Place);
-    fn insert(&mut self, row: &[&dyn ToSql]) -> rusqlite::Result<()>;
-    fn added(&mut self, place: &Place, new: &NewJob) -> rusqlite::Result<()>;
+    fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place>;
+    fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId>;
+    /// Claims the job of this row as it is written, if that may be: sets its state and owner.
+    fn claim(&mut self, row: &mut NewRow);
+    fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()>;
+    fn added(&mut self, row: &NewRow, new: &NewJob) -> rusqlite::Result<()>;
 }
 
 impl<'c> Ledger<'c> for Turn<'c> {
@@ -54,46 +56,66 @@ impl<'c> Ledger<'c> for Turn<'c> {
         self.conn
     }
 
-    fn lane(&mut self, new: &NewJob) -> rusqlite::Result<i64> {
-        self.book.lanes.find_or_create(self.conn, &new.queue, &new.kind, new.priority)
+    fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place> {
+        let lane = self.book.lanes.find_or_create(self.conn, LaneKey::of(new))?;
+        let share = match &new.user_id {
+            Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
+            None => None,
+        };
+        Ok(Place { lane, share })
     }
 
-    fn next_id(&mut self, now: Timestamp) -> rusqlite::Result<JobId> {
-        Ok(JobId::after(self.book.last_id, now))
+    fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
+        Ok(JobId::after(self.book.last_id, now, new.job_type))
     }
 
-    fn claim(&mut self, place: &mut Place) {
-        if place.state != State::Pending {
+    fn claim(&mut self, row: &mut NewRow) {
+        if row.state != State::Pending {
             return;
         }
-        place.owner = self.may_claim_at_once(place.lane);
-        match place.owner {
-            Some(_) => place.state = State::Running,
+        row.owner = self.may_claim_at_once(row.place.lane);
+        match row.owner {
+            Some(_) => row.state = State::Running,
             // From here on somebody waits.
             None => self.nothing_waits = false,
         }
     }
 
-    fn insert(&mut self, row: &[&dyn ToSql]) -> rusqlite::Result<()> {
-        at_hand(&mut self.hot.insert, self.conn, PLAN_INSERT)?.execute(row).map(drop)
+    fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
+        at_hand(&mut self.hot.insert, self.conn, PLAN_INSERT)?.execute(values).map(drop)
     }
 
-    fn added(&mut self, place: &Place, new: &NewJob) -> rusqlite::Result<()> {
-        self.book.last_id = place.id.raw();
-        self.book.lanes.count(place.lane, None, Some(place.state));
-        if let (Some(lane), Some(run_at)) = (self.book.lanes.get_mut(place.lane), place.run_at) {
+    fn added(&mut self, row: &NewRow, new: &NewJob) -> rusqlite::Result<()> {
+        self.book.last_id = row.id.raw();
+        if let (Some(lane), Some(run_at)) = (self.book.lanes.get_mut(row.place.lane), row.run_at) {
             lane.note_delayed(run_at.as_micros());
         }
-        match place.expires_at {
-            Some(expires_at) if place.owner.is_none() => {
+        match row.expires_at {
+            Some(expires_at) if row.owner.is_none() => {
                 self.book.next_expiry = self.book.next_expiry.map(|next| next.min(expires_at.as_micros()));
             }
             _ => {}
         }
-        if place.owner.is_some() {
+        let entered = if row.owner.is_some() { State::Pending } else { row.state };
+        let step = Step {
+            job: row.id,
+            place: row.place,
+            from: None,
+            to: Some(entered),
+            cause: Cause::Enqueued,
+            attempt: 0,
+            waited: None,
+            ran: None,
+        };
+        if entered.status().is_terminal() {
+            return self.last_step(step);
+        }
+        self.step(step);
+        if row.owner.is_some() {
+            self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at());
             self.out.claims.push(Claim {
-                job: running(place, new, self.now),
-                lane: place.lane,
+                job: running(row, new, self.now),
+                place: row.place,
                 rank: new.priority.rank(),
                 fence: 1,
                 backoff: new.backoff,
@@ -111,24 +133,47 @@ impl<'c> Ledger<'c> for File<'c> {
         self.0
     }
 
-    fn lane(&mut self, new: &NewJob) -> rusqlite::Result<i64> {
-        lane::find_or_create(self.0, &new.queue, &new.kind, new.priority)
+    fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place> {
+        let lane = lane::find_or_create(self.0, LaneKey::of(new))?;
+        let share = match &new.user_id {
+            Some(user) => Some(share::find_or_create(self.0, lane, user)?),
+            None => None,
+        };
+        Ok(Place { lane, share })
     }
 
-    fn next_id(&mut self, now: Timestamp) -> rusqlite::Result<JobId> {
-        Ok(JobId::after(last_id(self.0)?, now))
+    fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
+        Ok(JobId::after(last_id(self.0)?, now, new.job_type))
     }
 
-    fn claim(&mut self, _: &mut Place) {}
+    fn claim(&mut self, _: &mut NewRow) {}
 
-    fn insert(&mut self, row: &[&dyn ToSql]) -> rusqlite::Result<()> {
-        self.0.prepare_cached(PLAN_INSERT)?.execute(row).map(drop)
+    fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
+        self.0.prepare_cached(PLAN_INSERT)?.execute(values).map(drop)
     }
 
-    fn added(&mut self, place: &Place, _: &NewJob) -> rusqlite::Result<()> {
-        let mut change = [0; State::COUNT];
-        change[place.state as usize] = 1;
-        lane::add(self.0, place.lane, &change)
+    fn added(&mut self, row: &NewRow, _: &NewJob) -> rusqlite::Result<()> {
+        count_in(self.0, row.place, None, row.state)?;
+        if row.state.status().is_terminal()
+            && let Some(delivery) = callback::due(self.0, row.id)?
+        {
+            enqueue_in(self.0, &delivery.new_job(), row.now)?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts a job that came into a state in a transaction of the application's own.
+pub(crate) fn count_in(conn: &Connection, place: Place, from: Option<State>, to: State) -> rusqlite::Result<()> {
+    let mut change = [0; State::COUNT];
+    if let Some(from) = from {
+        change[from as usize] -= 1;
+    }
+    change[to as usize] += 1;
+    lane::add(conn, place.lane, &change)?;
+    match place.share {
+        Some(id) => share::add(conn, id, &change),
+        None => Ok(()),
     }
 }
 
@@ -146,11 +191,12 @@ pub(crate) fn enqueue_in(conn: &Connection, new: &NewJob, now: Timestamp) -> rus
     enqueue(&mut File(conn), new, now)
 }
 
-/// Where a new job stands.
-struct Place {
+/// What a new job's row will hold that its options do not tell.
+pub(crate) struct NewRow {
     id: JobId,
-    lane: i64,
+    place: Place,
     state: State,
+    now: Timestamp,
     run_at: Option<Timestamp>,
     expires_at: Option<Timestamp>,
     /// Who has claimed it already.
@@ -160,16 +206,19 @@ struct Place {
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
-         timeout_us, backoff, user_id, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17)";
+         timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
+         completed_at, organization_id, source_id, stop_reason, created_by, callback_url, request_config)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+         ?23, ?24)";
 
 fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let conn = ledger.conn();
-    let lane = ledger.lane(new)?;
-    let id = ledger.next_id(now)?;
+    let place = ledger.place(new)?;
+    let id = ledger.next_id(new, now)?;
     let mut scoped_key = None;
     if let Some(unique) = &new.unique {
-        let key = unique.scoped_key(&new.queue, &new.kind, new.user_id.as_deref());
+        let kind = new.kind.as_deref().unwrap_or_default();
+        let key = unique.scoped_key(&new.queue, kind, new.user_id.as_deref());
         if let Some(holder) = unique::take(conn, unique, &key, id, now)? {
             return Ok(Enqueued::Existing(holder));
         }
@@ -177,32 +226,40 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     }
     let run_at = new.run_at.resolve(now);
     let expires_at = new.expires_at.map(|at| at.resolve(now).unwrap_or(now));
-    let state = if run_at.is_some() { State::Delayed } else { State::Pending };
-    let mut place = Place { id, lane, state, run_at, expires_at, owner: None };
+    let state = first_state(new, run_at);
+    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None };
     if expires_at.is_none_or(|expires_at| expires_at > now) {
-        ledger.claim(&mut place);
+        ledger.claim(&mut row);
     }
     let payload = payload(new);
     let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
-    let claimed = place.owner.is_some();
+    let claimed = row.owner.is_some();
+    let metadata = metadata(new);
     ledger.insert(params![
         id,
-        lane,
-        place.state,
+        place.lane,
+        row.state,
         new.max_attempts,
         in_row.then_some(payload),
         run_at,
         expires_at,
         new.timeout.map(|timeout| timeout.as_micros() as i64),
         new.backoff.as_ref().map(json_text),
-        new.user_id,
+        place.share,
         new.agent_id,
         scoped_key,
         (!new.tags.is_empty()).then(|| json_text(&new.tags)),
-        metadata(new).map(json_text),
+        metadata.map(json_text),
         claimed,
-        place.owner,
-        claimed.then_some(now),
+        row.owner,
+        (row.state == State::Running).then_some(now),
+        row.state.status().is_terminal().then_some(now),
+        new.organization_id,
+        metadata.and_then(source_id),
+        new.stop_reason.as_ref().map(|reason| reason.as_str()),
+        new.created_by,
+        new.callback_url,
+        request_config(new).map(json_text),
     ])?;
     if !in_row {
         conn.prepare_cached("INSERT INTO jobmill_payload (job, payload) VALUES (:job, :payload)")?
@@ -212,34 +269,61 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         conn.prepare_cached("INSERT OR IGNORE INTO jobmill_tag (tag, job) VALUES (:tag, :job)")?
             .execute(named_params! { ":tag": tag, ":job": id })?;
     }
-    ledger.added(&place, new)?;
+    ledger.added(&row, new)?;
     Ok(Enqueued::New(id))
 }
 
+/// The state in which a job enters the ledger, if it is not claimed in the same breath.
+fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
+    let pending = if run_at.is_some() { State::Delayed } else { State::Pending };
+    match (&new.kind, new.status) {
+        (Some(_), _) | (None, Some(Status::Pending)) => pending,
+        (None, None | Some(Status::Created)) => State::Created,
+        (None, Some(Status::Running)) => State::Running,
+        (None, Some(Status::Completed)) => State::Completed,
+        (None, Some(Status::Failed)) => State::Failed,
+        (None, Some(Status::Cancelled)) => State::Cancelled,
+        (None, Some(Status::Expired)) => State::Expired,
+    }
+}
+
 /// The record of a job that was claimed as it was written.
-fn running(place: &Place, new: &NewJob, now: Timestamp) -> Job {
+fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
     Job {
-        id: place.id,
-        kind: new.kind.to_string(),
+        id: row.id,
+        job_type: new.job_type,
+        kind: new.kind.as_ref().map(ToString::to_string),
         queue: new.queue.to_string(),
         priority: new.priority,
         status: Status::Running,
+        stop_reason: new.stop_reason.clone(),
+        background: new.background,
         attempt: 1,
         max_attempts: new.max_attempts,
-        run_at: place.run_at.unwrap_or(place.id.created_at()),
+        run_at: row.run_at.unwrap_or(row.id.created_at()),
         started_at: Some(now),
         completed_at: None,
-        expires_at: place.expires_at,
+        expires_at: row.expires_at,
         timeout: new.timeout,
         cancel_requested_at: None,
+        updated_at: now.max(row.id.created_at()),
+        created_by: new.created_by.clone(),
+        updated_by: None,
         user_id: new.user_id.clone(),
+        organization_id: new.organization_id.clone(),
         agent_id: new.agent_id.clone(),
         unique_key: new.unique.as_ref().map(|unique| unique.key.clone()),
         tags: new.tags.clone(),
         metadata: metadata(new).cloned(),
+        request_config: request_config(new).cloned(),
+        callback_url: new.callback_url.clone(),
+        callback_sent_at: None,
+        callback_status_code: None,
+        callback_error: None,
         error: None,
         progress: None,
         ttft: None,
+        total_duration: None,
         payload: payload(new).to_owned(),
         result: None,
     }
@@ -253,13 +337,11 @@ fn metadata(new: &NewJob) -> Option<&Map<String, Value>> {
     new.metadata.as_ref()?.as_ref().ok()
 }
 
+fn request_config(new: &NewJob) -> Option<&Value> {
+    new.request_config.as_ref()?.as_ref().ok()
+}
+
 /// JSON of a value that has been checked to have one.
 fn json_text(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
-}
-
-impl rusqlite::ToSql for Priority {
-    fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
-        Ok((self.rank() as i64).into())
-    }
 }

@@ -6,14 +6,17 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Statement, named_params, params};
 
 use crate::model::attempt::AttemptOutcome;
+use crate::model::event::Cause;
+use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
-use crate::store::lane;
-use crate::store::row::Claim;
-use crate::store::row::State;
-use crate::store::{Turn, at_hand};
+use crate::store::audit::Line;
+use crate::store::enqueue::{count_in, enqueue_in};
+use crate::store::row::{Claim, State};
+use crate::store::step::Step;
+use crate::store::{Turn, at_hand, callback};
 
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,8 +67,14 @@ pub(crate) enum Finished {
     Fenced,
 }
 
-/// Ends a claim with a terminal state. Its parameters go by number, for it is run once for each job.
+/// Ends a claim with a terminal state, of a job that wants no callback. Its parameters go by number, for it is run once
+/// for each job.
 pub(crate) const PLAN_END: &str = "UPDATE jobmill_job
+     SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
+     WHERE id = ?6 AND claim = ?7 AND state = 2 AND callback_url IS NULL";
+
+/// The same of a job that may want one.
+const PLAN_END_ALL: &str = "UPDATE jobmill_job
      SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
      WHERE id = ?6 AND claim = ?7 AND state = 2";
 
@@ -123,6 +132,13 @@ impl Turn<'_> {
                 let finished = self.wait(claim, worker, self.now.saturating_add(wait), Some(error), false)?;
                 if finished != Finished::Fenced {
                     let started_at = job.started_at.unwrap_or(self.now);
+                    self.audit(
+                        &Line::of(job.id, Action::Retried)
+                            .share(claim.place.share)
+                            .states(State::Running, State::Delayed)
+                            .attempt(job.attempt)
+                            .note(Some(error)),
+                    )?;
                     record_attempt(
                         self.conn,
                         &PastAttempt {
@@ -152,12 +168,48 @@ impl Turn<'_> {
         error: Option<&str>,
     ) -> rusqlite::Result<Finished> {
         let statement = at_hand(&mut self.hot.end, self.conn, PLAN_END)?;
-        if !end(statement, claim, state, worker, result, error, self.now)? {
-            return Ok(Finished::Fenced);
+        let plain = end(statement, claim, state, worker, result, error, self.now)?;
+        if !plain {
+            let mut statement = self.conn.prepare_cached(PLAN_END_ALL)?;
+            if !end(&mut statement, claim, state, worker, result, error, self.now)? {
+                return Ok(Finished::Fenced);
+            }
         }
-        self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
-        self.out.ended.push(claim.job.id);
+        let cause = if state == State::Cancelled { Cause::Cancelled } else { Cause::Ended };
+        let step = self.step_of(claim, state, cause);
+        if cause == Cause::Cancelled {
+            self.audit_cancelled(claim, error)?;
+        }
+        if plain && self.book.doomed.is_empty() {
+            self.step(step);
+            self.ended(claim.job.id);
+        } else {
+            self.last_step(step)?;
+        }
         Ok(Finished::Now(state))
+    }
+
+    fn audit_cancelled(&self, claim: &Claim, reason: Option<&str>) -> rusqlite::Result<()> {
+        self.audit(
+            &Line::of(claim.job.id, Action::Cancelled)
+                .share(claim.place.share)
+                .states(State::Running, State::Cancelled)
+                .attempt(claim.job.attempt)
+                .note(reason),
+        )
+    }
+
+    fn step_of(&self, claim: &Claim, to: State, cause: Cause) -> Step {
+        Step {
+            job: claim.job.id,
+            place: claim.place,
+            from: Some(State::Running),
+            to: Some(to),
+            cause,
+            attempt: claim.job.attempt,
+            waited: None,
+            ran: claim.job.started_at.map(|started_at| self.now.since(started_at)),
+        }
     }
 
     fn wait(
@@ -175,7 +227,8 @@ impl Turn<'_> {
         if changed == 0 {
             return Ok(Finished::Fenced);
         }
-        self.waits(claim.lane, State::Running, State::Delayed, run_at);
+        let cause = if unspent { Cause::Snoozed } else { Cause::Retried };
+        self.waits(self.step_of(claim, State::Delayed, cause), run_at);
         Ok(Finished::Now(State::Delayed))
     }
 
@@ -191,19 +244,21 @@ impl Turn<'_> {
             return Ok(Finished::Fenced);
         };
         if state == State::Cancelled {
-            self.book.lanes.count(claim.lane, Some(State::Running), Some(state));
-            self.out.ended.push(claim.job.id);
+            self.audit_cancelled(claim, None)?;
+            self.last_step(self.step_of(claim, state, Cause::Cancelled))?;
             return Ok(Finished::Now(state));
         }
-        self.waits(claim.lane, State::Running, state, Timestamp::from_micros(run_at.unwrap_or(0)));
+        let mut step = self.step_of(claim, state, Cause::Returned);
+        step.ran = None;
+        self.waits(step, Timestamp::from_micros(run_at.unwrap_or(0)));
         Ok(Finished::Now(state))
     }
 
-    /// Counts a job that waits again.
-    pub(crate) fn waits(&mut self, lane: i64, from: State, to: State, run_at: Timestamp) {
-        self.book.lanes.count(lane, Some(from), Some(to));
-        if to == State::Delayed
-            && let Some(lane) = self.book.lanes.get_mut(lane)
+    /// Takes the step of a job that waits again.
+    pub(crate) fn waits(&mut self, step: Step, run_at: Timestamp) {
+        self.step(step);
+        if step.to == Some(State::Delayed)
+            && let Some(lane) = self.book.lanes.get_mut(step.place.lane)
         {
             lane.note_delayed(run_at.as_micros());
         }
@@ -272,12 +327,25 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    /// Keeps the time to the first token of the attempt.
-    pub(crate) fn first_token(&mut self, id: JobId, ttft: Duration) -> rusqlite::Result<()> {
-        let ttft_ns = i64::try_from(ttft.as_nanos()).unwrap_or(i64::MAX);
+    /// Keeps what a handler tells of its times, and why its run stops.
+    pub(crate) fn measured(
+        &mut self,
+        id: JobId,
+        ttft: Option<Duration>,
+        total_duration: Option<Duration>,
+        stop_reason: Option<&str>,
+    ) -> rusqlite::Result<()> {
         self.conn
-            .prepare_cached("UPDATE jobmill_job SET ttft_ns = :ttft_ns WHERE id = :id")?
-            .execute(named_params! { ":id": id, ":ttft_ns": ttft_ns })
+            .prepare_cached(
+                "UPDATE jobmill_job SET ttft_ns = coalesce(:ttft_ns, ttft_ns),
+                     total_duration_ns = coalesce(:total_duration_ns, total_duration_ns),
+                     stop_reason = coalesce(:stop_reason, stop_reason)
+                 WHERE id = :id",
+            )?
+            .execute(named_params! {
+                ":id": id, ":ttft_ns": ttft.map(nanos), ":total_duration_ns": total_duration.map(nanos),
+                ":stop_reason": stop_reason,
+            })
             .map(drop)
     }
 }
@@ -290,15 +358,19 @@ pub(crate) fn complete_in(
     result: Option<&[u8]>,
     now: Timestamp,
 ) -> rusqlite::Result<bool> {
-    let mut statement = conn.prepare_cached(PLAN_END)?;
+    let mut statement = conn.prepare_cached(PLAN_END_ALL)?;
     if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
-    let mut change = [0; State::COUNT];
-    change[State::Running as usize] = -1;
-    change[State::Completed as usize] = 1;
-    lane::add(conn, claim.lane, &change)?;
+    count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    if let Some(delivery) = callback::due(conn, claim.job.id)? {
+        enqueue_in(conn, &delivery.new_job(), now)?;
+    }
     Ok(true)
+}
+
+pub(crate) fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn end(

@@ -8,15 +8,18 @@ use rusqlite::backup::Backup;
 use rusqlite::{Connection, named_params};
 
 use crate::error::{Error, Result};
+use crate::model::event::Cause;
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{resolve, storage_error};
+use crate::store::place::Place;
 use crate::store::read::miscounted;
 use crate::store::row::State;
-use crate::store::{Store, Turn};
+use crate::store::step::Step;
+use crate::store::{Store, Turn, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
-pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at FROM jobmill_job INDEXED BY jobmill_job_place
+pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at, share FROM jobmill_job INDEXED BY jobmill_job_place
      WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :limit";
 
 /// Where a pruning stands within one state of one lane.
@@ -44,20 +47,21 @@ impl Turn<'_> {
     pub(crate) fn prune(&mut self, range: PruneRange, limit: usize) -> rusqlite::Result<(usize, Option<PruneRange>)> {
         let before = JobId::first_at(range.cutoff);
         let mut statement = self.conn.prepare_cached(PLAN_PRUNE)?;
-        let seen: Vec<(JobId, Timestamp)> = statement
+        let seen: Vec<(JobId, Timestamp, Option<i64>)> = statement
             .query_map(
                 named_params! {
                     ":lane": range.lane, ":state": range.state, ":after": range.after, ":before": before,
                     ":limit": limit as i64,
                 },
-                |row| Ok((row.get(0)?, row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH))),
+                |row| Ok((row.get(0)?, row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH), row.get(2)?)),
             )?
             .collect::<rusqlite::Result<_>>()?;
         let mut gone = 0;
-        for (id, completed_at) in &seen {
+        for (id, completed_at, share) in &seen {
             if *completed_at < range.cutoff {
                 delete(self.conn, *id)?;
-                self.book.lanes.count(range.lane, Some(range.state), None);
+                // Nobody is told: what is kept for its time and goes then has not changed.
+                self.book.count(Place { lane: range.lane, share: *share }, Some(range.state), None);
                 gone += 1;
             }
         }
@@ -65,10 +69,37 @@ impl Turn<'_> {
             self.keep_last_id()?;
         }
         let left = match seen.last() {
-            Some((last, _)) if seen.len() == limit => Some(PruneRange { after: last.raw(), ..range }),
+            Some((last, ..)) if seen.len() == limit => Some(PruneRange { after: last.raw(), ..range }),
             _ => None,
         };
         Ok((gone, left))
+    }
+
+    /// Removes shares that hold no job any more.
+    pub(crate) fn forget_empty_shares(&mut self) -> rusqlite::Result<()> {
+        self.book.shares.flush(self.conn)?;
+        if share::remove_empty(self.conn)? > 0 {
+            self.book.shares.forget();
+        }
+        Ok(())
+    }
+
+    /// Deletes a job that nobody runs, and tells of it.
+    pub(crate) fn remove(&mut self, id: JobId, place: Place, state: State) -> rusqlite::Result<()> {
+        delete(self.conn, id)?;
+        self.step(Step {
+            job: id,
+            place,
+            from: Some(state),
+            to: None,
+            cause: Cause::Deleted,
+            attempt: 0,
+            waited: None,
+            ran: None,
+        });
+        // Who waits for its end learns that there is nothing to wait for.
+        self.ended(id);
+        self.keep_last_id()
     }
 
     /// Remembers the newest id, for its row may be gone, and an id is never given twice.
@@ -96,6 +127,7 @@ fn delete(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
         "DELETE FROM jobmill_saved WHERE job = :job",
         "DELETE FROM jobmill_log WHERE job = :job",
         "DELETE FROM jobmill_signal WHERE job = :job",
+        "DELETE FROM jobmill_doomed WHERE job = :job",
     ] {
         conn.prepare_cached(statement)?.execute(named_params! { ":job": id })?;
     }
@@ -174,6 +206,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
+         AND lane IN (SELECT id FROM jobmill_lane WHERE kind <> '')
          AND (owner IS NULL OR owner NOT IN (SELECT id FROM jobmill_instance WHERE ended_at IS NULL))",
         [],
         |row| row.get(0),

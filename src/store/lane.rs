@@ -1,4 +1,4 @@
-//! Lanes: all jobs of one queue, kind and priority, named and counted in one row.
+//! Lanes: all jobs that are alike, named and counted in one row.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -8,6 +8,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::job::Priority;
+use crate::model::job_type::JobType;
+use crate::store::place::LaneKey;
 use crate::store::row::State;
 
 /// The earliest `run_at` among the delayed jobs of a lane, as far as it is known.
@@ -26,6 +28,9 @@ pub(crate) struct Lane {
     pub(crate) queue: Arc<str>,
     pub(crate) kind: Arc<str>,
     pub(crate) priority: Priority,
+    pub(crate) job_type: JobType,
+    pub(crate) background: bool,
+    pub(crate) owned: bool,
     /// Jobs by state, this turn's changes included.
     pub(crate) counts: [i64; State::COUNT],
     /// What this turn has changed and not written yet.
@@ -37,6 +42,17 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
+    pub(crate) fn key(&self) -> LaneKey<'_> {
+        LaneKey {
+            queue: &self.queue,
+            kind: &self.kind,
+            priority: self.priority,
+            job_type: self.job_type,
+            background: self.background,
+            owned: self.owned,
+        }
+    }
+
     pub(crate) fn count(&self, state: State) -> i64 {
         self.counts[state as usize]
     }
@@ -88,7 +104,8 @@ impl Lanes {
         let mut statement = conn.prepare_cached("SELECT name FROM jobmill_queue WHERE paused_at IS NOT NULL")?;
         self.paused = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
         let mut statement = conn.prepare_cached(
-            "SELECT id, created, pending, running, completed, failed, cancelled, expired, delayed, queue, kind, priority
+            "SELECT id, created, pending, running, completed, failed, cancelled, expired, delayed,
+                 queue, kind, priority, job_type, background, owned
              FROM jobmill_lane ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
@@ -97,18 +114,20 @@ impl Lanes {
         while let Some(row) = rows.next()? {
             seen += 1;
             let id: i64 = row.get(0)?;
+            let key = LaneKey {
+                queue: row.get_ref(9)?.as_str()?,
+                kind: row.get_ref(10)?.as_str()?,
+                priority: row.get(11)?,
+                job_type: row.get(12)?,
+                background: row.get(13)?,
+                owned: row.get(14)?,
+            };
             let at = match self.by_id.get(&id) {
                 Some(&at) => at,
-                None => {
-                    let queue: Box<str> = row.get(9)?;
-                    let kind: Box<str> = row.get(10)?;
-                    self.add(id, &queue, &kind, row.get(11)?)
-                }
+                None => self.add(id, key),
             };
             let lane = &mut self.lanes[at];
-            same &= row.get_ref(9)?.as_str() == Ok(&*lane.queue)
-                && row.get_ref(10)?.as_str() == Ok(&*lane.kind)
-                && row.get::<_, Priority>(11)? == lane.priority;
+            same &= lane.key() == key;
             for (column, count) in lane.counts.iter_mut().enumerate() {
                 *count = row.get(column + 1)?;
             }
@@ -151,41 +170,37 @@ impl Lanes {
     }
 
     /// The lane of this name, made if there is none.
-    pub(crate) fn find_or_create(
-        &mut self,
-        conn: &Connection,
-        queue: &str,
-        kind: &str,
-        priority: Priority,
-    ) -> rusqlite::Result<i64> {
-        let hash = self.hasher.hash_one((queue, kind, priority));
-        if let Some(candidates) = self.by_name.get(&hash) {
+    pub(crate) fn find_or_create(&mut self, conn: &Connection, key: LaneKey<'_>) -> rusqlite::Result<i64> {
+        if let Some(candidates) = self.by_name.get(&self.hasher.hash_one(key)) {
             for &at in candidates {
                 let lane = &self.lanes[at];
-                if &*lane.queue == queue && &*lane.kind == kind && lane.priority == priority {
+                if lane.key() == key {
                     return Ok(lane.id);
                 }
             }
         }
-        let id = find_or_create(conn, queue, kind, priority)?;
-        let at = self.add(id, queue, kind, priority);
-        self.lanes[at].paused = self.paused.contains(queue);
+        let id = find_or_create(conn, key)?;
+        let at = self.add(id, key);
+        self.lanes[at].paused = self.paused.contains(key.queue);
         Ok(id)
     }
 
-    fn add(&mut self, id: i64, queue: &str, kind: &str, priority: Priority) -> usize {
+    fn add(&mut self, id: i64, key: LaneKey<'_>) -> usize {
         let at = self.lanes.len();
-        self.by_name.entry(self.hasher.hash_one((queue, kind, priority))).or_default().push(at);
+        self.by_name.entry(self.hasher.hash_one(key)).or_default().push(at);
         self.by_id.insert(id, at);
         self.lanes.push(Lane {
             id,
-            queue: queue.into(),
-            kind: kind.into(),
-            priority,
+            queue: key.queue.into(),
+            kind: key.kind.into(),
+            priority: key.priority,
+            job_type: key.job_type,
+            background: key.background,
+            owned: key.owned,
             counts: [0; State::COUNT],
             change: [0; State::COUNT],
             next_delayed: NextDelayed::NotBefore(i64::MAX),
-            served: self.kinds.contains(kind),
+            served: self.kinds.contains(key.kind),
             paused: false,
         });
         at
@@ -227,17 +242,24 @@ impl Lanes {
 }
 
 /// The lane of this name, made if there is none.
-pub(crate) fn find_or_create(conn: &Connection, queue: &str, kind: &str, priority: Priority) -> rusqlite::Result<i64> {
-    let names = named_params! { ":queue": queue, ":kind": kind, ":priority": priority.rank() as i64 };
+pub(crate) fn find_or_create(conn: &Connection, key: LaneKey<'_>) -> rusqlite::Result<i64> {
+    let names = named_params! {
+        ":queue": key.queue, ":kind": key.kind, ":priority": key.priority, ":job_type": key.job_type,
+        ":background": key.background, ":owned": key.owned,
+    };
     let found = conn
-        .prepare_cached("SELECT id FROM jobmill_lane WHERE queue = :queue AND kind = :kind AND priority = :priority")?
+        .prepare_cached(
+            "SELECT id FROM jobmill_lane WHERE queue = :queue AND kind = :kind AND priority = :priority
+                 AND job_type = :job_type AND background = :background AND owned = :owned",
+        )?
         .query_row(names, |row| row.get(0))
         .optional()?;
     if let Some(id) = found {
         return Ok(id);
     }
     conn.prepare_cached(
-        "INSERT INTO jobmill_lane (queue, kind, priority) VALUES (:queue, :kind, :priority) RETURNING id",
+        "INSERT INTO jobmill_lane (queue, kind, priority, job_type, background, owned)
+         VALUES (:queue, :kind, :priority, :job_type, :background, :owned) RETURNING id",
     )?
     .query_row(names, |row| row.get(0))
 }

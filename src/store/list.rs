@@ -1,137 +1,356 @@
-//! Pages of jobs: each filter becomes a few index ranges, merged by id.
+//! Pages of jobs: each filter becomes streams of ids from index ranges, and a job passes that is in all of them.
+//!
+//! What a lane or a share tells (user, status, type, kind, queue, priority, background) is one filter: the ranges of the
+//! lanes or shares that pass, whose lengths are known from their counters. Agents, source, stop reason and tags are a
+//! filter each. The streams are ordered by id, so that each skips to where the others stand, and what is read is bounded
+//! by the rarest of them.
 
-use std::collections::VecDeque;
+use std::collections::{BinaryHeap, HashSet, VecDeque};
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
 use crate::model::page::{Order, Page, Query};
-use crate::store::read::{LaneRow, job, lanes};
+use crate::store::read::{LaneRow, ShareRow, job, lanes, shares_of};
 use crate::store::row::State;
 
-/// Reads ids of one state in one lane, the oldest first.
-pub(crate) const PLAN_LANE_ASCENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
-     WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :chunk";
-/// The same, the newest first.
-pub(crate) const PLAN_LANE_DESCENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
-     WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id DESC LIMIT :chunk";
-/// Reads ids of all jobs, the oldest first.
-pub(crate) const PLAN_ALL_ASCENDING: &str =
-    "SELECT id FROM jobmill_job WHERE id > :after AND id < :before ORDER BY id LIMIT :chunk";
-/// The same, the newest first.
-pub(crate) const PLAN_ALL_DESCENDING: &str =
-    "SELECT id FROM jobmill_job WHERE id > :after AND id < :before ORDER BY id DESC LIMIT :chunk";
-/// Reads ids of jobs that bear a tag, the oldest first.
-pub(crate) const PLAN_TAG_ASCENDING: &str = "SELECT job FROM jobmill_tag
-     WHERE tag = :tag AND job > :after AND job < :before ORDER BY job LIMIT :chunk";
-/// The same, the newest first.
-pub(crate) const PLAN_TAG_DESCENDING: &str = "SELECT job FROM jobmill_tag
-     WHERE tag = :tag AND job > :after AND job < :before ORDER BY job DESC LIMIT :chunk";
+/// How many ids a stream reads at first, if there are many, and at most.
+const CHUNK_MIN: usize = 4;
+const CHUNK_MAX: usize = 512;
+/// A filter by lane or share that every n-th job passes is asked of each row that the other filters let through; one that
+/// fewer pass takes part with streams of its own.
+const DENSE: i64 = 16;
+
+/// The statements that read ids of a range between two ids, in both orders.
+macro_rules! plans {
+    ($id:literal from $range:literal) => {
+        [
+            concat!(
+                "SELECT ",
+                $id,
+                " FROM ",
+                $range,
+                " AND ",
+                $id,
+                " > ?1 AND ",
+                $id,
+                " < ?2 ORDER BY ",
+                $id,
+                " LIMIT ?3"
+            ),
+            concat!(
+                "SELECT ",
+                $id,
+                " FROM ",
+                $range,
+                " AND ",
+                $id,
+                " > ?1 AND ",
+                $id,
+                " < ?2 ORDER BY ",
+                $id,
+                " DESC LIMIT ?3"
+            ),
+        ]
+    };
+}
+
+pub(crate) const PLAN_ALL: [&str; 2] = plans!("id" from "jobmill_job WHERE TRUE");
+pub(crate) const PLAN_LANE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_place WHERE lane = ?4 AND state = ?5");
+pub(crate) const PLAN_SHARE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_share WHERE share = ?4 AND state = ?5");
+pub(crate) const PLAN_AGENT: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_agent WHERE agent_id = ?4");
+pub(crate) const PLAN_SOURCE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_source WHERE source_id = ?4");
+pub(crate) const PLAN_STOP_REASON: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_stop_reason WHERE stop_reason = ?4");
+pub(crate) const PLAN_TAG: [&str; 2] = plans!("job" from "jobmill_tag WHERE tag = ?4");
 
 /// What one index range holds.
 #[derive(Clone, Copy)]
 enum Range<'q> {
     All,
-    Lane { lane: i64, state: State },
+    Lane(i64, State),
+    Share(i64, State),
+    Agent(&'q str),
+    Source(&'q str),
+    StopReason(&'q str),
     Tag(&'q str),
 }
 
 /// Ids from one index range, in the page's order, read a chunk at a time.
 struct Stream<'q> {
     range: Range<'q>,
-    order: Order,
     after: i64,
     before: i64,
-    heads: VecDeque<JobId>,
+    heads: VecDeque<i64>,
+    chunk: usize,
     exhausted: bool,
 }
 
 impl Stream<'_> {
-    fn peek(&mut self, conn: &Connection, chunk: usize) -> rusqlite::Result<Option<JobId>> {
+    /// The first id, read from the file if need be.
+    fn head(&mut self, conn: &Connection, order: Order) -> rusqlite::Result<Option<i64>> {
         if self.heads.is_empty() && !self.exhausted {
-            self.read(conn, chunk)?;
+            self.read(conn, order)?;
+            self.chunk = (2 * self.chunk).min(CHUNK_MAX);
         }
         Ok(self.heads.front().copied())
     }
 
-    fn read(&mut self, conn: &Connection, chunk: usize) -> rusqlite::Result<()> {
-        let (after, before, limit) = (self.after, self.before, chunk as i64);
-        let id = |row: &rusqlite::Row<'_>| row.get(0);
-        let pick = |ascending, descending| match self.order {
-            Order::Ascending => conn.prepare_cached(ascending),
-            Order::Descending => conn.prepare_cached(descending),
+    /// Drops what comes before `to`.
+    fn skip_to(&mut self, to: i64, order: Order) {
+        let early = |id: &i64| match order {
+            Order::Ascending => *id < to,
+            Order::Descending => *id > to,
         };
-        let ids: Vec<JobId> = match self.range {
-            Range::All => pick(PLAN_ALL_ASCENDING, PLAN_ALL_DESCENDING)?
-                .query_map(named_params! { ":after": after, ":before": before, ":chunk": limit }, id)?
-                .collect::<rusqlite::Result<_>>()?,
-            Range::Lane { lane, state } => pick(PLAN_LANE_ASCENDING, PLAN_LANE_DESCENDING)?
-                .query_map(
-                    named_params! {
-                        ":lane": lane, ":state": state, ":after": after, ":before": before, ":chunk": limit,
-                    },
-                    id,
-                )?
-                .collect::<rusqlite::Result<_>>()?,
-            Range::Tag(tag) => pick(PLAN_TAG_ASCENDING, PLAN_TAG_DESCENDING)?
-                .query_map(named_params! { ":tag": tag, ":after": after, ":before": before, ":chunk": limit }, id)?
-                .collect::<rusqlite::Result<_>>()?,
-        };
-        self.exhausted = ids.len() < chunk;
-        if let Some(last) = ids.last() {
-            match self.order {
-                Order::Ascending => self.after = last.raw(),
-                Order::Descending => self.before = last.raw(),
+        while self.heads.front().is_some_and(early) {
+            self.heads.pop_front();
+        }
+        if self.heads.is_empty() && !self.exhausted {
+            self.chunk = CHUNK_MIN;
+            match order {
+                Order::Ascending => self.after = self.after.max(to - 1),
+                Order::Descending => self.before = self.before.min(to.saturating_add(1)),
             }
         }
-        self.heads.extend(ids);
+    }
+
+    fn read(&mut self, conn: &Connection, order: Order) -> rusqlite::Result<()> {
+        let (after, before, limit) = (self.after, self.before, self.chunk as i64);
+        let pick = |plans: [&'static str; 2]| conn.prepare_cached(plans[usize::from(order == Order::Descending)]);
+        let id = |row: &rusqlite::Row<'_>| row.get(0);
+        let by_word = |plans, word: &str| -> rusqlite::Result<Vec<i64>> {
+            pick(plans)?.query_map(params![after, before, limit, word], id)?.collect()
+        };
+        let by_state = |plans, of: i64, state: State| -> rusqlite::Result<Vec<i64>> {
+            pick(plans)?.query_map(params![after, before, limit, of, state], id)?.collect()
+        };
+        let ids = match self.range {
+            Range::All => pick(PLAN_ALL)?.query_map(params![after, before, limit], id)?.collect::<Result<_, _>>()?,
+            Range::Lane(lane, state) => by_state(PLAN_LANE, lane, state)?,
+            Range::Share(share, state) => by_state(PLAN_SHARE, share, state)?,
+            Range::Agent(agent) => by_word(PLAN_AGENT, agent)?,
+            Range::Source(source) => by_word(PLAN_SOURCE, source)?,
+            Range::StopReason(reason) => by_word(PLAN_STOP_REASON, reason)?,
+            Range::Tag(tag) => by_word(PLAN_TAG, tag)?,
+        };
+        self.exhausted = ids.len() < self.chunk;
+        if let Some(last) = ids.last() {
+            match order {
+                Order::Ascending => self.after = *last,
+                Order::Descending => self.before = *last,
+            }
+        }
+        self.heads = ids.into();
         Ok(())
     }
 }
 
+/// The ids of several ranges that have none in common, in the page's order.
+struct Union<'q> {
+    streams: Vec<Stream<'q>>,
+    /// The streams by their first ids, the first of all on top. Not filled before the first look.
+    heads: Option<BinaryHeap<(i64, usize)>>,
+}
+
+impl<'q> Union<'q> {
+    fn of(ranges: Vec<Range<'q>>, query: &Query) -> Self {
+        let (after, before) = query.bounds();
+        let chunk = (2 * (query.limit + 1) / ranges.len().max(1)).clamp(CHUNK_MIN, query.limit.max(CHUNK_MIN) + 1);
+        let stream = |range| Stream { range, after, before, heads: VecDeque::new(), chunk, exhausted: false };
+        Self { streams: ranges.into_iter().map(stream).collect(), heads: None }
+    }
+
+    /// The first id that is not before `from`.
+    fn seek(&mut self, conn: &Connection, order: Order, from: Option<i64>) -> rusqlite::Result<Option<i64>> {
+        let rank = |id: i64| if order == Order::Ascending { -id } else { id };
+        let heads = match &mut self.heads {
+            Some(heads) => heads,
+            unread => {
+                let mut heads = BinaryHeap::with_capacity(self.streams.len());
+                for (at, stream) in self.streams.iter_mut().enumerate() {
+                    if let Some(from) = from {
+                        stream.skip_to(from, order);
+                    }
+                    if let Some(head) = stream.head(conn, order)? {
+                        heads.push((rank(head), at));
+                    }
+                }
+                unread.insert(heads)
+            }
+        };
+        while let Some(&(first, at)) = heads.peek() {
+            let Some(from) = from.filter(|from| first > rank(*from)) else {
+                return Ok(Some(rank(first)));
+            };
+            heads.pop();
+            let stream = &mut self.streams[at];
+            stream.skip_to(from, order);
+            if let Some(head) = stream.head(conn, order)? {
+                heads.push((rank(head), at));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// What lanes or shares tell of a job, asked of its row.
+struct PlaceTest {
+    lanes: HashSet<i64>,
+    shares: Option<HashSet<i64>>,
+    states: Vec<State>,
+}
+
+impl PlaceTest {
+    fn passes(&self, conn: &Connection, id: i64) -> rusqlite::Result<bool> {
+        let found: Option<(i64, State, Option<i64>)> = conn
+            .prepare_cached("SELECT lane, state, share FROM jobmill_job WHERE id = :id")?
+            .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        Ok(found.is_some_and(|(lane, state, share)| {
+            self.lanes.contains(&lane)
+                && self.states.contains(&state)
+                && self.shares.as_ref().is_none_or(|shares| share.is_some_and(|share| shares.contains(&share)))
+        }))
+    }
+}
+
+/// The jobs that pass a query, in its order.
+pub(crate) struct Matches<'q> {
+    filters: Vec<Union<'q>>,
+    test: Option<PlaceTest>,
+    order: Order,
+    /// The first id that may come next.
+    from: Option<i64>,
+    ended: bool,
+}
+
+impl<'q> Matches<'q> {
+    /// The jobs that pass a query whose rules have been checked.
+    pub(crate) fn of(conn: &Connection, query: &'q Query) -> rusqlite::Result<Self> {
+        let lanes = lanes(conn)?;
+        let wanted: Vec<&LaneRow> = lanes.iter().filter(|lane| passes(query, lane)).collect();
+        let states: Vec<State> = State::ALL
+            .into_iter()
+            .filter(|state| query.statuses.is_empty() || query.statuses.contains(&state.status()))
+            .collect();
+        let shares: Option<Vec<ShareRow>> = match &query.user {
+            Some(user) => {
+                let ids: HashSet<i64> = wanted.iter().map(|lane| lane.id).collect();
+                let shares = shares_of(conn, user)?.into_iter();
+                Some(shares.filter(|share| ids.contains(&share.lane)).collect())
+            }
+            None => None,
+        };
+        let counted = |counts: &[i64; State::COUNT]| -> Vec<(State, i64)> {
+            let counts = states.iter().map(|state| (*state, counts[*state as usize]));
+            counts.filter(|(_, count)| *count > 0).collect()
+        };
+        let ranges: Vec<(Range<'_>, i64)> = match &shares {
+            Some(shares) => shares
+                .iter()
+                .flat_map(|share| {
+                    counted(&share.counts).into_iter().map(|(state, n)| (Range::Share(share.id, state), n))
+                })
+                .collect(),
+            None => wanted
+                .iter()
+                .flat_map(|lane| counted(&lane.counts).into_iter().map(|(state, n)| (Range::Lane(lane.id, state), n)))
+                .collect(),
+        };
+        let total: i64 = lanes.iter().flat_map(|lane| lane.counts).sum();
+        let matching: i64 = ranges.iter().map(|(_, count)| count).sum();
+        let everything = shares.is_none() && wanted.len() == lanes.len() && states.len() == State::COUNT;
+
+        let mut filters: Vec<Union<'q>> = facets(query).into_iter().map(|ranges| Union::of(ranges, query)).collect();
+        let mut test = None;
+        if everything {
+            if filters.is_empty() {
+                filters.push(Union::of(vec![Range::All], query));
+            }
+        } else if filters.is_empty() || matching.saturating_mul(DENSE) < total {
+            filters.push(Union::of(ranges.into_iter().map(|(range, _)| range).collect(), query));
+        } else {
+            test = Some(PlaceTest {
+                lanes: wanted.iter().map(|lane| lane.id).collect(),
+                shares: shares.map(|shares| shares.iter().map(|share| share.id).collect()),
+                states,
+            });
+        }
+        Ok(Self { filters, test, order: query.order, from: None, ended: false })
+    }
+
+    /// The next job that passes.
+    pub(crate) fn next(&mut self, conn: &Connection) -> rusqlite::Result<Option<JobId>> {
+        while !self.ended {
+            let Some(id) = self.next_in_all(conn)? else {
+                self.ended = true;
+                break;
+            };
+            self.from = match self.order {
+                Order::Ascending => Some(id + 1),
+                Order::Descending => Some(id - 1),
+            };
+            let passes = match &self.test {
+                Some(test) => test.passes(conn, id)?,
+                None => true,
+            };
+            if passes {
+                return Ok(Some(JobId::from_raw(id)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next id that is in every filter's streams.
+    fn next_in_all(&mut self, conn: &Connection) -> rusqlite::Result<Option<i64>> {
+        let mut agreed = 0;
+        let mut at = 0;
+        while agreed < self.filters.len() {
+            let Some(id) = self.filters[at].seek(conn, self.order, self.from)? else {
+                return Ok(None);
+            };
+            agreed = if self.from == Some(id) { agreed + 1 } else { 1 };
+            self.from = Some(id);
+            at = (at + 1) % self.filters.len();
+        }
+        Ok(self.from)
+    }
+}
+
+fn passes(query: &Query, lane: &LaneRow) -> bool {
+    (query.queues.is_empty() || query.queues.contains(&lane.queue))
+        && (query.kinds.is_empty() || query.kinds.contains(&lane.kind))
+        && (query.priorities.is_empty() || query.priorities.contains(&lane.priority))
+        && (query.job_types.is_empty() || query.job_types.contains(&lane.job_type))
+        && query.background.is_none_or(|background| background == lane.background)
+        && query.tracked.is_none_or(|tracked| tracked == lane.kind.is_empty())
+        && (query.user.is_none() || lane.owned)
+}
+
+/// The filters that lanes and shares know nothing of, each as the ranges that together hold what passes.
+fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
+    let mut facets: Vec<Vec<Range<'_>>> = Vec::new();
+    if !query.agents.is_empty() {
+        // The same agent twice would give its jobs twice.
+        let agents: HashSet<&str> = query.agents.iter().map(String::as_str).collect();
+        facets.push(agents.into_iter().map(Range::Agent).collect());
+    }
+    facets.extend(query.source_id.iter().map(|source| vec![Range::Source(source)]));
+    facets.extend(query.stop_reason.iter().map(|reason| vec![Range::StopReason(reason.as_str())]));
+    facets.extend(query.tags.iter().map(|tag| vec![Range::Tag(tag)]));
+    facets
+}
+
 /// Reads one page. The query's rules have been checked.
 pub(crate) fn list(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
-    let lanes = lanes(conn)?;
-    let wanted = |lane: &LaneRow| {
-        (query.queues.is_empty() || query.queues.contains(&lane.queue))
-            && (query.kinds.is_empty() || query.kinds.contains(&lane.kind))
-            && (query.priorities.is_empty() || query.priorities.contains(&lane.priority))
-    };
-    let states: Vec<State> = State::ALL
-        .into_iter()
-        .filter(|state| query.statuses.is_empty() || query.statuses.contains(&state.status()))
-        .collect();
-    let any_lane = query.queues.is_empty() && query.kinds.is_empty() && query.priorities.is_empty();
-    let ranges: Vec<Range<'_>> = if let Some(tag) = query.tags.first() {
-        vec![Range::Tag(tag)]
-    } else if any_lane && states.len() == State::COUNT {
-        vec![Range::All]
-    } else {
-        let lanes = lanes.iter().filter(|lane| wanted(lane));
-        lanes
-            .flat_map(|lane| states.iter().map(move |&state| (lane, state)))
-            .filter(|(lane, state)| lane.counts[*state as usize] > 0)
-            .map(|(lane, state)| Range::Lane { lane: lane.id, state })
-            .collect()
-    };
-    let mut streams: Vec<Stream<'_>> = ranges
-        .into_iter()
-        .map(|range| Stream {
-            range,
-            order: query.order,
-            after: query.after.map_or(0, JobId::raw),
-            before: query.before.map_or(i64::MAX, JobId::raw),
-            heads: VecDeque::new(),
-            exhausted: false,
-        })
-        .collect();
-    let chunk = (2 * (query.limit + 1) / streams.len().max(1)).max(4).min(query.limit + 1);
+    let mut matches = Matches::of(conn, query)?;
     let mut jobs = Vec::with_capacity(query.limit.min(64));
     let mut has_more = false;
-    while let Some(id) = next(conn, &mut streams, query.order, chunk)? {
-        if !query.tags.is_empty() && !passes(conn, query, &lanes, &wanted, &states, id)? {
-            continue;
-        }
+    while let Some(id) = matches.next(conn)? {
         if jobs.len() == query.limit {
             has_more = true;
             break;
@@ -145,61 +364,13 @@ pub(crate) fn list(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
     Ok(Page { jobs, next })
 }
 
-/// Takes the first id of all streams.
-fn next(
-    conn: &Connection,
-    streams: &mut Vec<Stream<'_>>,
-    order: Order,
-    chunk: usize,
-) -> rusqlite::Result<Option<JobId>> {
-    let mut best: Option<(JobId, usize)> = None;
-    let mut at = 0;
-    while at < streams.len() {
-        let Some(id) = streams[at].peek(conn, chunk)? else {
-            streams.swap_remove(at);
-            continue;
-        };
-        let better = best.is_none_or(|(best, _)| match order {
-            Order::Ascending => id < best,
-            Order::Descending => id > best,
-        });
-        if better {
-            best = Some((id, at));
-        }
-        at += 1;
+/// Reads the ids alone of the jobs of one page.
+pub(crate) fn ids(conn: &Connection, query: &Query) -> rusqlite::Result<Vec<JobId>> {
+    let mut matches = Matches::of(conn, query)?;
+    let mut ids = Vec::new();
+    while ids.len() < query.limit {
+        let Some(id) = matches.next(conn)? else { break };
+        ids.push(id);
     }
-    if let Some((_, at)) = best {
-        streams[at].heads.pop_front();
-    }
-    Ok(best.map(|(id, _)| id))
-}
-
-/// Whether a job found by its first tag passes every other filter.
-fn passes(
-    conn: &Connection,
-    query: &Query,
-    lanes: &[LaneRow],
-    wanted: &impl Fn(&LaneRow) -> bool,
-    states: &[State],
-    id: JobId,
-) -> rusqlite::Result<bool> {
-    let place: Option<(i64, State)> = conn
-        .prepare_cached("SELECT lane, state FROM jobmill_job WHERE id = :id")?
-        .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let Some((lane, state)) = place else {
-        return Ok(false);
-    };
-    if !states.contains(&state) || !lanes.iter().any(|known| known.id == lane && wanted(known)) {
-        return Ok(false);
-    }
-    for tag in &query.tags[1..] {
-        let bears = conn
-            .prepare_cached("SELECT 1 FROM jobmill_tag WHERE tag = :tag AND job = :job")?
-            .exists(named_params! { ":tag": tag, ":job": id })?;
-        if !bears {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    Ok(ids)
 }

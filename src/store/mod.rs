@@ -1,21 +1,28 @@
 //! All SQL, behind one door: `Store::turn` for whatever writes, `Reader` for whatever reads.
 
+pub(crate) mod audit;
+pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod enqueue;
 pub(crate) mod finish;
+pub(crate) mod history;
 pub(crate) mod housekeeping;
 pub(crate) mod instance;
 pub(crate) mod lane;
 pub(crate) mod list;
 pub(crate) mod operate;
+pub(crate) mod place;
 #[cfg(test)]
 mod plans;
 pub(crate) mod read;
 pub(crate) mod rescue;
 pub(crate) mod row;
 pub(crate) mod schema;
+pub(crate) mod share;
+pub(crate) mod step;
 pub(crate) mod unique;
+pub(crate) mod update;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -26,12 +33,14 @@ use std::time::Duration;
 use rusqlite::{CachedStatement, Connection, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::event::Transition;
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
-use crate::store::row::Claim;
-use crate::store::row::State;
+use crate::store::place::Place;
+use crate::store::row::{Claim, State};
+use crate::store::share::Shares;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
 pub(crate) type Faults = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
@@ -68,6 +77,9 @@ pub(crate) struct Store {
 #[derive(Default)]
 pub(crate) struct Book {
     pub(crate) lanes: Lanes,
+    pub(crate) shares: Shares,
+    /// Running jobs that are to be deleted as soon as they have ended.
+    pub(crate) doomed: HashSet<JobId>,
     /// The newest id in the file.
     pub(crate) last_id: i64,
     /// No job expires before this, in microseconds. Unknown if none.
@@ -89,6 +101,8 @@ pub(crate) struct Outbox {
     pub(crate) ended: Vec<JobId>,
     /// Running jobs of this process that somebody asked to stop.
     pub(crate) stop: Vec<JobId>,
+    /// All that has changed, with the shares that the jobs are of.
+    pub(crate) transitions: Vec<(Transition, Option<i64>)>,
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -195,13 +209,14 @@ impl Store {
             };
             let value = work(&mut turn)?;
             drop(turn);
-            self.book.lanes.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
+            self.book.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
             self.commit()?;
             Ok(value)
         });
         if result.is_err() {
             self.stale = true;
             self.book.lanes.forget();
+            self.book.shares.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
@@ -241,6 +256,11 @@ impl Store {
             let looked = self.refresh();
             looked.map_err(|error| storage_error("cannot look at the database", error))
         })
+    }
+
+    /// Whether somebody has asked for the deletion of jobs that were running then.
+    pub(crate) fn has_doomed(&self) -> bool {
+        !self.book.doomed.is_empty()
     }
 
     /// The bells of other engines on the file.
@@ -303,8 +323,25 @@ impl Book {
             .any(|lane| lane.count(State::Pending) > 0 || lane.count(State::Delayed) > 0 && lane.next_delayed <= now)
     }
 
+    /// Counts a job that came into a state, and out of another if it is not new.
+    pub(crate) fn count(&mut self, place: Place, from: Option<State>, to: Option<State>) {
+        self.lanes.count(place.lane, from, to);
+        if let Some(share) = place.share {
+            self.shares.count(share, from, to);
+        }
+    }
+
+    /// Writes what has been counted since the last time.
+    pub(crate) fn flush(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        self.lanes.flush(conn)?;
+        self.shares.flush(conn)
+    }
+
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
+        self.shares.forget();
+        let mut statement = conn.prepare_cached("SELECT job FROM jobmill_doomed")?;
+        self.doomed = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         self.last_id = last_id(conn)?;
         self.bells = bells(conn, self.owner)?;
         self.next_expiry = None;
@@ -338,8 +375,8 @@ impl Turn<'_> {
         work: impl FnOnce(Turn<'_>) -> Result<R, E>,
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
-        self.book.lanes.flush(self.conn).map_err(storage)?;
-        let ended = self.out.ended.len();
+        self.book.flush(self.conn).map_err(storage)?;
+        let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -351,6 +388,7 @@ impl Turn<'_> {
         if !matches!(result, Ok(Ok(_))) {
             run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
             self.out.ended.truncate(ended);
+            self.out.transitions.truncate(transitions);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

@@ -1,14 +1,19 @@
-//! What is done to jobs and queues from outside: cancel, retry, pause, resume.
+//! What is done to jobs and queues from outside: cancel, retry, delete, move, pause, resume.
 
 use rusqlite::{OptionalExtension, named_params};
 
 use crate::model::attempt::AttemptOutcome;
+use crate::model::event::Cause;
+use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
-use crate::model::job::Status;
+use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
+use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
+use crate::store::place::{LaneKey, Place};
 use crate::store::row::State;
+use crate::store::step::Step;
 use crate::store::unique;
 
 /// What a request to cancel came to.
@@ -23,6 +28,16 @@ pub enum Cancelled {
     Already,
 }
 
+/// What a request to delete came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Deleted {
+    /// The job is gone.
+    Now,
+    /// The job runs. Its handler has been asked to stop, and the job goes as soon as it has.
+    Requested,
+}
+
 /// Why a job was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -31,50 +46,134 @@ pub(crate) enum Refused {
     Status(Status),
     /// Another job holds its unique key.
     KeyHeldBy(JobId),
+    /// The engine runs it, and changes this itself.
+    FieldOfTheEngine(&'static str),
+}
+
+/// What becomes of a job's place among the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Move {
+    pub(crate) priority: Option<Priority>,
+    pub(crate) queue: Option<String>,
+}
+
+/// Where a job stands, as one who wants to change it must know.
+pub(crate) struct Standing {
+    pub(crate) id: JobId,
+    pub(crate) place: Place,
+    pub(crate) state: State,
+    pub(crate) user: Option<String>,
+    pub(crate) attempt: u32,
+    pub(crate) run_at: Option<Timestamp>,
+    fence: i64,
+    owner: Option<i64>,
+    worker: Option<u32>,
+    started_at: Option<Timestamp>,
+    completed_at: Option<Timestamp>,
+    error: Option<String>,
+    unique_key: Option<String>,
+}
+
+impl Standing {
+    /// A step from here.
+    pub(crate) fn step(&self, to: State, cause: Cause) -> Step {
+        Step {
+            job: self.id,
+            place: self.place,
+            from: Some(self.state),
+            to: Some(to),
+            cause,
+            attempt: self.attempt,
+            waited: None,
+            ran: None,
+        }
+    }
+
+    /// A line of the history that tells of this job.
+    pub(crate) fn line<'a>(&self, action: Action, caller: &'a Caller, to: State) -> Line<'a> {
+        Line::of(self.id, action).share(self.place.share).states(self.state, to).by(caller)
+    }
 }
 
 impl Turn<'_> {
-    /// Cancels a job that waits, or asks a running one to stop.
-    pub(crate) fn cancel(&mut self, id: JobId) -> rusqlite::Result<Result<Cancelled, Refused>> {
-        let row: Option<(i64, State, Option<i64>)> = self
+    /// Where a job stands. None if there is none that exists for the caller.
+    pub(crate) fn standing(&self, id: JobId, caller: &Caller) -> rusqlite::Result<Option<Standing>> {
+        let standing = self
             .conn
-            .prepare_cached("SELECT lane, state, owner FROM jobmill_job WHERE id = :id")?
-            .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .prepare_cached(
+                "SELECT lane, share, state, attempt, run_at, claim, owner, worker, started_at, completed_at, error,
+                     unique_key, (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
+                 FROM jobmill_job WHERE id = :id",
+            )?
+            .query_row(named_params! { ":id": id }, |row| {
+                Ok(Standing {
+                    id,
+                    place: Place { lane: row.get(0)?, share: row.get(1)? },
+                    state: row.get(2)?,
+                    attempt: row.get(3)?,
+                    run_at: row.get(4)?,
+                    fence: row.get(5)?,
+                    owner: row.get(6)?,
+                    worker: row.get(7)?,
+                    started_at: row.get(8)?,
+                    completed_at: row.get(9)?,
+                    error: row.get(10)?,
+                    unique_key: row.get(11)?,
+                    user: row.get(12)?,
+                })
+            })
             .optional()?;
-        let Some((lane, state, owner)) = row else {
+        Ok(standing.filter(|standing| caller.user.is_none() || caller.user == standing.user))
+    }
+
+    /// Whether no handler runs the jobs of this lane.
+    pub(crate) fn is_tracked(&self, lane: i64) -> bool {
+        self.book.lanes.get(lane).is_some_and(|lane| lane.kind.is_empty())
+    }
+
+    /// Cancels a job that waits or is tracked, or asks a running one to stop.
+    pub(crate) fn cancel(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<Cancelled, Refused>> {
+        let Some(standing) = self.standing(id, caller)? else {
             return Ok(Err(Refused::NotFound));
         };
-        match state {
-            State::Created | State::Pending | State::Delayed => {
+        match standing.state {
+            State::Running if !self.is_tracked(standing.place.lane) => {
+                self.ask_to_stop(&standing)?;
+                self.audit(&standing.line(Action::CancelRequested, caller, State::Running).attempt(standing.attempt))?;
+                Ok(Ok(Cancelled::Requested))
+            }
+            State::Created | State::Pending | State::Delayed | State::Running => {
                 self.conn
                     .prepare_cached(
                         "UPDATE jobmill_job SET state = 5, completed_at = :now, cancel_requested_at = :now
-                         WHERE id = :id AND state IN (0, 1, 7)",
+                         WHERE id = :id AND state = :state",
                     )?
-                    .execute(named_params! { ":id": id, ":now": self.now })?;
-                self.book.lanes.count(lane, Some(state), Some(State::Cancelled));
-                self.out.ended.push(id);
+                    .execute(named_params! { ":id": id, ":now": self.now, ":state": standing.state })?;
+                self.audit(&standing.line(Action::Cancelled, caller, State::Cancelled))?;
+                self.last_step(standing.step(State::Cancelled, Cause::Cancelled))?;
                 Ok(Ok(Cancelled::Now))
-            }
-            State::Running => {
-                self.conn
-                    .prepare_cached(
-                        "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now)
-                         WHERE id = :id AND state = 2",
-                    )?
-                    .execute(named_params! { ":id": id, ":now": self.now })?;
-                if owner == self.book.owner {
-                    self.out.stop.push(id);
-                } else {
-                    self.conn
-                        .prepare_cached("INSERT OR REPLACE INTO jobmill_signal (job, owner) VALUES (:job, :owner)")?
-                        .execute(named_params! { ":job": id, ":owner": owner })?;
-                }
-                Ok(Ok(Cancelled::Requested))
             }
             State::Cancelled => Ok(Ok(Cancelled::Already)),
             ended => Ok(Err(Refused::Status(ended.status()))),
         }
+    }
+
+    /// Asks the handler of a running job to stop, in whichever process.
+    fn ask_to_stop(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now)
+                 WHERE id = :id AND state = 2",
+            )?
+            .execute(named_params! { ":id": standing.id, ":now": self.now })?;
+        if standing.owner == self.book.owner {
+            self.out.stop.push(standing.id);
+            return Ok(());
+        }
+        self.conn
+            .prepare_cached("INSERT OR REPLACE INTO jobmill_signal (job, owner) VALUES (:job, :owner)")?
+            .execute(named_params! { ":job": standing.id, ":owner": standing.owner })
+            .map(drop)
     }
 
     /// Takes the signals that others have left for our running jobs.
@@ -95,41 +194,8 @@ impl Turn<'_> {
     }
 
     /// Makes a job that failed, was cancelled or expired pending once more, with one attempt at least.
-    pub(crate) fn retry(&mut self, id: JobId) -> rusqlite::Result<Result<(), Refused>> {
-        struct Ended {
-            lane: i64,
-            state: State,
-            attempt: u32,
-            fence: i64,
-            started_at: Option<Timestamp>,
-            completed_at: Option<Timestamp>,
-            error: Option<String>,
-            owner: Option<i64>,
-            worker: Option<u32>,
-            unique_key: Option<String>,
-        }
-        let ended = self
-            .conn
-            .prepare_cached(
-                "SELECT lane, state, attempt, claim, started_at, completed_at, error, owner, worker, unique_key
-                 FROM jobmill_job WHERE id = :id",
-            )?
-            .query_row(named_params! { ":id": id }, |row| {
-                Ok(Ended {
-                    lane: row.get(0)?,
-                    state: row.get(1)?,
-                    attempt: row.get(2)?,
-                    fence: row.get(3)?,
-                    started_at: row.get(4)?,
-                    completed_at: row.get(5)?,
-                    error: row.get(6)?,
-                    owner: row.get(7)?,
-                    worker: row.get(8)?,
-                    unique_key: row.get(9)?,
-                })
-            })
-            .optional()?;
-        let Some(ended) = ended else {
+    pub(crate) fn retry(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<(), Refused>> {
+        let Some(ended) = self.standing(id, caller)? else {
             return Ok(Err(Refused::NotFound));
         };
         let outcome = match ended.state {
@@ -168,12 +234,100 @@ impl Turn<'_> {
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now })?;
-        self.waits(ended.lane, ended.state, State::Delayed, self.now);
+        self.audit(&ended.line(Action::Requeued, caller, State::Delayed).attempt(ended.attempt))?;
+        self.waits(ended.step(State::Delayed, Cause::Operator), self.now);
         Ok(Ok(()))
     }
 
+    /// Deletes a job. A running one is asked to stop first, and goes when it has.
+    pub(crate) fn delete(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<Deleted, Refused>> {
+        let Some(standing) = self.standing(id, caller)? else {
+            return Ok(Err(Refused::NotFound));
+        };
+        if standing.state == State::Running && !self.is_tracked(standing.place.lane) {
+            self.ask_to_stop(&standing)?;
+            if self.book.doomed.insert(id) {
+                self.conn
+                    .prepare_cached("INSERT OR IGNORE INTO jobmill_doomed (job) VALUES (:job)")?
+                    .execute(named_params! { ":job": id })?;
+                self.audit(&standing.line(Action::DeleteRequested, caller, State::Running))?;
+            }
+            return Ok(Ok(Deleted::Requested));
+        }
+        self.audit(&standing.line(Action::Deleted, caller, standing.state).states(standing.state, None))?;
+        self.remove(id, standing.place, standing.state)?;
+        Ok(Ok(Deleted::Now))
+    }
+
+    /// Deletes a job that has ended, if somebody has asked for that while it ran.
+    pub(crate) fn bury_doomed(&mut self, id: JobId) -> rusqlite::Result<()> {
+        if !self.book.doomed.contains(&id) {
+            return Ok(());
+        }
+        match self.standing(id, &Caller::default())? {
+            Some(standing) if standing.state.status().is_terminal() => {
+                self.book.doomed.remove(&id);
+                self.audit(
+                    &standing.line(Action::Deleted, &Caller::default(), standing.state).states(standing.state, None),
+                )?;
+                self.remove(id, standing.place, standing.state)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes every job that has ended since somebody asked for its deletion, wherever that was.
+    pub(crate) fn bury_all_doomed(&mut self) -> rusqlite::Result<()> {
+        let doomed: Vec<JobId> = self.book.doomed.iter().copied().collect();
+        doomed.into_iter().try_for_each(|id| self.bury_doomed(id))
+    }
+
+    /// Gives a job that waits another priority or another queue.
+    pub(crate) fn relocate(&mut self, id: JobId, to: &Move, caller: &Caller) -> rusqlite::Result<Result<(), Refused>> {
+        let Some(standing) = self.standing(id, caller)? else {
+            return Ok(Err(Refused::NotFound));
+        };
+        if !matches!(standing.state, State::Created | State::Pending | State::Delayed) {
+            return Ok(Err(Refused::Status(standing.state.status())));
+        }
+        let Some(lane) = self.book.lanes.get(standing.place.lane).cloned() else {
+            return Ok(Err(Refused::NotFound));
+        };
+        let key = LaneKey {
+            priority: to.priority.unwrap_or(lane.priority),
+            queue: to.queue.as_deref().unwrap_or(&lane.queue),
+            ..lane.key()
+        };
+        let note = format!("{}/{} to {}/{}", lane.queue, lane.priority, key.queue, key.priority);
+        self.audit(&standing.line(Action::Moved, caller, standing.state).note(Some(&note)))?;
+        self.change_lane(&standing, key)?;
+        Ok(Ok(()))
+    }
+
+    /// Moves a job that nobody runs to another lane.
+    pub(crate) fn change_lane(&mut self, standing: &Standing, key: LaneKey<'_>) -> rusqlite::Result<Place> {
+        let lane = self.book.lanes.find_or_create(self.conn, key)?;
+        let share = match &standing.user {
+            Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
+            None => None,
+        };
+        self.conn
+            .prepare_cached("UPDATE jobmill_job SET lane = :lane, share = :share WHERE id = :id")?
+            .execute(named_params! { ":id": standing.id, ":lane": lane, ":share": share })?;
+        let place = Place { lane, share };
+        self.book.count(standing.place, Some(standing.state), None);
+        self.book.count(place, None, Some(standing.state));
+        if let (State::Delayed, Some(run_at), Some(lane)) =
+            (standing.state, standing.run_at, self.book.lanes.get_mut(lane))
+        {
+            lane.note_delayed(run_at.as_micros());
+        }
+        self.step(Step { place, ..standing.step(standing.state, Cause::Operator) });
+        Ok(place)
+    }
+
     /// Stops or restarts the claiming from a queue, in every process.
-    pub(crate) fn pause(&mut self, queue: &str, paused: bool) -> rusqlite::Result<()> {
+    pub(crate) fn pause(&mut self, queue: &str, paused: bool, caller: &Caller) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_queue (name, paused_at) VALUES (:name, :paused_at)
@@ -182,6 +336,8 @@ impl Turn<'_> {
                                       ELSE coalesce(paused_at, excluded.paused_at) END",
             )?
             .execute(named_params! { ":name": queue, ":paused_at": paused.then_some(self.now) })?;
+        let action = if paused { Action::Paused } else { Action::Resumed };
+        self.audit(&Line::of_queue(action).by(caller).note(Some(queue)))?;
         self.book.lanes.pause(queue, paused);
         Ok(())
     }

@@ -57,7 +57,15 @@ impl Fixture {
     fn lives(&mut self, count: usize) -> Result<()> {
         for number in 0..count {
             let kind = ["one", "two", "strange"][number % 3];
-            let mut job = NewJob::json(kind, &number).priority(Priority::ALL[number % 4]).tags(["all"]);
+            let mut job = NewJob::json(kind, &number)
+                .priority(Priority::ALL[number % 4])
+                .tags(["all"])
+                .agent("agent")
+                .stop_reason("end_turn")
+                .metadata(&serde_json::json!({"source_id": "source"}));
+            if number % 5 == 0 {
+                job = job.user("ada");
+            }
             if number % 2 == 0 {
                 job = job.delay(Duration::from_secs(number as u64 % 9));
             }
@@ -101,6 +109,12 @@ fn plan(conn: &Connection, sql: &str) -> Vec<String> {
     rows.collect::<rusqlite::Result<_>>().expect("a plan")
 }
 
+fn assert_cheap(name: &str, plan: &[String]) {
+    for step in plan {
+        assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+    }
+}
+
 #[test]
 fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
     let mut fixture = Fixture::new()?;
@@ -125,18 +139,27 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("return", finish::PLAN_RETURN, rowid),
             ("rescue", rescue::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
             ("prune", housekeeping::PLAN_PRUNE, place),
-            ("list, lane, ascending", list::PLAN_LANE_ASCENDING, place),
-            ("list, lane, descending", list::PLAN_LANE_DESCENDING, place),
-            ("list, all, ascending", list::PLAN_ALL_ASCENDING, "jobmill_job USING INTEGER PRIMARY KEY (rowid>?"),
-            ("list, all, descending", list::PLAN_ALL_DESCENDING, "jobmill_job USING INTEGER PRIMARY KEY (rowid>?"),
-            ("list, tag, ascending", list::PLAN_TAG_ASCENDING, "jobmill_tag USING PRIMARY KEY (tag=? AND job>?"),
-            ("list, tag, descending", list::PLAN_TAG_DESCENDING, "jobmill_tag USING PRIMARY KEY (tag=? AND job>?"),
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
         ] {
             let plan = plan(conn, sql);
             assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
-            for step in &plan {
-                assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+            assert_cheap(name, &plan);
+        }
+        for (name, plans, index) in [
+            ("all", list::PLAN_ALL, "jobmill_job USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
+            ("lane", list::PLAN_LANE, "jobmill_job_place (lane=? AND state=? AND rowid>? AND rowid<?)"),
+            ("share", list::PLAN_SHARE, "jobmill_job_share (share=? AND state=? AND rowid>? AND rowid<?)"),
+            ("agent", list::PLAN_AGENT, "jobmill_job_agent (agent_id=? AND rowid>? AND rowid<?)"),
+            ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
+            ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
+            ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
+        ] {
+            for sql in plans {
+                let plan = plan(conn, sql);
+                assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
+                let covering = name == "all" || name == "tag" || plan.iter().any(|step| step.contains("COVERING"));
+                assert!(covering, "{name} reads rows: {plan:?}");
+                assert_cheap(name, &plan);
             }
         }
     }
@@ -151,7 +174,15 @@ fn no_statement_is_prepared_again() -> Result<()> {
     for limit in 1..40 {
         for order in [Order::Ascending, Order::Descending] {
             let query = Query::new().order(order).limit(limit);
-            for query in [query.clone(), query.clone().statuses([Status::Completed]), query.tags(["all"])] {
+            for query in [
+                query.clone(),
+                query.clone().statuses([Status::Completed]),
+                query.clone().user("ada"),
+                query.clone().agents(["agent"]),
+                query.clone().source_id("source"),
+                query.clone().stop_reason("end_turn"),
+                query.tags(["all"]),
+            ] {
                 list::list(conn, &query).expect("a page");
             }
         }
@@ -167,14 +198,22 @@ fn no_statement_is_prepared_again() -> Result<()> {
         finish::PLAN_END,
         finish::PLAN_WAIT,
         finish::PLAN_RETURN,
-        list::PLAN_LANE_ASCENDING,
-        list::PLAN_LANE_DESCENDING,
-        list::PLAN_ALL_ASCENDING,
-        list::PLAN_ALL_DESCENDING,
-        list::PLAN_TAG_ASCENDING,
-        list::PLAN_TAG_DESCENDING,
         read::PLAN_JOB,
-    ] {
+    ]
+    .into_iter()
+    .chain(
+        [
+            list::PLAN_ALL,
+            list::PLAN_LANE,
+            list::PLAN_SHARE,
+            list::PLAN_AGENT,
+            list::PLAN_SOURCE,
+            list::PLAN_STOP_REASON,
+            list::PLAN_TAG,
+        ]
+        .into_iter()
+        .flatten(),
+    ) {
         let statement = conn.prepare_cached(sql).expect("a statement");
         assert!(statement.get_status(StatementStatus::Run) > 1, "the test must run: {sql}");
         assert_eq!(statement.get_status(StatementStatus::RePrepare), 0, "{sql}");

@@ -9,12 +9,14 @@ use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
 use crate::model::explain::{Explanation, Reason};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
+use crate::model::job_type::JobType;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
 use crate::store::claim::payload_aside;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
-use crate::store::row::{self, JOB_COLUMNS, LaneName, State, job_columns};
+use crate::store::place::LaneKey;
+use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -28,6 +30,16 @@ pub(crate) struct LaneRow {
     pub(crate) queue: String,
     pub(crate) kind: String,
     pub(crate) priority: Priority,
+    pub(crate) job_type: JobType,
+    pub(crate) background: bool,
+    pub(crate) owned: bool,
+    pub(crate) counts: [i64; State::COUNT],
+}
+
+/// A user's share of a lane as its row has it.
+pub(crate) struct ShareRow {
+    pub(crate) id: i64,
+    pub(crate) lane: i64,
     pub(crate) counts: [i64; State::COUNT],
 }
 
@@ -35,9 +47,11 @@ pub(crate) struct LaneRow {
 pub(crate) const PLAN_JOB: &str = concat!(
     "SELECT ",
     job_columns!(),
-    ", lane.queue, lane.kind, lane.priority, progress.done, progress.total, progress.note
+    ", lane.queue, lane.kind, lane.priority, lane.job_type, lane.background, lane.owned,
+         progress.done, progress.total, progress.note
      FROM jobmill_job AS job
-     JOIN (SELECT id AS lane_id, queue, kind, priority FROM jobmill_lane) AS lane ON lane.lane_id = job.lane
+     JOIN (SELECT id AS lane_id, queue, kind, priority, job_type, background, owned FROM jobmill_lane) AS lane
+         ON lane.lane_id = job.lane
      LEFT JOIN jobmill_progress AS progress ON progress.job = job.id
      WHERE job.id = :id"
 );
@@ -60,45 +74,43 @@ impl Reader {
         Ok(result)
     }
 
-    pub(crate) fn job(&self, id: JobId) -> Result<Option<Job>> {
-        self.snapshot("cannot read the job", |conn| job(conn, id))
+    /// Runs `work` on a snapshot in which a job must exist for the user, if one is given.
+    fn of_job<R>(
+        &self,
+        doing: &str,
+        id: JobId,
+        user: Option<&str>,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<Option<R>>,
+    ) -> Result<Option<R>> {
+        self.snapshot(doing, |conn| match user {
+            Some(user) if is_foreign(conn, id, user)? => Ok(None),
+            _ => work(conn),
+        })
     }
 
-    pub(crate) fn status(&self, id: JobId) -> Result<Option<Status>> {
-        self.snapshot("cannot read the job", |conn| {
+    pub(crate) fn job(&self, id: JobId, user: Option<&str>) -> Result<Option<Job>> {
+        self.of_job("cannot read the job", id, user, |conn| job(conn, id))
+    }
+
+    pub(crate) fn status(&self, id: JobId, user: Option<&str>) -> Result<Option<Status>> {
+        self.of_job("cannot read the job", id, user, |conn| {
             conn.prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
                 .query_row(named_params! { ":id": id }, |row| row.get::<_, State>(0).map(State::status))
                 .optional()
         })
     }
 
-    pub(crate) fn stats(&self) -> Result<Stats> {
-        self.snapshot("cannot read the counts", |conn| {
-            let mut stats = Stats::default();
-            for lane in lanes(conn)? {
-                let mut counts = StatusCounts::default();
-                for state in State::ALL {
-                    *counts.of_mut(state.status()) += u64::try_from(lane.counts[state as usize]).unwrap_or(0);
-                }
-                stats.total += counts;
-                *stats.queues.entry(lane.queue).or_default() += counts;
-                *stats.kinds.entry(lane.kind).or_default() += counts;
-                *stats.priorities.entry(lane.priority).or_default() += counts;
-            }
-            stats.paused = conn
-                .prepare_cached("SELECT name FROM jobmill_queue WHERE paused_at IS NOT NULL ORDER BY name")?
-                .query_map([], |row| row.get(0))?
-                .collect::<rusqlite::Result<_>>()?;
-            Ok(stats)
-        })
+    /// Counts all jobs, or those of one user.
+    pub(crate) fn stats(&self, user: Option<&str>, now: Timestamp) -> Result<Stats> {
+        self.snapshot("cannot read the counts", |conn| stats(conn, user, now))
     }
 
-    pub(crate) fn attempts(&self, id: JobId) -> Result<Option<Vec<Attempt>>> {
-        self.snapshot("cannot read the attempts", |conn| attempts(conn, id))
+    pub(crate) fn attempts(&self, id: JobId, user: Option<&str>) -> Result<Option<Vec<Attempt>>> {
+        self.of_job("cannot read the attempts", id, user, |conn| attempts(conn, id))
     }
 
-    pub(crate) fn log(&self, id: JobId) -> Result<Option<Vec<LogLine>>> {
-        self.snapshot("cannot read the log", |conn| {
+    pub(crate) fn log(&self, id: JobId, user: Option<&str>) -> Result<Option<Vec<LogLine>>> {
+        self.of_job("cannot read the log", id, user, |conn| {
             let mut known = conn.prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id")?;
             if !known.exists(named_params! { ":id": id })? {
                 return Ok(None);
@@ -120,25 +132,126 @@ impl Reader {
         })
     }
 
-    pub(crate) fn explain(&self, id: JobId, now: Timestamp) -> Result<Option<Explanation>> {
-        self.snapshot("cannot explain the job", |conn| explain(conn, id, now))
+    pub(crate) fn explain(&self, id: JobId, user: Option<&str>, now: Timestamp) -> Result<Option<Explanation>> {
+        self.of_job("cannot explain the job", id, user, |conn| explain(conn, id, now))
     }
+}
+
+/// The first eight counters of a row, from `first` on.
+fn counts(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<[i64; State::COUNT]> {
+    let mut counts = [0; State::COUNT];
+    for (column, count) in counts.iter_mut().enumerate() {
+        *count = row.get(first + column)?;
+    }
+    Ok(counts)
 }
 
 /// Reads every lane. They are few.
 pub(crate) fn lanes(conn: &Connection) -> rusqlite::Result<Vec<LaneRow>> {
     conn.prepare_cached(
-        "SELECT id, queue, kind, priority, created, pending, running, completed, failed, cancelled, expired, delayed
+        "SELECT id, queue, kind, priority, job_type, background, owned,
+             created, pending, running, completed, failed, cancelled, expired, delayed
          FROM jobmill_lane",
     )?
     .query_map([], |row| {
-        let mut counts = [0; State::COUNT];
-        for (column, count) in counts.iter_mut().enumerate() {
-            *count = row.get(column + 4)?;
-        }
-        Ok(LaneRow { id: row.get(0)?, queue: row.get(1)?, kind: row.get(2)?, priority: row.get(3)?, counts })
+        Ok(LaneRow {
+            id: row.get(0)?,
+            queue: row.get(1)?,
+            kind: row.get(2)?,
+            priority: row.get(3)?,
+            job_type: row.get(4)?,
+            background: row.get(5)?,
+            owned: row.get(6)?,
+            counts: counts(row, 7)?,
+        })
     })?
     .collect()
+}
+
+/// Whether a job stands in the file that is not this user's.
+pub(crate) fn is_foreign(conn: &Connection, id: JobId, user: &str) -> rusqlite::Result<bool> {
+    let owner: Option<Option<String>> = conn
+        .prepare_cached(
+            "SELECT (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share) FROM jobmill_job WHERE id = :id",
+        )?
+        .query_row(named_params! { ":id": id }, |row| row.get(0))
+        .optional()?;
+    Ok(owner.is_some_and(|owner| owner.as_deref() != Some(user)))
+}
+
+/// Reads the shares that a user has of lanes.
+pub(crate) fn shares_of(conn: &Connection, user: &str) -> rusqlite::Result<Vec<ShareRow>> {
+    conn.prepare_cached(
+        "SELECT id, lane, created, pending, running, completed, failed, cancelled, expired, delayed
+         FROM jobmill_share WHERE user_id = :user",
+    )?
+    .query_map(named_params! { ":user": user }, |row| {
+        Ok(ShareRow { id: row.get(0)?, lane: row.get(1)?, counts: counts(row, 2)? })
+    })?
+    .collect()
+}
+
+/// The first job of a lane or a share that waits since it was created, and the first whose own time has come.
+const OLDEST: [[&str; 2]; 2] = [
+    [
+        "SELECT id >> 10 FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :of AND state = 1 ORDER BY id LIMIT 1",
+        "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
+         WHERE lane = :of AND state = 7 ORDER BY run_at LIMIT 1",
+    ],
+    [
+        "SELECT id >> 10 FROM jobmill_job INDEXED BY jobmill_job_share WHERE share = :of AND state = 1 ORDER BY id LIMIT 1",
+        "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_share_delayed
+         WHERE share = :of AND state = 7 ORDER BY run_at LIMIT 1",
+    ],
+];
+
+fn stats(conn: &Connection, user: Option<&str>, now: Timestamp) -> rusqlite::Result<Stats> {
+    let mut stats = Stats::default();
+    let mut lanes = lanes(conn)?;
+    // Each lane by its own counters, or by those of the user's share of it.
+    let counted: Vec<(LaneRow, i64)> = match user {
+        None => lanes
+            .drain(..)
+            .map(|lane| {
+                let id = lane.id;
+                (lane, id)
+            })
+            .collect(),
+        Some(user) => shares_of(conn, user)?
+            .into_iter()
+            .filter_map(|share| {
+                let at = lanes.iter().position(|lane| lane.id == share.lane)?;
+                Some((LaneRow { counts: share.counts, ..lanes.swap_remove(at) }, share.id))
+            })
+            .collect(),
+    };
+    for (lane, of) in counted {
+        let mut counts = StatusCounts::default();
+        for state in State::ALL {
+            *counts.of_mut(state.status()) += u64::try_from(lane.counts[state as usize]).unwrap_or(0);
+        }
+        stats.total += counts;
+        *stats.kinds.entry(lane.kind).or_default() += counts;
+        *stats.priorities.entry(lane.priority).or_default() += counts;
+        *stats.job_types.entry(lane.job_type).or_default() += counts;
+        for (state, sql) in [State::Pending, State::Delayed].into_iter().zip(OLDEST[usize::from(user.is_some())]) {
+            if lane.counts[state as usize] == 0 {
+                continue;
+            }
+            let first: Option<Timestamp> =
+                conn.prepare_cached(sql)?.query_row(named_params! { ":of": of }, |row| row.get(0)).optional()?;
+            if let Some(first) = first.filter(|first| *first <= now) {
+                let oldest = stats.oldest_waiting.entry(lane.queue.clone()).or_insert(first);
+                *oldest = first.min(*oldest);
+            }
+        }
+        *stats.queues.entry(lane.queue).or_default() += counts;
+    }
+    stats.paused = conn
+        .prepare_cached("SELECT name FROM jobmill_queue WHERE paused_at IS NOT NULL ORDER BY name")?
+        .query_map([], |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok(stats)
 }
 
 pub(crate) fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Job>> {
@@ -147,9 +260,16 @@ pub(crate) fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Job>>
         .query_row(named_params! { ":id": id }, |row| {
             let queue: String = row.get(JOB_COLUMNS)?;
             let kind: String = row.get(JOB_COLUMNS + 1)?;
-            let name = LaneName { queue: &queue, kind: &kind, priority: row.get(JOB_COLUMNS + 2)? };
-            let (mut job, aside) = row::job(row, name)?;
-            job.progress = row::progress(row, JOB_COLUMNS + 3)?;
+            let lane = LaneKey {
+                queue: &queue,
+                kind: &kind,
+                priority: row.get(JOB_COLUMNS + 2)?,
+                job_type: row.get(JOB_COLUMNS + 3)?,
+                background: row.get(JOB_COLUMNS + 4)?,
+                owned: row.get(JOB_COLUMNS + 5)?,
+            };
+            let (mut job, aside) = row::job(row, lane)?;
+            job.progress = row::progress(row, JOB_COLUMNS + 6)?;
             Ok((job, aside))
         })
         .optional()?;
@@ -163,7 +283,7 @@ pub(crate) fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Job>>
 }
 
 /// Every attempt of a job: the earlier ones from their table, the newest from the job's own row.
-fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt>>> {
+pub(crate) fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Vec<Attempt>>> {
     struct Newest {
         state: State,
         fence: i64,
@@ -244,6 +364,10 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
         return Ok(None);
     };
     let mut reasons = Vec::new();
+    let Some(kind) = &job.kind else {
+        let reason = if job.status.is_terminal() { Reason::Ended { status: job.status } } else { Reason::Tracked };
+        return Ok(Some(Explanation { status: job.status, reasons: vec![reason] }));
+    };
     match job.status {
         Status::Created => reasons.push(Reason::NotAdmitted),
         Status::Pending => {
@@ -266,9 +390,9 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
                     "SELECT 1 FROM jobmill_instance, json_each(jobmill_instance.kinds)
                      WHERE ended_at IS NULL AND json_each.value = :kind",
                 )?
-                .exists(named_params! { ":kind": job.kind })?;
+                .exists(named_params! { ":kind": kind })?;
             if !served {
-                reasons.push(Reason::NoHandler { kind: job.kind.clone() });
+                reasons.push(Reason::NoHandler { kind: kind.clone() });
             }
             if reasons.is_empty() {
                 reasons.push(Reason::NoFreeWorker);
@@ -297,16 +421,23 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
     Ok(Some(Explanation { status: job.status, reasons }))
 }
 
-/// Counts the rows that the lanes count, and gives each lane whose counts are wrong.
+/// Counts the rows that lanes and shares count, and gives each whose counts are wrong.
 pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
-    let mut counted: BTreeMap<i64, [i64; State::COUNT]> = BTreeMap::new();
-    let mut statement = conn.prepare("SELECT lane, state, count(*) FROM jobmill_job GROUP BY lane, state")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let state: State = row.get(1)?;
-        counted.entry(row.get(0)?).or_default()[state as usize] = row.get(2)?;
-    }
+    let recount = |column: &str| -> rusqlite::Result<BTreeMap<i64, [i64; State::COUNT]>> {
+        let mut counted: BTreeMap<i64, [i64; State::COUNT]> = BTreeMap::new();
+        let sql = format!(
+            "SELECT {column}, state, count(*) FROM jobmill_job WHERE {column} IS NOT NULL GROUP BY {column}, state"
+        );
+        let mut statement = conn.prepare(&sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let state: State = row.get(1)?;
+            counted.entry(row.get(0)?).or_default()[state as usize] = row.get(2)?;
+        }
+        Ok(counted)
+    };
     let mut wrong = Vec::new();
+    let mut counted = recount("lane")?;
     for lane in lanes(conn)? {
         let rows = counted.remove(&lane.id).unwrap_or_default();
         if rows != lane.counts {
@@ -315,5 +446,30 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         }
     }
     wrong.extend(counted.into_keys().map(|lane| format!("jobs are in lane {lane}, which does not exist")));
+    let mut counted = recount("share")?;
+    let mut statement = conn.prepare(
+        "SELECT id, lane, user_id, created, pending, running, completed, failed, cancelled, expired, delayed
+         FROM jobmill_share",
+    )?;
+    let mut shares = statement.query([])?;
+    while let Some(row) = shares.next()? {
+        let rows = counted.remove(&row.get(0)?).unwrap_or_default();
+        let counts = counts(row, 3)?;
+        if rows != counts {
+            let (lane, user): (i64, String) = (row.get(1)?, row.get(2)?);
+            wrong.push(format!("the share of {user} in lane {lane} counts {counts:?}, its rows are {rows:?}"));
+        }
+    }
+    wrong.extend(counted.into_keys().map(|share| format!("jobs are of share {share}, which does not exist")));
+    let misplaced: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_job JOIN jobmill_lane ON jobmill_lane.id = jobmill_job.lane
+         LEFT JOIN jobmill_share ON jobmill_share.id = jobmill_job.share
+         WHERE owned <> (share IS NOT NULL) OR (share IS NOT NULL AND jobmill_share.lane <> jobmill_job.lane)",
+        [],
+        |row| row.get(0),
+    )?;
+    if misplaced > 0 {
+        wrong.push(format!("{misplaced} jobs have a share that is not of their lane"));
+    }
     Ok(wrong)
 }

@@ -6,13 +6,18 @@ use std::time::Duration;
 use rusqlite::named_params;
 
 use crate::model::attempt::AttemptOutcome;
+use crate::model::event::Cause;
+use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::retry::spread;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
+use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
+use crate::store::place::Place;
 use crate::store::row::State;
+use crate::store::step::Step;
 
 /// The error that a job bears whose process died while its handler ran.
 const CRASHED: &str = "the process died while the handler ran";
@@ -21,13 +26,14 @@ const CRASHED: &str = "the process died while the handler ran";
 const SPREAD: Duration = Duration::from_millis(500);
 
 /// Reads the running jobs of a lane.
-pub(crate) const PLAN_RUNNING: &str = "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at
+pub(crate) const PLAN_RUNNING: &str =
+    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, share
      FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id";
 
 /// A job that its engine left running.
 struct Orphan {
     id: JobId,
-    lane: i64,
+    place: Place,
     fence: i64,
     attempt: u32,
     max_attempts: u32,
@@ -109,7 +115,7 @@ impl Turn<'_> {
             while let Some(row) = rows.next()? {
                 orphans.push(Orphan {
                     id: row.get(0)?,
-                    lane: lane.id,
+                    place: Place { lane: lane.id, share: row.get(7)? },
                     fence: row.get(1)?,
                     attempt: row.get(2)?,
                     max_attempts: row.get(3)?,
@@ -134,19 +140,43 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_job SET state = :state, run_at = :run_at, attempt = attempt - :unspent,
-                     owner = CASE WHEN :completed_at IS NULL THEN NULL ELSE owner END, completed_at = :completed_at, error = coalesce(:error, error)
+                     owner = CASE WHEN :completed_at IS NULL THEN NULL ELSE owner END, completed_at = :completed_at,
+                     error = coalesce(:error, error)
                  WHERE id = :id AND claim = :fence AND state = 2",
             )?
             .execute(named_params! {
                 ":state": state, ":run_at": run_at, ":unspent": unspent, ":error": error,
                 ":completed_at": ended.then_some(self.now), ":id": orphan.id, ":fence": orphan.fence,
             })?;
-        if ended {
-            self.book.lanes.count(orphan.lane, Some(State::Running), Some(state));
-            self.out.ended.push(orphan.id);
-        } else {
-            self.waits(orphan.lane, State::Running, state, run_at.unwrap_or(Timestamp::EPOCH));
+        let cause = match (state, unspent) {
+            (State::Cancelled, _) => Cause::Cancelled,
+            (_, 1) => Cause::Returned,
+            _ => Cause::Rescued,
+        };
+        if cause != Cause::Returned {
+            let action = if cause == Cause::Cancelled { Action::Cancelled } else { Action::Rescued };
+            self.audit(
+                &Line::of(orphan.id, action)
+                    .share(orphan.place.share)
+                    .states(State::Running, state)
+                    .attempt(orphan.attempt)
+                    .note(error),
+            )?;
         }
+        let step = Step {
+            job: orphan.id,
+            place: orphan.place,
+            from: Some(State::Running),
+            to: Some(state),
+            cause,
+            attempt: orphan.attempt,
+            waited: None,
+            ran: None,
+        };
+        if ended {
+            return self.last_step(step);
+        }
+        self.waits(step, run_at.unwrap_or(Timestamp::EPOCH));
         Ok(())
     }
 }

@@ -8,9 +8,12 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Progress, Status};
+use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
+use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
+use crate::store::place::{LaneKey, Place};
 
 /// The status of a job as its row has it. Pending falls apart in two: jobs that may run since they were created, whose
 /// order is that of their ids, and jobs with a `run_at` of their own. So the common job needs one index only.
@@ -92,6 +95,28 @@ impl FromSql for Timestamp {
     }
 }
 
+impl ToSql for Priority {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((self.rank() as i64).into())
+    }
+}
+
+impl ToSql for JobType {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for JobType {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        usize::try_from(number)
+            .ok()
+            .and_then(|number| Self::ALL.get(number).copied())
+            .ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
 impl FromSql for Priority {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let rank = value.as_i64()?;
@@ -119,26 +144,22 @@ impl FromSql for AttemptOutcome {
 macro_rules! job_columns {
     () => {
         "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
-         cancel_requested_at, ttft_ns, user_id, agent_id, unique_key, tags, metadata, error, payload, result"
+         cancel_requested_at, ttft_ns, share, agent_id, unique_key, tags, metadata, error, payload, result, \
+         total_duration_ns, updated_at, callback_sent_at, callback_status_code, organization_id, stop_reason, \
+         created_by, updated_by, callback_url, callback_error, request_config, \
+         (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share)"
     };
 }
 pub(crate) use job_columns;
 
 /// The number of columns in `job_columns`.
-pub(crate) const JOB_COLUMNS: usize = 19;
-
-/// The words that a job's lane holds for it.
-pub(crate) struct LaneName<'a> {
-    pub(crate) queue: &'a str,
-    pub(crate) kind: &'a str,
-    pub(crate) priority: Priority,
-}
+pub(crate) const JOB_COLUMNS: usize = 31;
 
 /// A job that this process has claimed, with what its end needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Claim {
     pub(crate) job: Job,
-    pub(crate) lane: i64,
+    pub(crate) place: Place,
     /// The rank of its priority, bettered by its waiting.
     pub(crate) rank: usize,
     /// The fencing token: how often the job had been claimed, this claim included.
@@ -147,33 +168,52 @@ pub(crate) struct Claim {
 }
 
 /// Makes a job of `job_columns`. A payload that is kept aside is left empty, and whether it is so is told.
-pub(crate) fn job(row: &Row<'_>, lane: LaneName<'_>) -> rusqlite::Result<(Job, bool)> {
+pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, bool)> {
     let id: JobId = row.get(0)?;
     let state: State = row.get(1)?;
     let payload: Option<Vec<u8>> = row.get(17)?;
     let aside = payload.is_none();
+    let started_at: Option<Timestamp> = row.get(5)?;
+    let completed_at: Option<Timestamp> = row.get(6)?;
+    let cancel_requested_at: Option<Timestamp> = row.get(9)?;
+    let updated_at: Option<Timestamp> = row.get(20)?;
+    let touched = [started_at, completed_at, cancel_requested_at, updated_at].into_iter().flatten().max();
+    let took = completed_at.zip(started_at).map(|(end, start)| end.since(start));
     let job = Job {
         id,
-        kind: lane.kind.to_owned(),
+        job_type: lane.job_type,
+        kind: (!lane.kind.is_empty()).then(|| lane.kind.to_owned()),
         queue: lane.queue.to_owned(),
         priority: lane.priority,
         status: state.status(),
+        stop_reason: row.get::<_, Option<String>>(24)?.map(StopReason::from),
+        background: lane.background,
         attempt: row.get(2)?,
         max_attempts: row.get(3)?,
         run_at: row.get::<_, Option<Timestamp>>(4)?.unwrap_or(id.created_at()),
-        started_at: row.get(5)?,
-        completed_at: row.get(6)?,
+        started_at,
+        completed_at,
         expires_at: row.get(7)?,
-        timeout: micros(row, 8)?.map(Duration::from_micros),
-        cancel_requested_at: row.get(9)?,
-        ttft: micros(row, 10)?.map(Duration::from_nanos),
-        user_id: row.get(11)?,
+        timeout: whole(row, 8)?.map(Duration::from_micros),
+        cancel_requested_at,
+        updated_at: touched.unwrap_or(id.created_at()).max(id.created_at()),
+        created_by: row.get(25)?,
+        updated_by: row.get(26)?,
+        user_id: row.get(30)?,
+        organization_id: row.get(23)?,
         agent_id: row.get(12)?,
         unique_key: row.get_ref(13)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
         tags: json(row, 14)?.unwrap_or_default(),
         metadata: json(row, 15)?,
+        request_config: json(row, 29)?,
+        callback_url: row.get(27)?,
+        callback_sent_at: row.get(21)?,
+        callback_status_code: row.get(22)?,
+        callback_error: row.get(28)?,
         error: row.get(16)?,
         progress: None,
+        ttft: whole(row, 10)?.map(Duration::from_nanos),
+        total_duration: whole(row, 19)?.map(Duration::from_nanos).or(took),
         payload: payload.unwrap_or_default(),
         result: row.get(18)?,
     };
@@ -192,8 +232,8 @@ pub(crate) fn progress(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<P
     }))
 }
 
-/// A length of time, which is never negative in a row that we wrote.
-fn micros(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+/// A length of time in whole units, which is never negative in a row that we wrote.
+fn whole(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
 }
 

@@ -299,27 +299,28 @@ fn a_queue_of_no_name_is_not_paused() -> jobmill::Result<()> {
 
 #[test]
 fn words_that_mean_nothing_are_refused() {
-    let malformed = "id: must be job- and 13 characters of Crockford base32";
+    let malformed = "id: must be job- or run- and 13 characters of Crockford base32";
     for text in [
         "",
         "job-",
         "job",
         "1",
         "job-0000000000000",
-        "job-000000000001",
-        "job-00000000000001",
+        "job-000000000002",
+        "job-00000000000002",
         "job-000000000000i",
         "job-000000000000l",
         "job-000000000000o",
         "job-000000000000u",
         "job-8000000000000",
         "job-zzzzzzzzzzzzz",
-        "job--000000000001",
-        "job- 000000000001",
-        "job-0000000000001 ",
-        " job-0000000000001",
-        "JOB-0000000000001",
-        "run-0000000000001",
+        "job--000000000002",
+        "job- 000000000002",
+        "job-0000000000002 ",
+        " job-0000000000002",
+        "JOB-0000000000002",
+        "job-0000000000001",
+        "run-0000000000002",
         "job-00000000000é",
         "job-000000000\u{0}001",
         "job-٠٠٠٠٠٠",
@@ -346,7 +347,7 @@ fn words_that_mean_nothing_are_refused() {
 #[test]
 fn a_page_out_of_bounds_is_refused() -> jobmill::Result<()> {
     let t = Harness::new(|builder| builder)?;
-    let (early, late): (JobId, JobId) = ("job-0000000000001".parse()?, "job-7zzzzzzzzzzzz".parse()?);
+    let (early, late): (JobId, JobId) = ("job-0000000000002".parse()?, "job-7zzzzzzzzzzzy".parse()?);
     for (query, says) in [
         (Query::new().limit(0), "limit: must be from 1 to 1000"),
         (Query::new().limit(1001), "limit: must be from 1 to 1000"),
@@ -462,9 +463,9 @@ fn a_path_that_is_not_utf_8_is_refused_before_a_file_is_made() {
 fn ids_that_are_used_up_are_an_error() -> jobmill::Result<()> {
     let t = Harness::new(|builder| builder.handle(echo))?;
     t.clock().jump(Timestamp::MAX);
-    t.client().enqueue_many((0..1024).map(|_| Echo::job("")))?;
+    t.client().enqueue_many((0..512).map(|_| Echo::job("")))?;
     refused(t.client().enqueue(Echo::job("")), ErrorKind::Storage, "cannot enqueue: UNIQUE constraint failed");
-    assert_eq!(t.drain()?, 1024);
+    assert_eq!(t.drain()?, 512);
     sound(t.client());
     Ok(())
 }

@@ -59,9 +59,9 @@ fn a_job_that_has_ended_otherwise_is_not_cancelled() -> jobmill::Result<()> {
         refused(t.client().cancel(id), ErrorKind::Conflict, &says);
         assert_eq!(t.client().get(id)?, before);
     }
-    let unknown: JobId = "job-0000000000001".parse()?;
-    refused(t.client().cancel(unknown), ErrorKind::NotFound, "there is no job job-0000000000001");
-    refused(t.client().retry(unknown), ErrorKind::NotFound, "there is no job job-0000000000001");
+    let unknown: JobId = "job-0000000000002".parse()?;
+    refused(t.client().cancel(unknown), ErrorKind::NotFound, "there is no job job-0000000000002");
+    refused(t.client().retry(unknown), ErrorKind::NotFound, "there is no job job-0000000000002");
     sound(t.client());
     Ok(())
 }

@@ -326,6 +326,7 @@ fn ended_jobs_go_when_their_time_is_over_with_all_that_stands_beside_them() -> j
             failed: Some(secs(200)),
             cancelled: Some(secs(300)),
             expired: Some(secs(400)),
+            ..Retention::default()
         };
         builder.retention(retention).handle(leaves_traces)
     })?;

@@ -464,7 +464,7 @@ impl Pair {
         let mut jobs = Vec::new();
         for wish in wishes {
             jobs.push(self.new_job(wish, ahead.jobs.len()));
-            let unknown = "job-0000000000001".parse().expect("an id");
+            let unknown = "job-0000000000002".parse().expect("an id");
             ahead.enqueue(wish, unknown, self.now());
         }
         let enqueued = call(&self.t, jobs)?;

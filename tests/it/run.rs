@@ -339,7 +339,7 @@ fn a_handler_may_be_a_type_of_its_own() -> jobmill::Result<()> {
         type Output = u64;
 
         fn run(&self, job: Other, ctx: &Context) -> Result<Outcome<u64>, Failure> {
-            assert_eq!((ctx.job().kind.as_str(), ctx.job().status), ("other", Status::Running));
+            assert_eq!((ctx.job().kind.as_deref(), ctx.job().status), (Some("other"), Status::Running));
             match job.0 {
                 0 => Ok(Outcome::Snooze(secs(4))),
                 1 => Ok(Outcome::Cancel("one".into())),

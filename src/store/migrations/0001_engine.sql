@@ -6,13 +6,33 @@ CREATE TABLE jobmill_meta (
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- A lane is all jobs of one queue, kind and priority. It names them for its jobs and counts them by state, so that
--- a job's row holds one small number instead of two words, and no count ever reads a job.
+-- A lane is all jobs that are alike: of one queue, kind, priority, type, in the background or not, and with or without a
+-- user. It names all that for its jobs and counts them by state, so that a job's row holds one small number instead of
+-- words, and no count ever reads a job.
 CREATE TABLE jobmill_lane (
+    id         INTEGER NOT NULL PRIMARY KEY,
+    queue      TEXT    NOT NULL,
+    kind       TEXT    NOT NULL,  -- empty: the jobs are tracked, and run elsewhere
+    priority   INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
+    job_type   INTEGER NOT NULL CHECK (job_type BETWEEN 0 AND 2),  -- 0 job, 1 run, 2 batch
+    background INTEGER NOT NULL CHECK (background IN (0, 1)),
+    owned      INTEGER NOT NULL CHECK (owned IN (0, 1)),           -- whether its jobs have users
+    created    INTEGER NOT NULL DEFAULT 0,
+    pending    INTEGER NOT NULL DEFAULT 0,
+    running    INTEGER NOT NULL DEFAULT 0,
+    completed  INTEGER NOT NULL DEFAULT 0,
+    failed     INTEGER NOT NULL DEFAULT 0,
+    cancelled  INTEGER NOT NULL DEFAULT 0,
+    expired    INTEGER NOT NULL DEFAULT 0,
+    delayed    INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (queue, kind, priority, job_type, background, owned)
+) STRICT;
+
+-- A share is all jobs of one user in a lane, counted by state too.
+CREATE TABLE jobmill_share (
     id        INTEGER NOT NULL PRIMARY KEY,
-    queue     TEXT    NOT NULL,
-    kind      TEXT    NOT NULL,
-    priority  INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
+    lane      INTEGER NOT NULL,
+    user_id   TEXT    NOT NULL,
     created   INTEGER NOT NULL DEFAULT 0,
     pending   INTEGER NOT NULL DEFAULT 0,
     running   INTEGER NOT NULL DEFAULT 0,
@@ -21,8 +41,10 @@ CREATE TABLE jobmill_lane (
     cancelled INTEGER NOT NULL DEFAULT 0,
     expired   INTEGER NOT NULL DEFAULT 0,
     delayed   INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (queue, kind, priority)
+    UNIQUE (user_id, lane)
 ) STRICT;
+-- Serves the round robin between the users who have jobs waiting.
+CREATE INDEX jobmill_share_waiting ON jobmill_share (lane, id) WHERE pending > 0 OR delayed > 0;
 
 -- What is set for a queue as a whole. A queue without a row has nothing set.
 CREATE TABLE jobmill_queue (
@@ -32,32 +54,44 @@ CREATE TABLE jobmill_queue (
 
 -- Times are microseconds since the Unix epoch. The id holds the time of creation.
 CREATE TABLE jobmill_job (
-    id                  INTEGER NOT NULL PRIMARY KEY,
-    lane                INTEGER NOT NULL,
+    id                   INTEGER NOT NULL PRIMARY KEY,
+    lane                 INTEGER NOT NULL,
     -- 0 created, 1 pending, 2 running, 3 completed, 4 failed, 5 cancelled, 6 expired; 7 is pending too, with a run_at
     -- of its own.
-    state               INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7),
-    attempt             INTEGER NOT NULL DEFAULT 0,
-    claim               INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
-    max_attempts        INTEGER NOT NULL,
-    owner               INTEGER,                     -- the instance of the last claim; null while the job waits
-    worker              INTEGER,                     -- the worker of the last attempt that ended
-    run_at              INTEGER,                     -- null: the time of creation
-    started_at          INTEGER,
-    completed_at        INTEGER,
-    expires_at          INTEGER,
-    timeout_us          INTEGER,
-    cancel_requested_at INTEGER,
-    ttft_ns             INTEGER,
-    backoff             TEXT,                        -- JSON; null: the engine's
-    user_id             TEXT,
-    agent_id            TEXT,
-    unique_key          TEXT,                        -- with its scope, as in jobmill_unique
-    tags                TEXT,                        -- JSON array; null: none
-    metadata            TEXT,                        -- JSON object
-    error               TEXT,
-    payload             BLOB,                        -- JSON; null: in jobmill_payload
-    result              BLOB                         -- JSON
+    state                INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7),
+    share                INTEGER,                     -- its user's share of the lane; null: it has no user
+    attempt              INTEGER NOT NULL DEFAULT 0,
+    claim                INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
+    max_attempts         INTEGER NOT NULL,
+    owner                INTEGER,                     -- the instance of the last claim; null while the job waits
+    worker               INTEGER,                     -- the worker of the last attempt that ended
+    run_at               INTEGER,                     -- null: the time of creation
+    started_at           INTEGER,
+    completed_at         INTEGER,
+    expires_at           INTEGER,
+    timeout_us           INTEGER,
+    cancel_requested_at  INTEGER,
+    updated_at           INTEGER,                     -- when somebody last changed it from outside
+    ttft_ns              INTEGER,
+    total_duration_ns    INTEGER,
+    callback_sent_at     INTEGER,
+    callback_status_code INTEGER,
+    backoff              TEXT,                        -- JSON; null: the engine's
+    agent_id             TEXT,
+    organization_id      TEXT,
+    source_id            TEXT,                        -- of the metadata, where it can be searched for
+    stop_reason          TEXT,
+    created_by           TEXT,
+    updated_by           TEXT,
+    callback_url         TEXT,
+    callback_error       TEXT,
+    unique_key           TEXT,                        -- with its scope, as in jobmill_unique
+    tags                 TEXT,                        -- JSON array; null: none
+    metadata             TEXT,                        -- JSON object
+    request_config       TEXT,                        -- JSON
+    error                TEXT,
+    payload              BLOB,                        -- JSON, empty: none; null: in jobmill_payload
+    result               BLOB                         -- JSON
 ) STRICT;
 
 -- Serves the claim (pending, by id), every list (a status in a lane, by id), the rescue (running) and the pruning.
@@ -66,6 +100,13 @@ CREATE INDEX jobmill_job_place ON jobmill_job (lane, state);
 CREATE INDEX jobmill_job_delayed ON jobmill_job (lane, run_at) WHERE state = 7;
 -- Serves the expiry.
 CREATE INDEX jobmill_job_expiry ON jobmill_job (expires_at) WHERE expires_at IS NOT NULL AND state IN (0, 1, 7);
+-- Serve the lists of one user, and the claim when users take turns.
+CREATE INDEX jobmill_job_share ON jobmill_job (share, state) WHERE share IS NOT NULL;
+CREATE INDEX jobmill_job_share_delayed ON jobmill_job (share, run_at) WHERE state = 7 AND share IS NOT NULL;
+-- Serve the lists by what few jobs have in common. Jobs that have none of it cost nothing here.
+CREATE INDEX jobmill_job_agent ON jobmill_job (agent_id) WHERE agent_id IS NOT NULL;
+CREATE INDEX jobmill_job_source ON jobmill_job (source_id) WHERE source_id IS NOT NULL;
+CREATE INDEX jobmill_job_stop_reason ON jobmill_job (stop_reason) WHERE stop_reason IS NOT NULL;
 
 -- Payloads too long for the job's row, which each change of status writes anew.
 CREATE TABLE jobmill_payload (

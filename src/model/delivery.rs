@@ -1,0 +1,42 @@
+//! The delivery of a callback: what its job carries.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::model::id::JobId;
+use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+
+/// The input of the job that delivers a callback.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Delivery {
+    /// The job that it tells of.
+    pub(crate) job_id: JobId,
+    /// By what the receiver knows a repeat. None: the id of the delivering job itself.
+    pub(crate) message_id: Option<String>,
+    pub(crate) url: String,
+    /// What is sent, as it stood when the job ended.
+    pub(crate) body: Box<RawValue>,
+}
+
+impl Payload for Delivery {
+    const KIND: &'static str = "jobmill.callback";
+
+    fn defaults(job: NewJob) -> NewJob {
+        job.queue(SYSTEM_QUEUE).max_attempts(Self::ATTEMPTS_MAX)
+    }
+}
+
+impl Delivery {
+    /// How often a delivery may be tried at the very most. The engine's settings say how often it is.
+    pub(crate) const ATTEMPTS_MAX: u32 = 100;
+
+    /// The tag by which the deliveries of a job are found.
+    pub(crate) fn tag(job: JobId) -> String {
+        format!("callback:{job}")
+    }
+
+    /// The job that delivers this.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).tags([Self::tag(self.job_id)])
+    }
+}

@@ -1,0 +1,59 @@
+//! Callbacks: the job that delivers one is written with the end that it tells of.
+
+use rusqlite::{Connection, OptionalExtension, named_params};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use crate::model::delivery::Delivery;
+use crate::model::id::JobId;
+use crate::model::job::Status;
+use crate::model::time::Timestamp;
+use crate::store::row::State;
+
+/// What a callback tells.
+#[derive(Serialize)]
+struct Body<'a> {
+    job_id: JobId,
+    status: Status,
+    completed_at: Option<Timestamp>,
+    metadata: Option<&'a RawValue>,
+}
+
+/// The delivery that the end of a job calls for, if it does.
+pub(crate) fn due(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Delivery>> {
+    let ended = conn
+        .prepare_cached(
+            "SELECT callback_url, state, completed_at, metadata FROM jobmill_job
+             WHERE id = :id AND callback_url IS NOT NULL AND state IN (3, 4, 5, 6)",
+        )?
+        .query_row(named_params! { ":id": id }, |row| {
+            let metadata: Option<String> = row.get(3)?;
+            Ok((row.get::<_, String>(0)?, row.get::<_, State>(1)?, row.get(2)?, metadata))
+        })
+        .optional()?;
+    let Some((url, state, completed_at, metadata)) = ended else {
+        return Ok(None);
+    };
+    let metadata = metadata.and_then(|metadata| RawValue::from_string(metadata).ok());
+    let body = Body { job_id: id, status: state.status(), completed_at, metadata: metadata.as_deref() };
+    // It is made of JSON alone.
+    let body = serde_json::value::to_raw_value(&body).ok();
+    Ok(body.map(|body| Delivery { job_id: id, message_id: None, url, body }))
+}
+
+/// Keeps what the last try of a callback came to.
+pub(crate) fn record(
+    conn: &Connection,
+    id: JobId,
+    sent_at: Timestamp,
+    status_code: Option<u16>,
+    error: Option<&str>,
+) -> rusqlite::Result<()> {
+    conn.prepare_cached(
+        "UPDATE jobmill_job SET callback_sent_at = :sent_at, callback_status_code = :status_code,
+             callback_error = :error
+         WHERE id = :id",
+    )?
+    .execute(named_params! { ":id": id, ":sent_at": sent_at, ":status_code": status_code, ":error": error })
+    .map(drop)
+}

@@ -1,0 +1,174 @@
+//! The history of a job, as one list: what its own row and its attempts tell, and what the audit holds.
+
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
+
+use crate::model::attempt::{Attempt, AttemptOutcome};
+use crate::model::history::{Action, Change};
+use crate::model::id::JobId;
+use crate::model::job::Status;
+use crate::model::stats::StatusCounts;
+use crate::model::time::Timestamp;
+use crate::store::row::State;
+
+/// Who did what to a job, the oldest first. Empty if nothing is known of it, or if it is not the user's.
+pub(crate) fn history(
+    conn: &Connection,
+    id: JobId,
+    user: Option<&str>,
+    attempts: Vec<Attempt>,
+) -> rusqlite::Result<Vec<Change>> {
+    struct Own {
+        state: State,
+        completed_at: Option<Timestamp>,
+        attempt: u32,
+        error: Option<String>,
+        created_by: Option<String>,
+        user: Option<String>,
+    }
+    let own = conn
+        .prepare_cached(
+            "SELECT state, completed_at, attempt, error, created_by,
+                 (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
+             FROM jobmill_job WHERE id = :id",
+        )?
+        .query_row(named_params! { ":id": id }, |row| {
+            Ok(Own {
+                state: row.get(0)?,
+                completed_at: row.get(1)?,
+                attempt: row.get(2)?,
+                error: row.get(3)?,
+                created_by: row.get(4)?,
+                user: row.get(5)?,
+            })
+        })
+        .optional()?;
+    let is_users = |owner: Option<&str>| user.is_none() || owner == user;
+    if own.as_ref().is_some_and(|own| !is_users(own.user.as_deref())) {
+        return Ok(Vec::new());
+    }
+    let mut statement = conn.prepare_cached(
+        "SELECT at, action, job, actor, from_state, to_state, attempt, note, user_id FROM jobmill_audit
+         WHERE job = :job ORDER BY id",
+    )?;
+    let audited: Vec<(Change, Option<String>)> = statement
+        .query_map(named_params! { ":job": id }, |row| Ok((change(row)?, row.get(8)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    let mut changes: Vec<Change> =
+        audited.into_iter().filter(|(_, owner)| is_users(owner.as_deref())).map(|(change, _)| change).collect();
+    let Some(own) = own else {
+        return Ok(changes);
+    };
+    let told = |changes: &[Change], to: Status, at: Option<Timestamp>| {
+        changes.iter().any(|change| change.from != change.to && change.to == Some(to) && Some(change.at) == at)
+    };
+    let line =
+        |at, action| Change { at, action, job: Some(id), actor: None, from: None, to: None, attempt: None, note: None };
+    let created = Change { actor: own.created_by, to: Some(Status::Created), ..line(id.created_at(), Action::Created) };
+    let mut ordinary = vec![created];
+    for attempt in &attempts {
+        ordinary.push(Change {
+            actor: attempt.worker.clone(),
+            from: Some(Status::Pending),
+            to: Some(Status::Running),
+            attempt: Some(attempt.number),
+            ..line(attempt.started_at, Action::Started)
+        });
+        let (Some(ended_at), Some(to)) = (attempt.ended_at, left_in(attempt.outcome)) else {
+            continue;
+        };
+        // The end of one that was retried or rescued is in the audit, unless that has been pruned.
+        if told(&changes, to, Some(ended_at))
+            || changes.iter().any(|change| {
+                change.attempt == Some(attempt.number)
+                    && matches!(change.action, Action::Retried | Action::Rescued)
+                    && change.at == ended_at
+            })
+        {
+            continue;
+        }
+        ordinary.push(Change {
+            actor: attempt.worker.clone(),
+            from: Some(Status::Running),
+            to: Some(to),
+            attempt: Some(attempt.number),
+            note: attempt.error.clone(),
+            ..line(ended_at, Action::Ended)
+        });
+    }
+    if let Some(ended_at) = own.completed_at {
+        let status = own.state.status();
+        if !told(&changes, status, Some(ended_at)) && !told(&ordinary, status, Some(ended_at)) {
+            // It was recorded with this status, or ended as it waited and the audit has forgotten.
+            ordinary.push(Change {
+                to: Some(status),
+                attempt: (own.attempt > 0).then_some(own.attempt),
+                note: own.error,
+                ..line(ended_at, Action::Ended)
+            });
+        }
+    }
+    ordinary.append(&mut changes);
+    // What happened in one turn keeps its order: a job is created and started before anything else is done to it.
+    ordinary.sort_by_key(|change| change.at);
+    Ok(ordinary)
+}
+
+/// The status in which an attempt left its job.
+fn left_in(outcome: AttemptOutcome) -> Option<Status> {
+    match outcome {
+        AttemptOutcome::Running => None,
+        AttemptOutcome::Completed => Some(Status::Completed),
+        AttemptOutcome::Cancelled => Some(Status::Cancelled),
+        AttemptOutcome::Expired => Some(Status::Expired),
+        AttemptOutcome::Failed | AttemptOutcome::TimedOut | AttemptOutcome::Crashed => Some(Status::Failed),
+    }
+}
+
+/// What was done out of the ordinary, the newest first.
+pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) -> rusqlite::Result<Vec<Change>> {
+    conn.prepare_cached(
+        "SELECT at, action, job, actor, from_state, to_state, attempt, note FROM jobmill_audit
+         WHERE at < :before ORDER BY at DESC, id DESC LIMIT :limit",
+    )?
+    .query_map(
+        named_params! { ":before": before.map_or(i64::MAX, Timestamp::as_micros), ":limit": limit as i64 },
+        change,
+    )?
+    .collect()
+}
+
+fn change(row: &Row<'_>) -> rusqlite::Result<Change> {
+    let word: String = row.get(1)?;
+    let action = word
+        .parse::<Action>()
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(error)))?;
+    Ok(Change {
+        at: row.get(0)?,
+        action,
+        job: row.get(2)?,
+        actor: row.get(3)?,
+        from: row.get::<_, Option<State>>(4)?.map(State::status),
+        to: row.get::<_, Option<State>>(5)?.map(State::status),
+        attempt: row.get(6)?,
+        note: row.get(7)?,
+    })
+}
+
+/// Counts the jobs of each user behind a name, from their shares.
+pub(crate) fn users(conn: &Connection, after: &str, limit: usize) -> rusqlite::Result<Vec<(String, StatusCounts)>> {
+    conn.prepare_cached(
+        "SELECT user_id, sum(created), sum(pending) + sum(delayed), sum(running), sum(completed), sum(failed),
+             sum(cancelled), sum(expired)
+         FROM jobmill_share WHERE user_id > :after GROUP BY user_id
+         HAVING sum(created + pending + delayed + running + completed + failed + cancelled + expired) > 0
+         ORDER BY user_id LIMIT :limit",
+    )?
+    .query_map(named_params! { ":after": after, ":limit": limit as i64 }, |row| {
+        let mut counts = StatusCounts::default();
+        for (status, column) in Status::ALL.into_iter().zip(1..) {
+            *counts.of_mut(status) = row.get::<_, i64>(column)?.cast_unsigned();
+        }
+        Ok((row.get(0)?, counts))
+    })?
+    .collect()
+}

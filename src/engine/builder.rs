@@ -56,6 +56,7 @@ pub struct EngineBuilder {
     queue_limits: HashMap<String, usize>,
     backoff: Backoff,
     ageing: Option<Duration>,
+    fair_by_user: bool,
     durability: Durability,
     busy_timeout: Duration,
     retention: Retention,
@@ -79,6 +80,7 @@ impl EngineBuilder {
             queue_limits: HashMap::new(),
             backoff: Backoff::default(),
             ageing: None,
+            fair_by_user: false,
             durability: Durability::Full,
             busy_timeout: DEFAULT_PATIENCE,
             retention: Retention::default(),
@@ -152,6 +154,14 @@ impl EngineBuilder {
     /// Sets how long a write waits for another process's write. Defaults to 10 s.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
+        self
+    }
+
+    /// Lets users take turns: among jobs of one priority, the next is that of the user who was served longest ago, so that
+    /// one who enqueues a thousand does not keep the others waiting. Jobs without a user count as one user's. Defaults to
+    /// the order of the jobs alone.
+    pub fn fair_by_user(mut self) -> Self {
+        self.fair_by_user = true;
         self
     }
 
@@ -273,6 +283,7 @@ impl EngineBuilder {
             workers: self.workers,
             queue_limits: self.queue_limits,
             ageing: self.ageing,
+            fair_by_user: self.fair_by_user,
             backoff: self.backoff,
             timeout_grace: self.timeout_grace,
             abandoned_max: self.abandoned_max,

@@ -31,6 +31,7 @@ pub(crate) struct PoolSettings {
     pub(crate) workers: Workers,
     pub(crate) queue_limits: HashMap<String, usize>,
     pub(crate) ageing: Option<Duration>,
+    pub(crate) fair_by_user: bool,
     pub(crate) backoff: Backoff,
     pub(crate) timeout_grace: Duration,
     pub(crate) abandoned_max: usize,
@@ -477,6 +478,14 @@ pub(crate) struct PoolDemand<'p> {
     by_queue: HashMap<String, usize>,
 }
 
+impl PoolDemand<'_> {
+    /// How many more jobs the limit of the lane's queue allows.
+    fn room_in_queue(&self, lane: &Lane) -> usize {
+        let claimed = || self.by_queue.get(&*lane.queue).copied().unwrap_or(0);
+        self.pool.settings.queue_limits.get(&*lane.queue).map_or(usize::MAX, |limit| limit.saturating_sub(claimed()))
+    }
+}
+
 impl Demand for PoolDemand<'_> {
     fn room(&self, lane: &Lane) -> usize {
         if !self.open {
@@ -492,11 +501,12 @@ impl Demand for PoolDemand<'_> {
             .min()
             .unwrap_or(0);
         let ahead = if self.ahead { self.pool.ahead(&lane.kind).saturating_sub(self.ready) } else { 0 };
-        let room = free.max(ahead);
-        match settings.queue_limits.get(&*lane.queue) {
-            Some(limit) => room.min(limit.saturating_sub(self.by_queue.get(&*lane.queue).copied().unwrap_or(0))),
-            None => room,
-        }
+        free.max(ahead).min(self.room_in_queue(lane))
+    }
+
+    fn bars(&self, lane: &Lane) -> bool {
+        let all_busy = self.claimed.iter().sum::<usize>() >= self.pool.settings.workers.max;
+        self.open && all_busy && self.room_in_queue(lane) > 0
     }
 
     fn took(&mut self, lane: &Lane) {
@@ -509,5 +519,9 @@ impl Demand for PoolDemand<'_> {
 
     fn ageing(&self) -> Option<Duration> {
         self.pool.settings.ageing
+    }
+
+    fn is_fair_by_user(&self) -> bool {
+        self.pool.settings.fair_by_user
     }
 }

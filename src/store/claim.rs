@@ -12,7 +12,8 @@ use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
-use crate::store::lane::{Demand, NextDelayed};
+use crate::store::fair::{Rotation, Turns};
+use crate::store::lane::{Demand, Lane, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
 use crate::store::step::Step;
@@ -31,11 +32,14 @@ struct Stream {
     /// The position behind which the next heads are read.
     read_to: (i64, JobId),
     exhausted: bool,
+    /// Whether only jobs count whose waiting has bettered their rank: the others come by their users' turns.
+    aged_only: bool,
 }
 
 impl Stream {
     fn new(lane: i64, delayed: bool) -> Self {
-        Self { lane, delayed, heads: VecDeque::new(), read_to: (0, JobId::from_raw(0)), exhausted: false }
+        let (heads, read_to) = (VecDeque::new(), (0, JobId::from_raw(0)));
+        Self { lane, delayed, heads, read_to, exhausted: false, aged_only: false }
     }
 
     /// The next job, read from the file if need be.
@@ -68,6 +72,83 @@ impl Stream {
         self.read_to = self.heads.back().copied().unwrap_or(self.read_to);
         Ok(())
     }
+}
+
+/// Where ready jobs of a lane come from.
+enum Source {
+    /// In their order.
+    Order(Stream),
+    /// By their users' turns.
+    Turns(Rotation),
+}
+
+/// The next job of a source, with what it is compared by: its rank, when its user was served last, and its order.
+struct Head {
+    key: (usize, u64, i64, JobId),
+    state: State,
+}
+
+impl Source {
+    fn lane(&self) -> i64 {
+        match self {
+            Self::Order(stream) => stream.lane,
+            Self::Turns(rotation) => rotation.lane,
+        }
+    }
+
+    /// The next job. None if there is none that counts.
+    fn head(
+        &mut self,
+        turn: &Scene<'_>,
+        priority: Priority,
+        turns: &Turns,
+        chunk: usize,
+    ) -> rusqlite::Result<Option<Head>> {
+        let rank = |run_at| aged_rank(priority, run_at, turn.now, turn.ageing);
+        match self {
+            Self::Order(stream) => {
+                let Some((run_at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
+                    return Ok(None);
+                };
+                let rank = rank(run_at);
+                if stream.aged_only && rank == priority.rank() {
+                    return Ok(None);
+                }
+                // Among the aged the oldest goes first, whoever's it is.
+                let served = if turn.fair && !stream.aged_only { turns.of("") } else { 0 };
+                let state = if stream.delayed { State::Delayed } else { State::Pending };
+                Ok(Some(Head { key: (rank, served, run_at, id), state }))
+            }
+            Self::Turns(rotation) => {
+                let head = rotation.head(turn.conn, turn.now, turns)?;
+                Ok(head.map(|next| Head {
+                    key: (rank(next.run_at), turns.of(&next.user), next.run_at, next.id),
+                    state: next.state,
+                }))
+            }
+        }
+    }
+
+    fn pop(&mut self, fair: bool, turns: &mut Turns) {
+        match self {
+            Self::Order(stream) => {
+                stream.heads.pop_front();
+                if fair && !stream.aged_only {
+                    turns.served("");
+                }
+            }
+            Self::Turns(rotation) => rotation.pop(turns),
+        }
+    }
+}
+
+/// What stays the same while jobs are chosen.
+struct Scene<'c> {
+    conn: &'c Connection,
+    now: Timestamp,
+    ageing: Option<Duration>,
+    /// Whether users take turns.
+    fair: bool,
 }
 
 /// Reads the next jobs of a lane that may run since they were created. Here and below the index is named, for SQLite
@@ -109,39 +190,47 @@ impl Turn<'_> {
         let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
             return Ok(());
         };
-        let mut streams = self.ready_streams(demand)?;
-        if streams.is_empty() {
+        let scene = Scene { conn: self.conn, now: self.now, ageing: demand.ageing(), fair: demand.is_fair_by_user() };
+        if scene.fair {
+            // Whose turn it is, the rows of the shares tell.
+            self.book.shares.flush(self.conn)?;
+        }
+        let mut sources = self.ready_sources(demand, &scene)?;
+        if sources.is_empty() {
             return Ok(());
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
-        let ageing = demand.ageing();
-        while self.out.claims.len() < CLAIM_MAX && !streams.is_empty() {
-            let chunk = if streams.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
-            let mut best: Option<((usize, i64, JobId), usize)> = None;
+        while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
+            let chunk = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
+            let mut best: Option<(Head, usize)> = None;
             let mut at = 0;
-            while at < streams.len() {
-                let stream = &mut streams[at];
-                let lane = self.book.lanes.get(stream.lane).filter(|lane| demand.room(lane) > 0);
+            while at < sources.len() {
+                let source = &mut sources[at];
+                let wanted = |lane: &&Lane| demand.room(lane) > 0 || demand.bars(lane);
+                let lane = self.book.lanes.get(source.lane()).filter(wanted);
                 let head = match lane {
-                    Some(lane) => stream.head(self.conn, self.now, chunk)?.map(|head| (lane.priority, head)),
+                    Some(lane) => source.head(&scene, lane.priority, &self.book.turns, chunk)?,
                     None => None,
                 };
-                let Some((priority, (run_at, id))) = head else {
-                    streams.swap_remove(at);
+                let Some(head) = head else {
+                    sources.swap_remove(at);
                     continue;
                 };
-                let key = (aged_rank(priority, run_at, self.now, ageing), run_at, id);
-                if best.is_none_or(|(best_key, _)| key < best_key) {
-                    best = Some((key, at));
+                if best.as_ref().is_none_or(|(best, _)| head.key < best.key) {
+                    best = Some((head, at));
                 }
                 at += 1;
             }
-            let Some(((rank, _, id), at)) = best else { break };
-            streams[at].heads.pop_front();
-            let (lane, delayed) = (streams[at].lane, streams[at].delayed);
-            let from = if delayed { State::Delayed } else { State::Pending };
-            if let Some(claim) = self.claim_one(&mut statements, owner, lane, from, id, rank)? {
+            let Some((head, at)) = best else { break };
+            let lane = sources[at].lane();
+            if self.book.lanes.get(lane).is_none_or(|lane| demand.room(lane) == 0) {
+                // The best job waits for a worker, and nothing that comes after it is claimed ahead.
+                break;
+            }
+            sources[at].pop(scene.fair, &mut self.book.turns);
+            let (rank, .., id) = head.key;
+            if let Some(claim) = self.claim_one(&mut statements, owner, lane, head.state, id, rank)? {
                 if let Some(lane) = self.book.lanes.get(lane) {
                     demand.took(lane);
                 }
@@ -167,24 +256,37 @@ impl Turn<'_> {
         Some(owner)
     }
 
-    /// The streams that may hold a job for us. What is known to be empty or in the future costs no statement.
-    fn ready_streams(&mut self, demand: &dyn Demand) -> rusqlite::Result<Vec<Stream>> {
-        let mut streams = Vec::new();
+    /// The sources that may hold a job for us. What is known to be empty or in the future costs no statement.
+    fn ready_sources(&mut self, demand: &dyn Demand, scene: &Scene<'_>) -> rusqlite::Result<Vec<Source>> {
+        let mut sources = Vec::new();
+        let mut any_room = false;
         for lane in self.book.lanes.iter_mut().filter(|lane| lane.served && !lane.paused) {
             if lane.count(State::Delayed) > 0 && lane.next_delayed == NextDelayed::Unknown {
                 lane.next_delayed = next_delayed(self.conn, lane.id)?;
             }
-            if demand.room(lane) == 0 {
+            let room = demand.room(lane) > 0;
+            if !room && !demand.bars(lane) {
                 continue;
             }
-            if lane.count(State::Pending) > 0 {
-                streams.push(Stream::new(lane.id, false));
+            let pending = lane.count(State::Pending) > 0;
+            let delayed =
+                lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(self.now.as_micros());
+            any_room |= room && (pending || delayed);
+            let by_turns = scene.fair && lane.owned;
+            if by_turns && (pending || delayed) {
+                sources.push(Source::Turns(Rotation::new(lane.id, delayed)));
             }
-            if lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(self.now.as_micros()) {
-                streams.push(Stream::new(lane.id, true));
+            if by_turns && scene.ageing.is_none() {
+                continue;
+            }
+            for ready in [pending.then_some(false), delayed.then_some(true)].into_iter().flatten() {
+                sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, ready) }));
             }
         }
-        Ok(streams)
+        if !any_room {
+            sources.clear();
+        }
+        Ok(sources)
     }
 
     /// Learns anew when the lanes that were due come due again.
@@ -217,6 +319,10 @@ impl Turn<'_> {
             let fence = row.get(JOB_COLUMNS)?;
             Ok((Claim { job, place, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
         })?;
+        if claim.job.status != Status::Pending {
+            // It came by another source in this very turn.
+            return Ok(None);
+        }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, claim.place, from)?;
             return Ok(None);

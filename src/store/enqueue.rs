@@ -112,6 +112,9 @@ impl<'c> Ledger<'c> for Turn<'c> {
         }
         self.step(step);
         if row.owner.is_some() {
+            if self.demand.as_ref().is_some_and(|demand| demand.is_fair_by_user()) {
+                self.book.turns.served(new.user_id.as_deref().unwrap_or_default());
+            }
             self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at());
             self.out.claims.push(Claim {
                 job: running(row, new, self.now),

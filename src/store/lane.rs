@@ -73,10 +73,14 @@ impl Lane {
 pub(crate) trait Demand {
     /// How many more jobs of this sort are wanted now.
     fn room(&self, lane: &Lane) -> usize;
+    /// Whether a job of this sort waits for nothing but a free worker, so that none is claimed ahead that comes after it.
+    fn bars(&self, lane: &Lane) -> bool;
     /// Takes note of a job of this sort that was claimed.
     fn took(&mut self, lane: &Lane);
     /// A job that has waited this long counts one priority higher.
     fn ageing(&self) -> Option<Duration>;
+    /// Whether users take turns.
+    fn is_fair_by_user(&self) -> bool;
 }
 
 /// Every lane of the file, as the writer knows them. They are few: queues times kinds times four.

@@ -5,6 +5,7 @@ pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod enqueue;
+pub(crate) mod fair;
 pub(crate) mod finish;
 pub(crate) mod history;
 pub(crate) mod housekeeping;
@@ -37,6 +38,7 @@ use crate::model::event::Transition;
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
+use crate::store::fair::Turns;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{Claim, State};
@@ -78,6 +80,7 @@ pub(crate) struct Store {
 pub(crate) struct Book {
     pub(crate) lanes: Lanes,
     pub(crate) shares: Shares,
+    pub(crate) turns: Turns,
     /// Running jobs that are to be deleted as soon as they have ended.
     pub(crate) doomed: HashSet<JobId>,
     /// The newest id in the file.

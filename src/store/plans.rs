@@ -16,20 +16,28 @@ use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
-use crate::store::{Store, Turn, enqueue, housekeeping, list, read, rescue};
+use crate::store::{Store, Turn, enqueue, fair, housekeeping, list, read, rescue};
 
-/// Wants everything.
-struct Greedy;
+/// Wants everything, the users in turn or not.
+struct Greedy(bool);
 
 impl Demand for Greedy {
     fn room(&self, _: &Lane) -> usize {
         10
     }
 
+    fn bars(&self, _: &Lane) -> bool {
+        false
+    }
+
     fn took(&mut self, _: &Lane) {}
 
     fn ageing(&self) -> Option<Duration> {
         None
+    }
+
+    fn is_fair_by_user(&self) -> bool {
+        self.0
     }
 }
 
@@ -75,7 +83,7 @@ impl Fixture {
             self.turn(|turn| turn.enqueue(&job).map(drop))?;
             self.now = self.now.saturating_add(Duration::from_millis(300));
             let now = self.now;
-            let (_, out) = self.store.turn(now, Some(&mut Greedy), |turn| {
+            let (_, out) = self.store.turn(now, Some(&mut Greedy(number % 2 == 0)), |turn| {
                 let storage = |error| storage_error("test", error);
                 turn.expire(10).map_err(storage)?;
                 turn.claim().map_err(storage)
@@ -133,6 +141,9 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("claim, next delayed", claim::PLAN_NEXT_DELAYED, "jobmill_job_delayed (lane=?)"),
             ("claim, read", claim::PLAN_READ, rowid),
             ("claim, mark", claim::PLAN_CLAIM, rowid),
+            ("users' turns, shares", fair::PLAN_SHARES, "jobmill_share_waiting (lane=? AND id>?)"),
+            ("users' turns, pending", fair::PLAN_SHARE_PENDING, "jobmill_job_share (share=? AND state=?)"),
+            ("users' turns, delayed", fair::PLAN_SHARE_DELAYED, "jobmill_job_share_delayed (share=? AND run_at<?)"),
             ("expiry", claim::PLAN_EXPIRED, "jobmill_job_expiry (expires_at"),
             ("end", finish::PLAN_END, rowid),
             ("wait", finish::PLAN_WAIT, rowid),
@@ -195,6 +206,8 @@ fn no_statement_is_prepared_again() -> Result<()> {
         claim::PLAN_READ,
         claim::PLAN_CLAIM,
         claim::PLAN_EXPIRED,
+        fair::PLAN_SHARES,
+        fair::PLAN_SHARE_PENDING,
         finish::PLAN_END,
         finish::PLAN_WAIT,
         finish::PLAN_RETURN,

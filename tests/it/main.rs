@@ -4,6 +4,7 @@ mod ask;
 mod bad_input;
 mod cancel;
 mod enqueue;
+mod fair;
 mod faults;
 mod file;
 mod house;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jobmill::testing::Harness;
 use jobmill::{Client, Context, Engine, EngineBuilder, Failure, NewJob, Priority, Query, Reason, Status, Workers};
 
-use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, now, secs, sound, until};
+use crate::support::{Block, Echo, Other, PATIENCE, block, echo, file, gate, now, secs, sound, until};
 
 /// What has run, in its order.
 #[derive(Clone, Default)]
@@ -55,6 +55,23 @@ fn the_best_priority_goes_first_then_the_earliest_then_the_oldest() -> jobmill::
         }
         sound(t.client());
     }
+    Ok(())
+}
+
+/// Jobs of a kind that was known to be short were claimed ahead of urgent ones of a kind that nobody had measured, which
+/// waited for a free worker.
+#[test]
+fn nothing_is_claimed_ahead_of_an_urgent_job_that_waits_for_a_worker() -> jobmill::Result<()> {
+    let (t, diary) = with_diary(|builder| {
+        builder.workers(Workers::new(1)).handle(|job: Other, ctx: &Context| write_down(Echo(job.0.to_string()), ctx))
+    })?;
+    t.enqueue(Echo::job("short"))?;
+    t.drain()?;
+    diary.take();
+    t.client().enqueue_many((0..3).map(|_| Echo::job("short").priority(Priority::Low)))?;
+    t.client().enqueue_many((0..3).map(|n| NewJob::of(&Other(n)).priority(Priority::Critical)))?;
+    t.drain()?;
+    assert_eq!(diary.take(), ["0", "1", "2", "short", "short", "short"]);
     Ok(())
 }
 

@@ -7,14 +7,14 @@ use crate::report::{Report, Target, now, percentile, rounds, rows};
 use crate::scale::fill_history;
 
 /// Where pages begin: each at another depth, the same ones in every run.
-struct Depths {
+pub struct Depths {
     first: i64,
     span: i64,
     state: u64,
 }
 
 impl Depths {
-    fn new(client: &Client) -> Self {
+    pub fn new(client: &Client) -> Self {
         let end = |order| {
             let page = client.list(Query::new().order(order).limit(1)).expect("a page");
             page.jobs[0].created_at().as_micros()
@@ -24,7 +24,7 @@ impl Depths {
     }
 
     /// An id at some depth. It need not exist.
-    fn next(&mut self) -> JobId {
+    pub fn next(&mut self) -> JobId {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;

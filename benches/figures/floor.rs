@@ -57,7 +57,8 @@ impl Floor {
         conn.busy_timeout(Duration::from_secs(10)).expect("a timeout");
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).expect("a setting");
         conn.execute(
-            "INSERT OR IGNORE INTO jobmill_lane (id, queue, kind, priority) VALUES (1, 'default', 'floor', 2)",
+            "INSERT INTO jobmill_lane (id, queue, kind, priority, job_type, background, owned)
+             VALUES (1, 'default', 'floor', 2, 0, 0, 0) ON CONFLICT DO NOTHING",
             [],
         )
         .expect("a lane");

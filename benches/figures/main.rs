@@ -7,6 +7,7 @@
 mod asking;
 mod floor;
 mod idle;
+mod ledger;
 mod ours;
 mod report;
 mod scale;
@@ -23,7 +24,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 10] = [
+    let sections: [Section; 11] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -31,6 +32,7 @@ fn main() {
         ("claim", scale::claim),
         ("history", scale::history),
         ("page", asking::page),
+        ("ledger", ledger::ledger),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

@@ -14,29 +14,25 @@ use crate::report::{Report, Target, now, rate, rounds, rows};
 const RUN: usize = 10_000;
 
 /// Enqueues jobs without running any.
-fn fill_ready(path: &Path, count: usize) {
+fn fill(path: &Path, count: usize, job: &NewJob) {
     let engine = ours::storage(path, Durability::Normal);
-    ours::enqueue_many(engine.client(), count, 5000);
-}
-
-/// Enqueues jobs of a kind that no engine here has a handler for, more urgent than the others.
-fn fill_strange(path: &Path, count: usize) {
-    let engine = ours::storage(path, Durability::Normal);
-    let payload = floor::payload();
     for _ in 0..count / 5000 {
-        let jobs = (0..5000).map(|_| NewJob::json("strange", &payload).priority(Priority::Critical));
-        engine.client().enqueue_many(jobs).expect("an enqueueing");
+        engine.client().enqueue_many((0..5000).map(|_| job.clone())).expect("an enqueueing");
     }
 }
 
-fn fill_future(path: &Path, count: usize) {
-    let engine = ours::storage(path, Durability::Normal);
-    let job = Nothing::new();
+fn ready() -> NewJob {
+    NewJob::of(&Nothing::new())
+}
+
+/// Of a kind that no engine here has a handler for, more urgent than the others.
+fn strange() -> NewJob {
+    NewJob::json("strange", &floor::payload()).priority(Priority::Critical)
+}
+
+fn future() -> NewJob {
     let at = SystemClock.now().saturating_add(Duration::from_secs(365 * 86_400));
-    for _ in 0..count / 5000 {
-        let jobs = (0..5000).map(|_| NewJob::of(&job).priority(Priority::Critical).run_at(at));
-        engine.client().enqueue_many(jobs).expect("an enqueueing");
-    }
+    ready().priority(Priority::Critical).run_at(at)
 }
 
 /// Jobs a second while the first `RUN` of those that wait are run.
@@ -65,39 +61,25 @@ fn claim_rate(path: &Path) -> f64 {
 
 pub fn claim(report: &mut Report) {
     let directory = floor::directory();
-    let (many, few) = (floor::fresh(&directory, "many"), directory.path().join("few.db"));
-    fill_ready(&many, 1_000_000);
-    let mut series = Vec::new();
-    for _ in 0..rounds() {
-        fill_ready(&floor::fresh(&directory, "few"), RUN);
-        let small = claim_rate(&few);
-        series.push((claim_rate(&many), small));
+    let few = directory.path().join("few.db");
+    for (name, job, count, refill) in [
+        ("1,000,000 ready against 10,000", ready(), 1_000_000, false),
+        ("100,000 better ones in the future", future(), 100_000, true),
+        ("1,000,000 better ones of a strange kind", strange(), 1_000_000, true),
+    ] {
+        let many = floor::fresh(&directory, "many");
+        fill(&many, count, &job);
+        let mut series = Vec::new();
+        for _ in 0..rounds() {
+            fill(&floor::fresh(&directory, "few"), RUN, &ready());
+            let small = claim_rate(&few);
+            if refill {
+                fill(&many, RUN, &ready());
+            }
+            series.push((claim_rate(&many), small));
+        }
+        report.ratio(&format!("claim and finish, {name}"), &series, Target::AtLeast(0.8));
     }
-    report.ratio("claim and finish, 1,000,000 ready against 10,000", &series, Target::AtLeast(0.8));
-    floor::remove(&many);
-
-    let mut series = Vec::new();
-    let future = floor::fresh(&directory, "future");
-    fill_future(&future, 100_000);
-    for _ in 0..rounds() {
-        fill_ready(&floor::fresh(&directory, "few"), RUN);
-        let small = claim_rate(&few);
-        fill_ready(&future, RUN);
-        series.push((claim_rate(&future), small));
-    }
-    report.ratio("claim and finish, 100,000 better ones in the future", &series, Target::AtLeast(0.8));
-    floor::remove(&future);
-
-    let mut series = Vec::new();
-    let strange = floor::fresh(&directory, "strange");
-    fill_strange(&strange, 1_000_000);
-    for _ in 0..rounds() {
-        fill_ready(&floor::fresh(&directory, "few"), RUN);
-        let small = claim_rate(&few);
-        fill_ready(&strange, RUN);
-        series.push((claim_rate(&strange), small));
-    }
-    report.ratio("claim and finish, 1,000,000 better ones of a strange kind", &series, Target::AtLeast(0.8));
 }
 
 /// Writes ended jobs by SQL, a microsecond apart and a year ago, and counts them. One in `rare` failed, and one in
@@ -108,7 +90,8 @@ pub fn fill_history(path: &Path, count: usize, rare: usize) {
     conn.pragma_update(None, "cache_size", -512 * 1024).expect("a pragma");
     let first = 1_760_000_000_000_000_i64;
     conn.execute_batch(
-        "INSERT OR IGNORE INTO jobmill_lane (id, queue, kind, priority) VALUES (1, 'default', 'nothing', 2)",
+        "INSERT INTO jobmill_lane (id, queue, kind, priority, job_type, background, owned)
+         VALUES (1, 'default', 'nothing', 2, 0, 0, 0) ON CONFLICT DO NOTHING",
     )
     .expect("a lane");
     let mut done = 0;

@@ -281,6 +281,7 @@ impl EngineBuilder {
         let desk = client.desk().clone();
         let settings = PoolSettings {
             workers: self.workers,
+            own_workers: 4,
             queue_limits: self.queue_limits,
             ageing: self.ageing,
             fair_by_user: self.fair_by_user,

@@ -10,6 +10,7 @@ use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
+use crate::model::new_job::SYSTEM_QUEUE;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
 use crate::store::lane::{Demand, Lane};
@@ -25,10 +26,15 @@ const AHEAD_STALE: Duration = Duration::from_millis(20);
 /// A further worker is woken for ready jobs that take longer than this, all together.
 const WAKE_FOR: Duration = Duration::from_micros(100);
 const RANKS: usize = Priority::ALL.len();
+/// Jobs stand in a line for each rank, and the engine's own in one more: those have workers of their own.
+const LINES: usize = RANKS + 1;
+const OWN: usize = RANKS;
 
 /// What the pool was built with.
 pub(crate) struct PoolSettings {
     pub(crate) workers: Workers,
+    /// How many of the engine's own jobs run at a time, beside the others.
+    pub(crate) own_workers: usize,
     pub(crate) queue_limits: HashMap<String, usize>,
     pub(crate) ageing: Option<Duration>,
     pub(crate) fair_by_user: bool,
@@ -57,14 +63,14 @@ struct State {
     open: bool,
     /// Workers go home.
     closed: bool,
-    /// Claimed jobs that no worker has taken yet, by rank.
-    ready: [VecDeque<Arc<Claim>>; RANKS],
+    /// Claimed jobs that no worker has taken yet, by line.
+    ready: [VecDeque<Arc<Claim>>; LINES],
     /// Since when jobs have lain ready without one being taken.
     ready_since: Duration,
     /// Nothing is claimed ahead until a run ends, for all workers are busy for long.
     no_ahead: bool,
     running: HashMap<JobId, Arc<Run>>,
-    running_by_rank: [usize; RANKS],
+    running_by_line: [usize; LINES],
     /// Claimed jobs by queue, for queues with a limit.
     by_queue: HashMap<String, usize>,
     /// Ready jobs that somebody asked to stop.
@@ -87,10 +93,15 @@ impl State {
     }
 
     /// The best ready job that a worker may take now: a worker is kept for its priority, but it is chosen by the rank
-    /// that its waiting has earned it.
-    fn take(&mut self, workers: &Workers) -> Option<Arc<Claim>> {
+    /// that its waiting has earned it. The engine's own jobs go first, for others wait for what they do.
+    fn take(&mut self, workers: &Workers, own_workers: usize) -> Option<Arc<Claim>> {
+        if self.running_by_line[OWN] < own_workers
+            && let Some(own) = self.ready[OWN].pop_front()
+        {
+            return Some(own);
+        }
         let fits = |above: usize| {
-            let running: usize = self.running_by_rank[above..].iter().sum();
+            let running: usize = self.running_by_line[above..RANKS].iter().sum();
             running < workers.room_for(Priority::ALL[above])
         };
         let best = |rank: &usize| self.ready[*rank].front().map(|claim| (claim.rank, claim.job.run_at, claim.job.id));
@@ -222,13 +233,13 @@ impl Pool {
             // What a late turn has claimed goes back.
             return None;
         }
-        let claim = state.take(&self.settings.workers)?;
+        let claim = state.take(&self.settings.workers, self.settings.own_workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;
         if state.idle > 0 && state.ready_len() > 0 && self.is_long(state.ready_len(), claim.job.kind_name()) {
             self.work.notify_one();
         }
-        state.running_by_rank[claim.job.priority.rank()] += 1;
+        state.running_by_line[line(&claim)] += 1;
         let slot = state.free_slots.pop().unwrap_or_else(|| {
             state.slots += 1;
             state.slots - 1
@@ -265,7 +276,9 @@ impl Pool {
         let mut state = self.state();
         let first = state.next_worker;
         if !state.closed {
-            let max = self.settings.workers.max;
+            // The engine's own jobs bring their workers with them.
+            let own = (state.ready[OWN].len() + state.running_by_line[OWN]).min(self.settings.own_workers);
+            let max = self.settings.workers.max + own;
             let wanted = state
                 .ready_len()
                 .saturating_sub(state.idle)
@@ -325,8 +338,8 @@ impl Pool {
 
     fn take_ready(&self, state: &mut State) -> Vec<Arc<Claim>> {
         let mut taken = Vec::new();
-        for rank in 0..RANKS {
-            taken.extend(state.ready[rank].drain(..));
+        for ready in &mut state.ready {
+            taken.extend(ready.drain(..));
         }
         state.stopped.clear();
         for claim in &taken {
@@ -385,6 +398,11 @@ impl Pool {
     }
 }
 
+/// The line in which a job stands.
+fn line(claim: &Claim) -> usize {
+    if claim.job.queue == SYSTEM_QUEUE { OWN } else { claim.job.priority.rank() }
+}
+
 /// Takes a run off the books, and tells whether it was on them.
 fn remove(state: &mut State, run: &Run) -> bool {
     let id = run.claim.job.id;
@@ -392,7 +410,7 @@ fn remove(state: &mut State, run: &Run) -> bool {
         return false;
     }
     state.running.remove(&id);
-    state.running_by_rank[run.claim.job.priority.rank()] -= 1;
+    state.running_by_line[line(&run.claim)] -= 1;
     release(state, &run.claim.job.queue);
     state.no_ahead = false;
     true
@@ -409,15 +427,15 @@ impl Pool {
     /// What is wanted now.
     pub(crate) fn demand(&self) -> PoolDemand<'_> {
         let state = self.state();
-        let mut claimed = state.running_by_rank;
-        for (rank, ready) in state.ready.iter().enumerate() {
-            claimed[rank] += ready.len();
+        let mut claimed = state.running_by_line;
+        for (line, ready) in state.ready.iter().enumerate() {
+            claimed[line] += ready.len();
         }
         PoolDemand {
             pool: self,
             open: state.open,
             claimed,
-            ready: state.ready_len(),
+            ready: state.ready_len() - state.ready[OWN].len(),
             ahead: !state.no_ahead,
             by_queue: state.by_queue.clone(),
         }
@@ -433,7 +451,7 @@ impl Pool {
             if self.settings.queue_limits.contains_key(&claim.job.queue) {
                 *state.by_queue.entry(claim.job.queue.clone()).or_default() += 1;
             }
-            state.ready[claim.job.priority.rank()].push_back(Arc::new(claim));
+            state.ready[line(&claim)].push_back(Arc::new(claim));
         }
         let idle = state.idle > 0;
         drop(state);
@@ -471,8 +489,8 @@ impl Pool {
 pub(crate) struct PoolDemand<'p> {
     pool: &'p Pool,
     open: bool,
-    /// Claimed jobs by rank, running and ready.
-    claimed: [usize; RANKS],
+    /// Claimed jobs by line, running and ready.
+    claimed: [usize; LINES],
     ready: usize,
     ahead: bool,
     by_queue: HashMap<String, usize>,
@@ -492,10 +510,13 @@ impl Demand for PoolDemand<'_> {
             return 0;
         }
         let settings = &self.pool.settings;
+        if &*lane.queue == SYSTEM_QUEUE {
+            return settings.own_workers.saturating_sub(self.claimed[OWN]);
+        }
         let rank = lane.priority.rank();
         let free = (0..=rank)
             .map(|above| {
-                let claimed: usize = self.claimed[above..].iter().sum();
+                let claimed: usize = self.claimed[above..RANKS].iter().sum();
                 settings.workers.room_for(Priority::ALL[above]).saturating_sub(claimed)
             })
             .min()
@@ -505,11 +526,15 @@ impl Demand for PoolDemand<'_> {
     }
 
     fn bars(&self, lane: &Lane) -> bool {
-        let all_busy = self.claimed.iter().sum::<usize>() >= self.pool.settings.workers.max;
-        self.open && all_busy && self.room_in_queue(lane) > 0
+        let all_busy = self.claimed[..RANKS].iter().sum::<usize>() >= self.pool.settings.workers.max;
+        self.open && all_busy && &*lane.queue != SYSTEM_QUEUE && self.room_in_queue(lane) > 0
     }
 
     fn took(&mut self, lane: &Lane) {
+        if &*lane.queue == SYSTEM_QUEUE {
+            self.claimed[OWN] += 1;
+            return;
+        }
         self.claimed[lane.priority.rank()] += 1;
         self.ready += 1;
         if self.pool.settings.queue_limits.contains_key(&*lane.queue) {

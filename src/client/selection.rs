@@ -103,8 +103,8 @@ impl Selection {
         // Those that come while it goes on are not hunted.
         let newest = JobId::first_at(desk.clock().now()).raw().max(self.last_id()?);
         let mut query = self.query.clone().order(Order::Ascending).limit(SLICE_JOBS);
-        query.before =
-            Some(query.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1))).map(JobId::from_raw);
+        let before = query.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1));
+        query.before = Some(JobId::from_raw(before));
         let mut bulk = Bulk::default();
         loop {
             let ids = self.client.reader().snapshot("cannot select jobs", |conn| list::ids(conn, &query))?;

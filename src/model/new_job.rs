@@ -318,14 +318,11 @@ impl NewJob {
 
     /// Checks every rule. The error names the first field that breaks one.
     pub(crate) fn check(&self) -> Result<()> {
-        match &self.kind {
-            Some(kind) => {
-                check_kind(kind)?;
-                if self.status.is_some() {
-                    return Err(Error::invalid("status", "must not be set for a job that a handler runs"));
-                }
+        if let Some(kind) = &self.kind {
+            check_kind(kind)?;
+            if self.status.is_some() {
+                return Err(Error::invalid("status", "must not be set for a job that a handler runs"));
             }
-            None => {}
         }
         check_queue(&self.queue)?;
         match &self.payload {

@@ -2,13 +2,18 @@
 
 pub(crate) mod attempt;
 pub(crate) mod explain;
+pub(crate) mod histogram;
 pub(crate) mod id;
 pub(crate) mod job;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in with the store's tallies"))]
+pub(crate) mod metrics;
 pub(crate) mod new_job;
 pub(crate) mod page;
 pub(crate) mod retention;
 pub(crate) mod retry;
 pub(crate) mod stats;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in with the store's tallies"))]
+pub(crate) mod tally;
 pub(crate) mod time;
 pub(crate) mod unique;
 pub(crate) mod workers;

@@ -11,6 +11,8 @@ mod engine;
 mod error;
 mod handler;
 mod liveness;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in with the desk's transitions"))]
+mod metrics;
 mod model;
 mod ring;
 mod store;
@@ -25,6 +27,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use handler::context::Context;
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
+pub use model::event::Cause;
 pub use model::explain::{Explanation, Reason};
 pub use model::histogram::Histogram;
 pub use model::id::JobId;

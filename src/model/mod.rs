@@ -1,6 +1,7 @@
 //! What things are and which rules they obey: no I/O, no clock.
 
 pub(crate) mod attempt;
+pub(crate) mod event;
 pub(crate) mod explain;
 pub(crate) mod histogram;
 pub(crate) mod id;

@@ -9,6 +9,8 @@ mod clock;
 mod desk;
 mod engine;
 mod error;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in with the desk's transitions"))]
+mod events;
 mod handler;
 mod liveness;
 #[cfg_attr(not(test), expect(dead_code, reason = "wired in with the desk's transitions"))]
@@ -28,7 +30,7 @@ pub use handler::context::Context;
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
-pub use model::event::Cause;
+pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
 pub use model::histogram::Histogram;
 pub use model::id::JobId;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{after, select};
+use crossbeam_channel::{Receiver, after, select};
 
 use crate::client::jobs::Jobs;
 use crate::client::selection::Selection;
@@ -16,10 +16,12 @@ use crate::clock::{Clock, SystemClock};
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, LogLine};
+use crate::model::event::Event;
 use crate::model::explain::Explanation;
-use crate::model::history::{Caller, Change};
+use crate::model::history::{Caller, HistoryEntry};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
+use crate::model::metrics::{Metrics, Window};
 use crate::model::new_job::{NewJob, check_name, check_queue};
 use crate::model::page::{Page, Query};
 use crate::model::stats::{Stats, StatusCounts};
@@ -30,7 +32,7 @@ use crate::store::enqueue::{self, Enqueued};
 use crate::store::operate::{Cancelled, Deleted, Move, Refused};
 use crate::store::read::{self, Reader};
 use crate::store::update::NotUpdated;
-use crate::store::{Store, Turn, history, housekeeping, list};
+use crate::store::{Store, Turn, history, housekeeping, list, tally};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -375,7 +377,7 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound` if nothing is known of a job of this id.
-    pub fn history(&self, id: JobId) -> Result<Vec<Change>> {
+    pub fn history(&self, id: JobId) -> Result<Vec<HistoryEntry>> {
         let changes = self.reader().snapshot("cannot read the history", |conn| {
             let attempts = read::attempts(conn, id)?;
             history::history(conn, id, self.user(), attempts.unwrap_or_default())
@@ -388,10 +390,64 @@ impl Client {
     ///
     /// # Errors
     /// `Invalid` if the limit is not from 1 to 1000; `Forbidden` if the client is bound to a user.
-    pub fn audit(&self, before: Option<Timestamp>, limit: usize) -> Result<Vec<Change>> {
+    pub fn audit(&self, before: Option<Timestamp>, limit: usize) -> Result<Vec<HistoryEntry>> {
         self.administer("read the audit of everybody")?;
         Query::new().limit(limit).check()?;
         self.reader().snapshot("cannot read the audit", |conn| history::audit(conn, before, limit))
+    }
+
+    /// What jobs did in the last minute, hour or day: how many were enqueued, started and ended and how, how long they
+    /// waited and ran. It is kept in the file, in steps of a second, for all processes together; of what a process did
+    /// right before it was killed, at most a second is missing.
+    ///
+    /// ```
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let client = jobmill::Client::open(directory.path().join("jobs.db"))?;
+    /// use jobmill::Window;
+    ///
+    /// let metrics = client.metrics(Window::Hour)?;
+    /// println!("{:.1} jobs a second, {:?} errors", metrics.total.completion_rate(), metrics.total.error_rate());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Forbidden` if the client is bound to a user; `Storage` if the file cannot be read.
+    pub fn metrics(&self, window: Window) -> Result<Metrics> {
+        self.administer("read the rates of everybody")?;
+        self.desk().write_tallies()?;
+        let now = self.desk().clock().now();
+        self.reader().snapshot("cannot read the rates", |conn| tally::metrics(conn, window, now))
+    }
+
+    /// Tells of every change from now on, after its commit: each job that is enqueued, started, ended, moved, deleted by
+    /// this process, and that others have changed the file. A client that is bound to a user hears of that user's jobs.
+    ///
+    /// At most `capacity` events wait to be received. What finds no room is left out, and an [`Event::Lagged`] stands in its
+    /// place: nobody is ever kept waiting for a slow subscriber. Dropping the receiver ends the subscription; so does the
+    /// engine's shutdown, after what waits.
+    ///
+    /// Changes by other processes and by transactions of the application's own are told as [`Event::Elsewhere`], which does
+    /// not say what was changed. It takes an engine in this process to notice them.
+    ///
+    /// ```
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let client = jobmill::Client::open(directory.path().join("jobs.db"))?;
+    /// use jobmill::{Event, NewJob};
+    ///
+    /// let events = client.subscribe(1000)?;
+    /// let id = client.enqueue(NewJob::json("greet", &"Ada"))?.id();
+    /// assert!(matches!(events.recv(), Ok(Event::Changed(change)) if change.id == id));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Invalid` if `capacity` is not from 1 to 65 536; `Shutdown` if the engine has shut down.
+    pub fn subscribe(&self, capacity: usize) -> Result<Receiver<Event>> {
+        self.desk().press().subscribe(capacity, self.caller.user.clone())
     }
 
     /// Tells why a job stands where it stands.

@@ -4,6 +4,7 @@
 //! is alone while the dispatcher rests takes the turn on its own thread and spares two thread switches.
 
 mod item;
+mod press;
 mod waiters;
 
 use std::cell::Cell;
@@ -18,8 +19,10 @@ use parking_lot::Mutex;
 use crate::clock::Clock;
 use crate::desk::item::{Call, Item, Operation};
 pub(crate) use crate::desk::item::{Finish, Note};
+pub(crate) use crate::desk::press::Press;
 use crate::desk::waiters::{Waiters, Watch};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::event::Event;
 use crate::model::id::JobId;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
@@ -99,6 +102,7 @@ pub(crate) struct Desk {
     /// Callers with an operation under way.
     callers: AtomicUsize,
     waiters: Waiters,
+    press: Press,
     /// Until when commits of the application's own are looked for eagerly, on the monotonic clock in nanoseconds.
     eager_until_ns: AtomicU64,
     /// Whether others can ring for us.
@@ -136,6 +140,7 @@ impl Desk {
             closed: AtomicBool::new(false),
             callers: AtomicUsize::new(0),
             waiters: Waiters::default(),
+            press: Press::default(),
             eager_until_ns: AtomicU64::new(0),
             listening: AtomicBool::new(false),
             rang_at_ns: AtomicU64::new(0),
@@ -145,6 +150,23 @@ impl Desk {
 
     pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
+    }
+
+    /// Whoever tells what was committed.
+    pub(crate) fn press(&self) -> &Press {
+        &self.press
+    }
+
+    /// Writes what has been counted and is not written yet.
+    pub(crate) fn write_tallies(&self) -> Result<()> {
+        let mut core = self.core.lock();
+        self.press.want();
+        self.turn(&mut core, None, Vec::new())
+    }
+
+    /// The same, if anything has been counted.
+    pub(crate) fn write_tallies_if_any(&self) -> Result<()> {
+        if self.press.has_counted() { self.write_tallies() } else { Ok(()) }
     }
 
     /// Sets who runs what turns claim. Once only.
@@ -336,6 +358,7 @@ impl Desk {
         self.closed.store(true, Ordering::SeqCst);
         self.refuse_all();
         self.waiters.notify_all();
+        self.press.close();
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -430,6 +453,7 @@ impl Desk {
         }
         if core.store.take_changed_by_others() {
             self.waiters.notify_all();
+            self.press.publish(&[Event::Elsewhere]);
             if self.is_eager() {
                 // It may be what our own application was about to commit, for which nobody else has rung.
                 self.ring_others(core);
@@ -475,6 +499,7 @@ impl Desk {
         let inside = Inside::enter(self);
         let mut demand = crew.map(|crew| crew.demand());
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
+        let tallies = self.press.take_due(began);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
             if let Some(first) = first {
                 first.apply(turn)?;
@@ -485,6 +510,9 @@ impl Desk {
             let storage = |error| storage_error("cannot choose the next jobs", error);
             turn.take_signals().map_err(storage)?;
             turn.expire(EXPIRE_MAX).map_err(storage)?;
+            if let Some(tallies) = &tallies {
+                turn.add_tallies(tallies).map_err(storage)?;
+            }
             turn.claim().map_err(storage)
         });
         drop(inside);
@@ -495,6 +523,7 @@ impl Desk {
                 }
                 let slots: Vec<u32> = items.iter().filter_map(Item::slot).collect();
                 core.claimed = out.claims.len();
+                self.press.tell(&out.transitions, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);
                 for item in items {
@@ -503,6 +532,7 @@ impl Desk {
                 Ok(())
             }
             Err(error) => {
+                self.press.give_back(tallies.unwrap_or_default());
                 for item in items {
                     match item {
                         Item::Call(call) => call.answer(Err(&error)),

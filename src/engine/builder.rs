@@ -24,6 +24,7 @@ use crate::liveness::Liveness;
 use crate::model::new_job::{Payload, check_duration, check_queue};
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
+use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
 use crate::ring::Bell;
 use crate::store::connect::{DEFAULT_PATIENCE, Durability, storage_error};
@@ -57,6 +58,8 @@ pub struct EngineBuilder {
     backoff: Backoff,
     ageing: Option<Duration>,
     fair_by_user: bool,
+    thresholds: Vec<Threshold>,
+    counts_rates: bool,
     durability: Durability,
     busy_timeout: Duration,
     retention: Retention,
@@ -81,6 +84,8 @@ impl EngineBuilder {
             backoff: Backoff::default(),
             ageing: None,
             fair_by_user: false,
+            thresholds: Vec::new(),
+            counts_rates: true,
             durability: Durability::Full,
             busy_timeout: DEFAULT_PATIENCE,
             retention: Retention::default(),
@@ -165,6 +170,21 @@ impl EngineBuilder {
         self
     }
 
+    /// Watches over a threshold, once a second, and tells those who [subscribe](crate::Client::subscribe) when it is passed
+    /// and when it is well again. May be called for up to [`Threshold::MAX_COUNT`] of them. Defaults to none.
+    pub fn threshold(mut self, threshold: Threshold) -> Self {
+        self.thresholds.push(threshold);
+        self
+    }
+
+    /// Counts no rates, so that an engine with nothing to do but its jobs writes nothing else:
+    /// [`Client::metrics`](crate::Client::metrics) knows nothing of what this engine does then. The counts of
+    /// [`Client::stats`](crate::Client::stats) stay exact. Defaults to counting.
+    pub fn without_rates(mut self) -> Self {
+        self.counts_rates = false;
+        self
+    }
+
     /// Sets how long ended jobs are kept. Defaults to [`Retention::default`].
     pub fn retention(mut self, retention: Retention) -> Self {
         self.retention = retention;
@@ -236,6 +256,7 @@ impl EngineBuilder {
         self.workers.check()?;
         self.backoff.check()?;
         self.retention.check()?;
+        Threshold::check_all(&self.thresholds)?;
         for (name, limit) in &self.queue_limits {
             check_queue(name)?;
             if *limit == 0 {
@@ -302,7 +323,11 @@ impl EngineBuilder {
             shutting_down: shutting_down.clone(),
         });
         panic_place::install();
-        let mut maintenance = Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats);
+        if !self.counts_rates {
+            desk.press().count_nothing();
+        }
+        let mut maintenance =
+            Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats, self.thresholds);
         maintenance.beat()?;
         maintenance.rescue()?;
 

@@ -7,11 +7,16 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::error::Result;
 use crate::liveness::find_dead;
+use crate::model::alert::{AlertState, Sight, Watchman};
+use crate::model::event::Event;
+use crate::model::metrics::Metrics;
 use crate::model::retention::Retention;
+use crate::model::threshold::Threshold;
 use crate::model::time::Timestamp;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::housekeeping::PruneRange;
 use crate::store::instance::{Instance, open_instances};
+use crate::store::{read, tally};
 
 /// How often the engine looks whether another one has died.
 const RESCUE_EVERY: Duration = Duration::from_millis(200);
@@ -34,6 +39,8 @@ const FREE_PAGES_KEEP: i64 = 1024;
 const WAL_MAX_BYTES: u64 = 64 << 20;
 /// How long a forced checkpoint waits for readers.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(20);
+/// How often the thresholds are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
 const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Rows of engines that ended are kept this long, for attempts refer to them.
 const INSTANCES_KEEP: Duration = Duration::from_secs(90 * 86_400);
@@ -51,6 +58,8 @@ pub(crate) struct Maintenance {
     wal_at: Duration,
     prune_at: Duration,
     warn_at: Duration,
+    watch_at: Duration,
+    watchman: Watchman,
     /// What is left of the pruning under way.
     pruning: Vec<PruneRange>,
     /// Lines of the audit from before this are still to go.
@@ -59,7 +68,14 @@ pub(crate) struct Maintenance {
 }
 
 impl Maintenance {
-    pub(crate) fn new(desk: Arc<Desk>, database: PathBuf, own: i64, retention: Retention, heartbeats: bool) -> Self {
+    pub(crate) fn new(
+        desk: Arc<Desk>,
+        database: PathBuf,
+        own: i64,
+        retention: Retention,
+        heartbeats: bool,
+        thresholds: Vec<Threshold>,
+    ) -> Self {
         let mut wal_path = database.clone().into_os_string();
         wal_path.push("-wal");
         let now = desk.clock().monotonic();
@@ -74,6 +90,8 @@ impl Maintenance {
             wal_at: now + WAL_EVERY,
             prune_at: now + PRUNE_EVERY,
             warn_at: now,
+            watch_at: now,
+            watchman: Watchman::new(thresholds),
             pruning: Vec::new(),
             auditing: None,
             wal_path: wal_path.into(),
@@ -100,11 +118,19 @@ impl Maintenance {
             self.prune_at = now + if self.is_pruning() { SLICE_EVERY } else { PRUNE_EVERY };
             log_failure("pruning", outcome);
         }
+        if self.desk.press().is_overdue(now) {
+            log_failure("counting", self.desk.write_tallies());
+        }
+        if now >= self.watch_at && !self.watchman.is_empty() {
+            self.watch_at = now + WATCH_EVERY;
+            log_failure("watch over the thresholds", self.watch());
+        }
     }
 
     /// Does everything at once, until nothing is left.
     pub(crate) fn run(&mut self) -> Result<()> {
         self.rescue()?;
+        self.watch()?;
         loop {
             self.prune()?;
             if !self.is_pruning() {
@@ -218,6 +244,7 @@ impl Maintenance {
             self.desk.call_here(move |turn| {
                 let storage = |error| storage_error("cannot forget instances and shares", error);
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP)).map_err(storage)?;
+                turn.forget_old_tallies().map_err(storage)?;
                 turn.forget_empty_shares().map_err(storage)
             })?;
         }
@@ -243,6 +270,34 @@ impl Maintenance {
             log::debug!("{gone} ended jobs pruned");
         }
         if self.pruning.is_empty() { self.vacuum() } else { Ok(()) }
+    }
+
+    /// Looks at the thresholds, and tells which have been passed and which are well again.
+    fn watch(&mut self) -> Result<()> {
+        if self.watchman.is_empty() {
+            return Ok(());
+        }
+        self.desk.write_tallies_if_any()?;
+        let now = self.desk.clock().now();
+        let windows = self.watchman.windows();
+        let (stats, metrics) = self.desk.with_store(|store| {
+            let conn = store.connection();
+            let metrics: rusqlite::Result<Vec<Metrics>> =
+                windows.into_iter().map(|window| tally::metrics(conn, window, now)).collect();
+            read::stats(conn, None, now)
+                .and_then(|stats| metrics.map(|metrics| (stats, metrics)))
+                .map_err(|error| storage_error("cannot look at the thresholds", error))
+        })?;
+        let waiting = stats.oldest_waiting.iter().map(|(queue, since)| (queue.clone(), now.since(*since)));
+        let sight = Sight { stats: &stats, oldest_waiting: &waiting.collect(), metrics: &metrics };
+        for alert in self.watchman.look(&sight, now) {
+            match alert.state {
+                AlertState::Raised => log::warn!("{alert}"),
+                AlertState::Cleared => log::info!("{alert}"),
+            }
+            self.desk.press().publish(&[Event::Alert(alert)]);
+        }
+        Ok(())
     }
 
     fn vacuum(&self) -> Result<()> {

@@ -200,6 +200,7 @@ impl Engine {
     fn sign_off(&self) -> Result<()> {
         let desk = self.client.desk();
         desk.settle()?;
+        desk.write_tallies_if_any()?;
         let own = self.own;
         // A turn that was under way when the claiming stopped may have claimed jobs that nobody has taken since.
         let left = desk.call_here(move |turn| {

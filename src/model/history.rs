@@ -127,7 +127,7 @@ impl FromStr for Action {
 /// One line of a job's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-pub struct Change {
+pub struct HistoryEntry {
     /// When.
     pub at: Timestamp,
     /// What was done.

@@ -11,7 +11,7 @@ use crate::model::time::Timestamp;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, lane, last_id, share, unique};
+use crate::store::{Turn, at_hand, callback, lane, last_id, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -157,6 +157,7 @@ impl<'c> Ledger<'c> for File<'c> {
 
     fn added(&mut self, row: &NewRow, _: &NewJob) -> rusqlite::Result<()> {
         count_in(self.0, row.place, None, row.state)?;
+        tally::leave(self.0, row.place.lane, &tally::enqueued())?;
         if row.state.status().is_terminal()
             && let Some(delivery) = callback::due(self.0, row.id)?
         {

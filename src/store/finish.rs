@@ -16,7 +16,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback};
+use crate::store::{Turn, at_hand, callback, tally};
 
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -363,6 +363,8 @@ pub(crate) fn complete_in(
         return Ok(false);
     }
     count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    let ran = claim.job.started_at.map(|started_at| now.since(started_at));
+    tally::leave(conn, claim.place.lane, &tally::completed(ran))?;
     if let Some(delivery) = callback::due(conn, claim.job.id)? {
         enqueue_in(conn, &delivery.new_job(), now)?;
     }

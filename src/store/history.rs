@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::attempt::{Attempt, AttemptOutcome};
-use crate::model::history::{Action, Change};
+use crate::model::history::{Action, HistoryEntry};
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::stats::StatusCounts;
@@ -16,7 +16,7 @@ pub(crate) fn history(
     id: JobId,
     user: Option<&str>,
     attempts: Vec<Attempt>,
-) -> rusqlite::Result<Vec<Change>> {
+) -> rusqlite::Result<Vec<HistoryEntry>> {
     struct Own {
         state: State,
         completed_at: Option<Timestamp>,
@@ -50,23 +50,32 @@ pub(crate) fn history(
         "SELECT at, action, job, actor, from_state, to_state, attempt, note, user_id FROM jobmill_audit
          WHERE job = :job ORDER BY id",
     )?;
-    let audited: Vec<(Change, Option<String>)> = statement
+    let audited: Vec<(HistoryEntry, Option<String>)> = statement
         .query_map(named_params! { ":job": id }, |row| Ok((change(row)?, row.get(8)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut changes: Vec<Change> =
+    let mut changes: Vec<HistoryEntry> =
         audited.into_iter().filter(|(_, owner)| is_users(owner.as_deref())).map(|(change, _)| change).collect();
     let Some(own) = own else {
         return Ok(changes);
     };
-    let told = |changes: &[Change], to: Status, at: Option<Timestamp>| {
+    let told = |changes: &[HistoryEntry], to: Status, at: Option<Timestamp>| {
         changes.iter().any(|change| change.from != change.to && change.to == Some(to) && Some(change.at) == at)
     };
-    let line =
-        |at, action| Change { at, action, job: Some(id), actor: None, from: None, to: None, attempt: None, note: None };
-    let created = Change { actor: own.created_by, to: Some(Status::Created), ..line(id.created_at(), Action::Created) };
+    let line = |at, action| HistoryEntry {
+        at,
+        action,
+        job: Some(id),
+        actor: None,
+        from: None,
+        to: None,
+        attempt: None,
+        note: None,
+    };
+    let created =
+        HistoryEntry { actor: own.created_by, to: Some(Status::Created), ..line(id.created_at(), Action::Created) };
     let mut ordinary = vec![created];
     for attempt in &attempts {
-        ordinary.push(Change {
+        ordinary.push(HistoryEntry {
             actor: attempt.worker.clone(),
             from: Some(Status::Pending),
             to: Some(Status::Running),
@@ -86,7 +95,7 @@ pub(crate) fn history(
         {
             continue;
         }
-        ordinary.push(Change {
+        ordinary.push(HistoryEntry {
             actor: attempt.worker.clone(),
             from: Some(Status::Running),
             to: Some(to),
@@ -99,7 +108,7 @@ pub(crate) fn history(
         let status = own.state.status();
         if !told(&changes, status, Some(ended_at)) && !told(&ordinary, status, Some(ended_at)) {
             // It was recorded with this status, or ended as it waited and the audit has forgotten.
-            ordinary.push(Change {
+            ordinary.push(HistoryEntry {
                 to: Some(status),
                 attempt: (own.attempt > 0).then_some(own.attempt),
                 note: own.error,
@@ -125,7 +134,7 @@ fn left_in(outcome: AttemptOutcome) -> Option<Status> {
 }
 
 /// What was done out of the ordinary, the newest first.
-pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) -> rusqlite::Result<Vec<Change>> {
+pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) -> rusqlite::Result<Vec<HistoryEntry>> {
     conn.prepare_cached(
         "SELECT at, action, job, actor, from_state, to_state, attempt, note FROM jobmill_audit
          WHERE at < :before ORDER BY at DESC, id DESC LIMIT :limit",
@@ -137,12 +146,12 @@ pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) 
     .collect()
 }
 
-fn change(row: &Row<'_>) -> rusqlite::Result<Change> {
+fn change(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {
     let word: String = row.get(1)?;
     let action = word
         .parse::<Action>()
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(error)))?;
-    Ok(Change {
+    Ok(HistoryEntry {
         at: row.get(0)?,
         action,
         job: row.get(2)?,

@@ -22,6 +22,7 @@ pub(crate) mod row;
 pub(crate) mod schema;
 pub(crate) mod share;
 pub(crate) mod step;
+pub(crate) mod tally;
 pub(crate) mod unique;
 pub(crate) mod update;
 
@@ -104,8 +105,8 @@ pub(crate) struct Outbox {
     pub(crate) ended: Vec<JobId>,
     /// Running jobs of this process that somebody asked to stop.
     pub(crate) stop: Vec<JobId>,
-    /// All that has changed, with the shares that the jobs are of.
-    pub(crate) transitions: Vec<(Transition, Option<i64>)>,
+    /// All that has changed.
+    pub(crate) transitions: Vec<Transition>,
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -264,6 +265,17 @@ impl Store {
     /// Whether somebody has asked for the deletion of jobs that were running then.
     pub(crate) fn has_doomed(&self) -> bool {
         !self.book.doomed.is_empty()
+    }
+
+    /// What the jobs of a lane have in common, as far as memory tells.
+    pub(crate) fn lane(&self, id: i64) -> Option<&Lane> {
+        self.book.lanes.get(id)
+    }
+
+    /// The user of a share.
+    pub(crate) fn user_of(&self, share: i64) -> Option<Arc<str>> {
+        let user = self.conn.prepare_cached("SELECT user_id FROM jobmill_share WHERE id = ?1");
+        user.and_then(|mut user| user.query_row([share], |row| row.get(0))).ok()
     }
 
     /// The bells of other engines on the file.

@@ -205,7 +205,7 @@ const OLDEST: [[&str; 2]; 2] = [
     ],
 ];
 
-fn stats(conn: &Connection, user: Option<&str>, now: Timestamp) -> rusqlite::Result<Stats> {
+pub(crate) fn stats(conn: &Connection, user: Option<&str>, now: Timestamp) -> rusqlite::Result<Stats> {
     let mut stats = Stats::default();
     let mut lanes = lanes(conn)?;
     // Each lane by its own counters, or by those of the user's share of it.

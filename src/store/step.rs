@@ -29,20 +29,18 @@ impl Turn<'_> {
     /// Counts a step and notes it for those who hear of it after the commit.
     pub(crate) fn step(&mut self, step: Step) {
         self.book.count(step.place, step.from, step.to);
-        self.out.transitions.push((
-            Transition {
-                job: step.job,
-                lane: step.place.lane,
-                from: step.from.map(State::status),
-                to: step.to.map(State::status),
-                cause: step.cause,
-                at: self.now,
-                attempt: step.attempt,
-                waited: step.waited,
-                ran: step.ran,
-            },
-            step.place.share,
-        ));
+        self.out.transitions.push(Transition {
+            job: step.job,
+            lane: step.place.lane,
+            share: step.place.share,
+            from: step.from.map(State::status),
+            to: step.to.map(State::status),
+            cause: step.cause,
+            at: self.now,
+            attempt: step.attempt,
+            waited: step.waited,
+            ran: step.ran,
+        });
     }
 
     /// Takes a step to the end of a job that may have asked for a callback.

@@ -1,0 +1,105 @@
+//! What is told after a commit: to the counters, and to those who have subscribed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
+
+use crate::error::Result;
+use crate::events::Hub;
+use crate::metrics::Recorder;
+use crate::model::event::{Change, Event, Transition};
+use crate::model::tally::Tally;
+use crate::store::Store;
+
+/// The counters are written no more often than this, so that a kill loses no more of them.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
+
+/// Tells what was committed.
+#[derive(Default)]
+pub(crate) struct Press {
+    recorder: Recorder,
+    hub: Hub,
+    /// Whether nothing is counted.
+    silent: AtomicBool,
+    /// Somebody wants them written at once.
+    wanted: AtomicBool,
+    /// When the counters were last written, on the monotonic clock in nanoseconds.
+    written_at_ns: AtomicU64,
+}
+
+impl Press {
+    /// Stops counting.
+    pub(crate) fn count_nothing(&self) {
+        self.silent.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells what a turn has changed.
+    pub(crate) fn tell(&self, transitions: &[Transition], store: &Store) {
+        if !self.silent.load(Ordering::Relaxed) {
+            self.recorder.observe(transitions);
+        }
+        if transitions.is_empty() || !self.hub.has_listeners() {
+            return;
+        }
+        let mut users: HashMap<i64, Option<Arc<str>>> = HashMap::new();
+        let named = transitions.iter().filter_map(|transition| {
+            let lane = store.lane(transition.lane)?;
+            let user = transition.share.and_then(|share| {
+                let user = users.entry(share).or_insert_with(|| store.user_of(share));
+                user.clone()
+            });
+            Some(Event::Changed(Change::new(transition, lane.queue.clone(), lane.kind.clone(), lane.priority, user)))
+        });
+        let events: Vec<Event> = named.collect();
+        self.hub.publish(&events);
+    }
+
+    /// Tells something else.
+    pub(crate) fn publish(&self, events: &[Event]) {
+        self.hub.publish(events);
+    }
+
+    pub(crate) fn subscribe(&self, capacity: usize, user: Option<String>) -> Result<Receiver<Event>> {
+        self.hub.subscribe(capacity, user)
+    }
+
+    /// Ends every subscription.
+    pub(crate) fn close(&self) {
+        self.hub.close();
+    }
+
+    /// The counters, if they are to be written by the turn that begins now.
+    pub(crate) fn take_due(&self, now: Duration) -> Option<HashMap<i64, Tally>> {
+        let written_at = Duration::from_nanos(self.written_at_ns.load(Ordering::Relaxed));
+        let wanted = self.wanted.swap(false, Ordering::Relaxed);
+        if !wanted && (now.saturating_sub(written_at) < WRITE_EVERY || self.recorder.is_empty()) {
+            return None;
+        }
+        self.written_at_ns.store(super::nanos(now), Ordering::Relaxed);
+        Some(self.recorder.take())
+    }
+
+    /// Whether anything has been counted and not been written.
+    pub(crate) fn has_counted(&self) -> bool {
+        !self.recorder.is_empty()
+    }
+
+    /// Whether anything has been counted and not been written for so long that a turn should be made for it.
+    pub(crate) fn is_overdue(&self, now: Duration) -> bool {
+        let written_at = Duration::from_nanos(self.written_at_ns.load(Ordering::Relaxed));
+        now.saturating_sub(written_at) >= WRITE_EVERY && !self.recorder.is_empty()
+    }
+
+    /// Lets the counters be written by the next turn, however short ago they were.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes back counters that could not be written.
+    pub(crate) fn give_back(&self, tallies: HashMap<i64, Tally>) {
+        self.recorder.give_back(tallies);
+    }
+}

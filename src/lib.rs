@@ -4,6 +4,8 @@
 //! example at [`Engine`].
 #![warn(missing_docs, unreachable_pub)]
 
+#[cfg_attr(not(test), expect(dead_code, reason = "no job has a callback yet"))]
+mod builtin;
 mod client;
 mod clock;
 mod desk;
@@ -17,6 +19,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use builtin::callback::Callbacks;
 pub use client::{Client, Transaction};
 pub use clock::{Clock, SystemClock};
 pub use engine::builder::EngineBuilder;

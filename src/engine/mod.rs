@@ -4,6 +4,8 @@ pub(crate) mod builder;
 pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
+#[cfg_attr(not(test), expect(dead_code, reason = "no callback is delivered yet"))]
+pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod staff;
 pub(crate) mod worker;

@@ -4,6 +4,7 @@
 //! example at [`Engine`].
 #![warn(missing_docs, unreachable_pub)]
 
+mod builtin;
 mod client;
 mod clock;
 mod desk;
@@ -19,6 +20,7 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use builtin::callback::Callbacks;
 pub use client::jobs::Jobs;
 pub use client::selection::{Bulk, Selection};
 pub use client::{Client, Transaction};
@@ -32,6 +34,7 @@ pub use handler::context::Context;
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
+pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
 pub use model::histogram::Histogram;

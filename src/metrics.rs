@@ -51,11 +51,6 @@ impl Recorder {
             tallies.entry(lane).or_default().merge(&tally);
         }
     }
-
-    /// What is not written yet, by lane, for those who read what is.
-    pub(crate) fn unwritten(&self) -> HashMap<i64, Tally> {
-        self.tallies.lock().clone()
-    }
 }
 
 /// What a transition counts as.
@@ -181,7 +176,6 @@ mod tests {
         assert!(recorder.is_empty());
         recorder.observe(&[claimed(1), claimed(1), claimed(2), claimed(1)]);
         assert!(!recorder.is_empty());
-        assert_eq!(recorder.unwritten()[&1].started, 3);
         let taken = recorder.take();
         assert_eq!((taken.len(), taken[&1].started, taken[&2].started), (2, 3, 1));
         assert!(recorder.is_empty());

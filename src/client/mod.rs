@@ -15,7 +15,9 @@ use crate::client::selection::Selection;
 use crate::clock::{Clock, SystemClock};
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::alert::Alert;
 use crate::model::attempt::{Attempt, LogLine};
+use crate::model::delivery::CallbackDelivery;
 use crate::model::event::Event;
 use crate::model::explain::Explanation;
 use crate::model::history::{Caller, HistoryEntry};
@@ -32,7 +34,7 @@ use crate::store::enqueue::{self, Enqueued};
 use crate::store::operate::{Cancelled, Deleted, Move, Refused};
 use crate::store::read::{self, Reader};
 use crate::store::update::NotUpdated;
-use crate::store::{Store, Turn, history, housekeeping, list, tally};
+use crate::store::{Store, Turn, callback, history, housekeeping, list, tally};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -421,6 +423,15 @@ impl Client {
         self.reader().snapshot("cannot read the rates", |conn| tally::metrics(conn, window, now))
     }
 
+    /// The alerts of this engine's thresholds that are raised now.
+    ///
+    /// # Errors
+    /// `Forbidden` if the client is bound to a user.
+    pub fn alerts(&self) -> Result<Vec<Alert>> {
+        self.administer("read the alerts")?;
+        Ok(self.desk().press().alerts())
+    }
+
     /// Tells of every change from now on, after its commit: each job that is enqueued, started, ended, moved, deleted by
     /// this process, and that others have changed the file. A client that is bound to a user hears of that user's jobs.
     ///
@@ -596,6 +607,47 @@ impl Client {
         self.update(id, JobUpdate::new().total_duration(duration)).map(drop)
     }
 
+    /// Every delivery of a job's callback, the oldest first, with each of its tries.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id.
+    pub fn deliveries(&self, id: JobId) -> Result<Vec<CallbackDelivery>> {
+        let deliveries = self.reader().snapshot("cannot read the deliveries", |conn| {
+            let hidden = match self.user() {
+                Some(user) => read::is_foreign(conn, id, user)?,
+                None => false,
+            };
+            if hidden || read::job(conn, id)?.is_none() {
+                return Ok(None);
+            }
+            callback::deliveries(conn, id).map(Some)
+        })?;
+        deliveries.ok_or_else(|| not_found(id))
+    }
+
+    /// Delivers the callback of a job that has ended once more, to its `callback_url` as it is now, and gives the id of the
+    /// delivering job. The receiver sees the same `webhook-id` as before.
+    ///
+    /// # Errors
+    /// `NotFound` if no job has this id; `Conflict` if it has not ended or has no `callback_url`.
+    pub fn redeliver(&self, id: JobId) -> Result<JobId> {
+        self.operate(id, "redelivered", |turn, id, caller| turn.redeliver(id, caller))
+    }
+
+    /// Keeps what the last try of a callback came to.
+    pub(crate) fn record_callback(
+        &self,
+        id: JobId,
+        sent_at: Timestamp,
+        status_code: Option<u16>,
+        error: Option<String>,
+    ) -> Result<()> {
+        self.desk().call(move |turn| {
+            callback::record(turn.conn, id, sent_at, status_code, error.as_deref())
+                .map_err(|error| storage_error("cannot keep what came of a callback", error))
+        })
+    }
+
     /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on.
     ///
     /// # Errors
@@ -731,6 +783,7 @@ fn refusal(id: JobId, what: &str, refused: Refused) -> Error {
         Refused::Status(status) => {
             Error::new(ErrorKind::Conflict, format!("{id} is {status} already and cannot be {what}"))
         }
+        Refused::NoCallback => Error::new(ErrorKind::Conflict, format!("{id} has no callback_url")),
         Refused::FieldOfTheEngine(field) => {
             Error::new(ErrorKind::Conflict, format!("{field}: the engine runs {id}, and sets this itself"))
         }

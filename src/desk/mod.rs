@@ -161,7 +161,8 @@ impl Desk {
     pub(crate) fn write_tallies(&self) -> Result<()> {
         let mut core = self.core.lock();
         self.press.want();
-        self.turn(&mut core, None, Vec::new())
+        let items = self.waiting(&mut core);
+        self.turn(&mut core, None, items)
     }
 
     /// The same, if anything has been counted.

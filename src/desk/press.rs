@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Receiver;
+use parking_lot::Mutex;
 
 use crate::error::Result;
 use crate::events::Hub;
 use crate::metrics::Recorder;
+use crate::model::alert::Alert;
 use crate::model::event::{Change, Event, Transition};
 use crate::model::tally::Tally;
 use crate::store::Store;
@@ -22,6 +24,7 @@ const WRITE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Press {
     recorder: Recorder,
     hub: Hub,
+    alerts: Mutex<Vec<Alert>>,
     /// Whether nothing is counted.
     silent: AtomicBool,
     /// Somebody wants them written at once.
@@ -60,6 +63,16 @@ impl Press {
     /// Tells something else.
     pub(crate) fn publish(&self, events: &[Event]) {
         self.hub.publish(events);
+    }
+
+    /// Keeps which alerts are raised.
+    pub(crate) fn set_alerts(&self, alerts: Vec<Alert>) {
+        *self.alerts.lock() = alerts;
+    }
+
+    /// The alerts that are raised.
+    pub(crate) fn alerts(&self) -> Vec<Alert> {
+        self.alerts.lock().clone()
     }
 
     pub(crate) fn subscribe(&self, capacity: usize, user: Option<String>) -> Result<Receiver<Event>> {

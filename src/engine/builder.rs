@@ -7,11 +7,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::builtin::callback::Callbacks;
+use crate::builtin::callback::courier::Courier;
+use crate::builtin::callback::job::DeliverCallback;
 use crate::client::Client;
 use crate::clock::{Clock, SystemClock};
 use crate::engine::dispatcher::Dispatcher;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
+use crate::engine::names::SystemNames;
 use crate::engine::pool::{Pool, PoolSettings};
 use crate::engine::staff::Staff;
 use crate::engine::worker::Shop;
@@ -60,6 +64,8 @@ pub struct EngineBuilder {
     fair_by_user: bool,
     thresholds: Vec<Threshold>,
     counts_rates: bool,
+    /// None: this engine delivers no callbacks.
+    callbacks: Option<Callbacks>,
     durability: Durability,
     busy_timeout: Duration,
     retention: Retention,
@@ -86,6 +92,7 @@ impl EngineBuilder {
             fair_by_user: false,
             thresholds: Vec::new(),
             counts_rates: true,
+            callbacks: Some(Callbacks::new()),
             durability: Durability::Full,
             busy_timeout: DEFAULT_PATIENCE,
             retention: Retention::default(),
@@ -167,6 +174,18 @@ impl EngineBuilder {
     /// the order of the jobs alone.
     pub fn fair_by_user(mut self) -> Self {
         self.fair_by_user = true;
+        self
+    }
+
+    /// Sets how callbacks are delivered. Defaults to [`Callbacks::new`]: unsigned, and to public addresses only.
+    pub fn callbacks(mut self, callbacks: Callbacks) -> Self {
+        self.callbacks = Some(callbacks);
+        self
+    }
+
+    /// Delivers no callbacks, but leaves them to other engines on the file. Defaults to delivering.
+    pub fn without_callbacks(mut self) -> Self {
+        self.callbacks = None;
         self
     }
 
@@ -257,6 +276,9 @@ impl EngineBuilder {
         self.backoff.check()?;
         self.retention.check()?;
         Threshold::check_all(&self.thresholds)?;
+        if let Some(callbacks) = &self.callbacks {
+            callbacks.check()?;
+        }
         for (name, limit) in &self.queue_limits {
             check_queue(name)?;
             if *limit == 0 {
@@ -289,6 +311,12 @@ impl EngineBuilder {
         let liveness = Arc::new(Liveness::begin(&path, self.clock.now(), self.heartbeats)?);
         place.liveness = Some(liveness.clone());
 
+        let own_workers = self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight);
+        if let Some(callbacks) = self.callbacks.take() {
+            // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.
+            let names = Arc::new(SystemNames::new(2 * callbacks.in_flight));
+            self.registry.add_own(DeliverCallback { courier: Courier::new(callbacks, names)? })?;
+        }
         let registry = Arc::new(self.registry);
         let kinds = registry.kinds();
         // Nobody would come to remove the file of an engine that has no row. One that has a row after all needs no file:
@@ -302,7 +330,7 @@ impl EngineBuilder {
         let desk = client.desk().clone();
         let settings = PoolSettings {
             workers: self.workers,
-            own_workers: 4,
+            own_workers,
             queue_limits: self.queue_limits,
             ageing: self.ageing,
             fair_by_user: self.fair_by_user,

@@ -290,7 +290,11 @@ impl Maintenance {
         })?;
         let waiting = stats.oldest_waiting.iter().map(|(queue, since)| (queue.clone(), now.since(*since)));
         let sight = Sight { stats: &stats, oldest_waiting: &waiting.collect(), metrics: &metrics };
-        for alert in self.watchman.look(&sight, now) {
+        let changes = self.watchman.look(&sight, now);
+        if !changes.is_empty() {
+            self.desk.press().set_alerts(self.watchman.raised().cloned().collect());
+        }
+        for alert in changes {
             match alert.state {
                 AlertState::Raised => log::warn!("{alert}"),
                 AlertState::Cleared => log::info!("{alert}"),

@@ -4,6 +4,7 @@ pub(crate) mod builder;
 pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
+pub(crate) mod names;
 pub(crate) mod pool;
 pub(crate) mod staff;
 pub(crate) mod worker;

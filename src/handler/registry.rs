@@ -29,7 +29,14 @@ struct Entry {
 }
 
 impl Registry {
+    /// Adds a handler of the application's.
     pub(crate) fn add<H: Handler>(&mut self, handler: H) -> Result<()> {
+        check_kind(<H::Payload as Payload>::KIND)?;
+        self.add_own(handler)
+    }
+
+    /// Adds a handler of the application's or of ours.
+    pub(crate) fn add_own<H: Handler>(&mut self, handler: H) -> Result<()> {
         let run = move |ctx: &Context| {
             let payload = ctx.payload::<H::Payload>()?;
             match handler.run(payload, ctx)? {
@@ -39,7 +46,6 @@ impl Registry {
             }
         };
         let kind = <H::Payload as Payload>::KIND;
-        check_kind(kind)?;
         let entry = Entry { run: Box::new(run), mean_ns: AtomicU64::new(0) };
         match self.entries.insert(kind.to_owned(), entry) {
             None => Ok(()),

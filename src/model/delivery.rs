@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::model::attempt::Attempt;
 use crate::model::id::JobId;
+use crate::model::job::Status;
 use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
 
 /// The input of the job that delivers a callback.
@@ -39,4 +41,22 @@ impl Delivery {
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).tags([Self::tag(self.job_id)])
     }
+}
+
+/// One delivery of a job's callback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CallbackDelivery {
+    /// The id of the delivering job, which can be cancelled and retried like any other.
+    pub id: JobId,
+    /// Where that job stands: completed once the receiver has accepted it.
+    pub status: Status,
+    /// Where it goes.
+    pub url: String,
+    /// The `webhook-id` that the receiver sees.
+    pub message_id: String,
+    /// What the receiver answered when it accepted it.
+    pub status_code: Option<u16>,
+    /// Every try, with its error.
+    pub attempts: Vec<Attempt>,
 }

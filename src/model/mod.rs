@@ -2,6 +2,7 @@
 
 pub(crate) mod alert;
 pub(crate) mod attempt;
+pub(crate) mod callback;
 pub(crate) mod delivery;
 pub(crate) mod event;
 pub(crate) mod explain;

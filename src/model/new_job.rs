@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::model::callback::{MAX_URL_BYTES, check_url};
 use crate::model::job::{Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
@@ -125,7 +126,7 @@ impl NewJob {
     /// The longest `source_id` in the metadata, by which jobs can be listed. In bytes.
     pub const MAX_SOURCE_ID_BYTES: usize = 1024;
     /// The longest callback URL, in bytes.
-    pub const MAX_URL_BYTES: usize = 2048;
+    pub const MAX_URL_BYTES: usize = MAX_URL_BYTES;
     /// The longest name: kind, queue, tag, user, agent. In bytes.
     pub const MAX_NAME_BYTES: usize = 128;
     /// The longest unique key, in bytes.
@@ -453,15 +454,6 @@ pub(crate) fn check_metadata(metadata: &Map<String, Value>) -> Result<()> {
 pub(crate) fn check_request_config(config: &Value) -> Result<()> {
     let bytes = serde_json::to_vec(config).map_or(usize::MAX, |text| text.len());
     check_size("request_config", bytes, NewJob::MAX_METADATA_BYTES)
-}
-
-/// The rule for callback URLs.
-pub(crate) fn check_url(url: &str) -> Result<()> {
-    check_size("callback_url", url.len(), NewJob::MAX_URL_BYTES)?;
-    if !(url.starts_with("http://") || url.starts_with("https://")) {
-        return Err(Error::invalid("callback_url", "must begin with http:// or https://"));
-    }
-    Ok(())
 }
 
 pub(crate) fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {

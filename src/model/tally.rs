@@ -1,5 +1,6 @@
 //! What happened to the jobs of a lane in a span of time, in the form in which the file keeps it.
 
+#[cfg(test)]
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -110,6 +111,7 @@ impl Resolution {
     }
 
     /// How long a span is. None for all time.
+    #[cfg(test)]
     pub(crate) fn length(self) -> Option<Duration> {
         match self.as_seconds() {
             0 => None,

@@ -6,9 +6,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::model::callback::check_url;
 use crate::model::job::{Progress, Status};
 use crate::model::new_job::{
-    NewJob, check_duration, check_metadata, check_name, check_request_config, check_size, check_url, object,
+    NewJob, check_duration, check_metadata, check_name, check_request_config, check_size, object,
 };
 use crate::model::stop_reason::StopReason;
 

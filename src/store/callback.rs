@@ -4,10 +4,12 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::model::delivery::Delivery;
+use crate::model::delivery::{CallbackDelivery, Delivery};
 use crate::model::id::JobId;
 use crate::model::job::Status;
+use crate::model::new_job::Payload;
 use crate::model::time::Timestamp;
+use crate::store::read::{attempts, job};
 use crate::store::row::State;
 
 /// What a callback tells.
@@ -39,6 +41,39 @@ pub(crate) fn due(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Deliv
     // It is made of JSON alone.
     let body = serde_json::value::to_raw_value(&body).ok();
     Ok(body.map(|body| Delivery { job_id: id, message_id: None, url, body }))
+}
+
+/// The jobs that deliver a job's callback, the oldest first.
+fn delivering(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<JobId>> {
+    conn.prepare_cached("SELECT job FROM jobmill_tag WHERE tag = :tag ORDER BY job")?
+        .query_map(named_params! { ":tag": Delivery::tag(id) }, |row| row.get(0))?
+        .collect()
+}
+
+/// Every delivery of a job's callback, the oldest first.
+pub(crate) fn deliveries(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<CallbackDelivery>> {
+    let mut deliveries = Vec::new();
+    for delivering in delivering(conn, id)? {
+        let Some(job) = job(conn, delivering)?.filter(|job| job.kind.as_deref() == Some(Delivery::KIND)) else {
+            continue;
+        };
+        // The tag is a word like others, and somebody else may bear it.
+        let Ok(delivery) = job.payload::<Delivery>() else { continue };
+        deliveries.push(CallbackDelivery {
+            id: job.id,
+            status: job.status,
+            url: delivery.url,
+            message_id: delivery.message_id.unwrap_or_else(|| job.id.to_string()),
+            status_code: job.result().ok(),
+            attempts: attempts(conn, job.id)?.unwrap_or_default(),
+        });
+    }
+    Ok(deliveries)
+}
+
+/// By what the receiver knows the last delivery of a job's callback.
+pub(crate) fn last_message(conn: &Connection, id: JobId) -> rusqlite::Result<Option<String>> {
+    Ok(deliveries(conn, id)?.pop().map(|delivery| delivery.message_id))
 }
 
 /// Keeps what the last try of a callback came to.

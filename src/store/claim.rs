@@ -15,7 +15,7 @@ use crate::store::audit::Line;
 use crate::store::fair::{Rotation, Turns};
 use crate::store::lane::{Demand, Lane, NextDelayed};
 use crate::store::place::Place;
-use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
+use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns, payload_aside};
 use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
@@ -410,15 +410,6 @@ fn next_delayed(conn: &Connection, lane: i64) -> rusqlite::Result<NextDelayed> {
         .query_row(named_params! { ":lane": lane }, |row| row.get(0))
         .optional()?;
     Ok(NextDelayed::NotBefore(next.unwrap_or(i64::MAX)))
-}
-
-/// A payload that was too long for its job's row.
-pub(crate) fn payload_aside(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<u8>> {
-    let found = conn
-        .prepare_cached("SELECT payload FROM jobmill_payload WHERE job = :job")?
-        .query_row(named_params! { ":job": id }, |row| row.get(0))
-        .optional()?;
-    Ok(found.unwrap_or_default())
 }
 
 /// The rank of a job that has been ready since `run_at`: one better for each `ageing` that it has waited.

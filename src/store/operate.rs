@@ -14,7 +14,7 @@ use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::unique;
+use crate::store::{callback, unique};
 
 /// What a request to cancel came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,8 @@ pub(crate) enum Refused {
     Status(Status),
     /// Another job holds its unique key.
     KeyHeldBy(JobId),
+    /// It asks for no callback.
+    NoCallback,
     /// The engine runs it, and changes this itself.
     FieldOfTheEngine(&'static str),
 }
@@ -280,6 +282,22 @@ impl Turn<'_> {
     pub(crate) fn bury_all_doomed(&mut self) -> rusqlite::Result<()> {
         let doomed: Vec<JobId> = self.book.doomed.iter().copied().collect();
         doomed.into_iter().try_for_each(|id| self.bury_doomed(id))
+    }
+
+    /// Delivers the callback of a job that has ended once more.
+    pub(crate) fn redeliver(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<JobId, Refused>> {
+        let Some(standing) = self.standing(id, caller)? else {
+            return Ok(Err(Refused::NotFound));
+        };
+        if !standing.state.status().is_terminal() {
+            return Ok(Err(Refused::Status(standing.state.status())));
+        }
+        let Some(mut delivery) = callback::due(self.conn, id)? else {
+            return Ok(Err(Refused::NoCallback));
+        };
+        delivery.message_id = callback::last_message(self.conn, id)?;
+        self.audit(&standing.line(Action::Redelivered, caller, standing.state))?;
+        Ok(Ok(self.enqueue(&delivery.new_job())?.id()))
     }
 
     /// Gives a job that waits another priority or another queue.

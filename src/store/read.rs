@@ -12,11 +12,10 @@ use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::claim::payload_aside;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
-use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
+use crate::store::row::{self, JOB_COLUMNS, State, job_columns, payload_aside};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use rusqlite::Row;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::id::JobId;
@@ -218,6 +218,15 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, bo
         result: row.get(18)?,
     };
     Ok((job, aside))
+}
+
+/// A payload that was too long for its job's row.
+pub(crate) fn payload_aside(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<u8>> {
+    let found = conn
+        .prepare_cached("SELECT payload FROM jobmill_payload WHERE job = :job")?
+        .query_row(named_params! { ":job": id }, |row| row.get(0))
+        .optional()?;
+    Ok(found.unwrap_or_default())
 }
 
 /// Makes a job's progress of three columns, the first of which is null if there is none.

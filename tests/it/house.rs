@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The rooms of the house, top to bottom. A room may import from those below it only.
-const ROOMS: [&str; 14] = [
-    "lib", "testing", "engine", "handler", "client", "desk", "metrics", "events", "ring", "liveness", "store", "clock",
-    "model", "error",
+const ROOMS: [&str; 15] = [
+    "lib", "testing", "engine", "builtin", "handler", "client", "desk", "metrics", "events", "ring", "liveness",
+    "store", "clock", "model", "error",
 ];
 
 /// Files that may use something of `std::thread`, and what, with the reason.
@@ -281,6 +281,17 @@ fn threads_are_started_in_the_engine_alone() {
     // The pool of readers brings one of its own, whose threads sleep until a connection must be made.
     let pools = found(&sources, &["ScheduledThreadPool", "ThreadPool"], |source| source.name == "store/connect");
     assert_eq!(pools, Vec::<String>::new());
+}
+
+#[test]
+fn the_network_is_reached_from_builtin_and_provider_alone() {
+    let sources = sources();
+    let words = ["ureq", "rustls", "TcpStream", "TcpListener", "ToSocketAddrs", "to_socket_addrs"];
+    let is_allowed =
+        |source: &Source| ["builtin", "provider"].contains(&source.room()) || source.name == "engine/names";
+    assert_eq!(found(&sources, &words, is_allowed), Vec::<String>::new());
+    let forbidden = |source: &Source| !is_allowed(source);
+    assert!(!found(&sources, &words, forbidden).is_empty(), "the search finds what there is");
 }
 
 #[test]

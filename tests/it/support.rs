@@ -1,5 +1,7 @@
 //! Payloads, handlers and helpers that several features share.
 
+pub(crate) mod http;
+
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -12,6 +12,8 @@ pub(crate) mod job;
 pub(crate) mod metrics;
 pub(crate) mod new_job;
 pub(crate) mod page;
+#[cfg_attr(not(test), expect(dead_code, reason = "wired in with the client's exposition"))]
+pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;
 pub(crate) mod stats;

@@ -392,7 +392,8 @@ mod tests {
         let none = Tally::default();
         let old = StatusCounts { completed: 9000, ..StatusCounts::default() };
         lanes.push(LaneReading { counts: old, ..reading("old", "letter", &none) });
-        let oldest_waiting = names.iter().zip(1..).map(|(name, s)| (name.clone(), Duration::from_secs(s))).collect();
+        let ages = (1..=120).rev().map(Duration::from_secs);
+        let oldest_waiting = names.iter().cloned().zip(ages).collect();
         let paused = [names[MAX_PAIRS + 5].clone()];
         let text = Exposition { lanes: &lanes, oldest_waiting: &oldest_waiting, paused: &paused }.to_text();
         let series = parsed(&text);
@@ -414,8 +415,8 @@ mod tests {
 
         assert_eq!(series.keys().filter(|name| name.starts_with("jobmill_queue_paused")).count(), MAX_PAIRS);
         assert_eq!(series["jobmill_queue_paused{queue=other}"], 1.0);
-        assert_eq!(series["jobmill_queue_oldest_waiting_seconds{queue=other}"], 120.0, "the longest of the rest");
-        assert_eq!(series["jobmill_queue_oldest_waiting_seconds{queue=q097}"], 98.0);
+        assert_eq!(series["jobmill_queue_oldest_waiting_seconds{queue=other}"], 22.0, "the longest of the rest");
+        assert_eq!(series["jobmill_queue_oldest_waiting_seconds{queue=q097}"], 23.0);
     }
 
     #[test]

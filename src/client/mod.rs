@@ -423,6 +423,19 @@ impl Client {
         self.reader().snapshot("cannot read the rates", |conn| tally::metrics(conn, window, now))
     }
 
+    /// What the file tells Prometheus, in its text exposition format 0.0.4: jobs by status, counters and histograms of all
+    /// time, the longest wait of each queue. Serve it as `text/plain; version=0.0.4`. The labels are bounded: the 100
+    /// pairs of a queue and a kind that had the most jobs are told apart, the others are summed up as `other`.
+    ///
+    /// # Errors
+    /// `Forbidden` if the client is bound to a user; `Storage` if the file cannot be read.
+    pub fn prometheus(&self) -> Result<String> {
+        self.administer("read the metrics of everybody")?;
+        self.desk().write_tallies()?;
+        let now = self.desk().clock().now();
+        self.reader().snapshot("cannot read the metrics", |conn| tally::exposition(conn, now))
+    }
+
     /// The alerts of this engine's thresholds that are raised now.
     ///
     /// # Errors

@@ -14,6 +14,7 @@ pub(crate) mod job_type;
 pub(crate) mod metrics;
 pub(crate) mod new_job;
 pub(crate) mod page;
+pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;
 pub(crate) mod stats;

@@ -190,6 +190,15 @@ pub(crate) fn shares_of(conn: &Connection, user: &str) -> rusqlite::Result<Vec<S
     .collect()
 }
 
+/// Counts by status, of those by state.
+pub(crate) fn status_counts(by_state: &[i64; State::COUNT]) -> StatusCounts {
+    let mut counts = StatusCounts::default();
+    for state in State::ALL {
+        *counts.of_mut(state.status()) += u64::try_from(by_state[state as usize]).unwrap_or(0);
+    }
+    counts
+}
+
 /// The first job of a lane or a share that waits since it was created, and the first whose own time has come.
 const OLDEST: [[&str; 2]; 2] = [
     [
@@ -225,10 +234,7 @@ pub(crate) fn stats(conn: &Connection, user: Option<&str>, now: Timestamp) -> ru
             .collect(),
     };
     for (lane, of) in counted {
-        let mut counts = StatusCounts::default();
-        for state in State::ALL {
-            *counts.of_mut(state.status()) += u64::try_from(lane.counts[state as usize]).unwrap_or(0);
-        }
+        let counts = status_counts(&lane.counts);
         stats.total += counts;
         *stats.kinds.entry(lane.kind).or_default() += counts;
         *stats.priorities.entry(lane.priority).or_default() += counts;

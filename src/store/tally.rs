@@ -6,10 +6,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::model::metrics::{Metrics, Window};
+use crate::model::prometheus::{Exposition, LaneReading};
 use crate::model::tally::{Resolution, Tally};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
-use crate::store::read::{LaneRow, lanes};
+use crate::store::read::{LaneRow, lanes, stats, status_counts};
 use crate::store::row::json;
 
 /// The resolution under which transactions of the application's own leave what they did: one tally for each lane, which
@@ -104,8 +105,29 @@ pub(crate) fn metrics(conn: &Connection, window: Window, now: Timestamp) -> rusq
     Ok(Metrics::new(window, now, since.unwrap_or(now), named))
 }
 
+/// What the file tells Prometheus.
+pub(crate) fn exposition(conn: &Connection, now: Timestamp) -> rusqlite::Result<String> {
+    let stats = stats(conn, None, now)?;
+    let ever: HashMap<i64, Tally> = read(conn, Resolution::Ever, Timestamp::EPOCH)?.into_iter().collect();
+    let lanes = lanes(conn)?;
+    let nothing = Tally::default();
+    let readings: Vec<LaneReading<'_>> = lanes
+        .iter()
+        .map(|lane| LaneReading {
+            queue: &lane.queue,
+            kind: &lane.kind,
+            priority: lane.priority,
+            counts: status_counts(&lane.counts),
+            ever: ever.get(&lane.id).unwrap_or(&nothing),
+        })
+        .collect();
+    let waiting = stats.oldest_waiting.iter().map(|(queue, since)| (queue.clone(), now.since(*since)));
+    let text = Exposition { lanes: &readings, oldest_waiting: &waiting.collect(), paused: &stats.paused }.to_text();
+    Ok(text)
+}
+
 /// The tallies of a resolution from a moment on, each with its lane.
-pub(crate) fn read(conn: &Connection, resolution: Resolution, from: Timestamp) -> rusqlite::Result<Vec<(i64, Tally)>> {
+fn read(conn: &Connection, resolution: Resolution, from: Timestamp) -> rusqlite::Result<Vec<(i64, Tally)>> {
     conn.prepare_cached("SELECT lane, tally FROM jobmill_tally WHERE resolution = :resolution AND bucket >= :from")?
         .query_map(named_params! { ":resolution": resolution.as_seconds(), ":from": from }, |row| {
             Ok((row.get(0)?, json(row, 1)?.unwrap_or_default()))

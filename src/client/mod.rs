@@ -34,7 +34,7 @@ use crate::store::enqueue::{self, Enqueued};
 use crate::store::operate::{Cancelled, Deleted, Move, Refused};
 use crate::store::read::{self, Reader};
 use crate::store::update::NotUpdated;
-use crate::store::{Store, Turn, callback, history, housekeeping, list, tally};
+use crate::store::{Store, Turn, callback, detail, history, housekeeping, list, tally};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -656,7 +656,7 @@ impl Client {
         error: Option<String>,
     ) -> Result<()> {
         self.desk().call(move |turn| {
-            callback::record(turn.conn, id, sent_at, status_code, error.as_deref())
+            detail::callback_tried(turn.conn, id, sent_at, status_code, error.as_deref())
                 .map_err(|error| storage_error("cannot keep what came of a callback", error))
         })
     }

@@ -75,20 +75,3 @@ pub(crate) fn deliveries(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<C
 pub(crate) fn last_message(conn: &Connection, id: JobId) -> rusqlite::Result<Option<String>> {
     Ok(deliveries(conn, id)?.pop().map(|delivery| delivery.message_id))
 }
-
-/// Keeps what the last try of a callback came to.
-pub(crate) fn record(
-    conn: &Connection,
-    id: JobId,
-    sent_at: Timestamp,
-    status_code: Option<u16>,
-    error: Option<&str>,
-) -> rusqlite::Result<()> {
-    conn.prepare_cached(
-        "UPDATE jobmill_job SET callback_sent_at = :sent_at, callback_status_code = :status_code,
-             callback_error = :error
-         WHERE id = :id",
-    )?
-    .execute(named_params! { ":id": id, ":sent_at": sent_at, ":status_code": status_code, ":error": error })
-    .map(drop)
-}

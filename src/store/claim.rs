@@ -15,7 +15,7 @@ use crate::store::audit::Line;
 use crate::store::fair::{Rotation, Turns};
 use crate::store::lane::{Demand, Lane, NextDelayed};
 use crate::store::place::Place;
-use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns, payload_aside};
+use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
 use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
@@ -332,9 +332,7 @@ impl Turn<'_> {
         claim.job.attempt += 1;
         claim.job.started_at = Some(self.now);
         claim.fence += 1;
-        if aside {
-            claim.job.payload = payload_aside(self.conn, id)?;
-        }
+        aside.fetch(self.conn, &mut claim.job)?;
         self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at);
         Ok(Some(claim))
     }

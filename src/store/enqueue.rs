@@ -11,7 +11,7 @@ use crate::model::time::Timestamp;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, lane, last_id, share, tally, unique};
+use crate::store::{Turn, at_hand, callback, detail, lane, last_id, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -211,9 +211,8 @@ pub(crate) struct NewRow {
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
-         completed_at, organization_id, source_id, stop_reason, created_by, callback_url, request_config)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-         ?23, ?24)";
+         completed_at, source_id, stop_reason, callback_url, detail)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
 
 fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let conn = ledger.conn();
@@ -239,6 +238,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
     let claimed = row.owner.is_some();
     let metadata = metadata(new);
+    let detailed = detail::is_needed(new);
     ledger.insert(params![
         id,
         place.lane,
@@ -258,13 +258,14 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         row.owner,
         (row.state == State::Running).then_some(now),
         row.state.status().is_terminal().then_some(now),
-        new.organization_id,
         metadata.and_then(source_id),
         new.stop_reason.as_ref().map(|reason| reason.as_str()),
-        new.created_by,
         new.callback_url,
-        request_config(new).map(json_text),
+        detailed.then_some(1),
     ])?;
+    if detailed {
+        detail::insert(conn, id, new)?;
+    }
     if !in_row {
         conn.prepare_cached("INSERT INTO jobmill_payload (job, payload) VALUES (:job, :payload)")?
             .execute(named_params! { ":job": id, ":payload": payload })?;
@@ -311,7 +312,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         timeout: new.timeout,
         cancel_requested_at: None,
         updated_at: now.max(row.id.created_at()),
-        created_by: new.created_by.clone(),
+        created_by: new.created_by.clone().or_else(|| new.user_id.clone()),
         updated_by: None,
         user_id: new.user_id.clone(),
         organization_id: new.organization_id.clone(),

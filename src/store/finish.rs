@@ -16,7 +16,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, tally};
+use crate::store::{Turn, at_hand, callback, detail, tally};
 
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
@@ -335,17 +335,13 @@ impl Turn<'_> {
         total_duration: Option<Duration>,
         stop_reason: Option<&str>,
     ) -> rusqlite::Result<()> {
+        if ttft.is_some() || total_duration.is_some() {
+            detail::measured(self.conn, id, ttft, total_duration)?;
+        }
+        let Some(stop_reason) = stop_reason else { return Ok(()) };
         self.conn
-            .prepare_cached(
-                "UPDATE jobmill_job SET ttft_ns = coalesce(:ttft_ns, ttft_ns),
-                     total_duration_ns = coalesce(:total_duration_ns, total_duration_ns),
-                     stop_reason = coalesce(:stop_reason, stop_reason)
-                 WHERE id = :id",
-            )?
-            .execute(named_params! {
-                ":id": id, ":ttft_ns": ttft.map(nanos), ":total_duration_ns": total_duration.map(nanos),
-                ":stop_reason": stop_reason,
-            })
+            .prepare_cached("UPDATE jobmill_job SET stop_reason = :stop_reason WHERE id = :id")?
+            .execute(named_params! { ":id": id, ":stop_reason": stop_reason })
             .map(drop)
     }
 }
@@ -369,10 +365,6 @@ pub(crate) fn complete_in(
         enqueue_in(conn, &delivery.new_job(), now)?;
     }
     Ok(true)
-}
-
-pub(crate) fn nanos(duration: Duration) -> i64 {
-    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn end(

@@ -27,7 +27,8 @@ pub(crate) fn history(
     }
     let own = conn
         .prepare_cached(
-            "SELECT state, completed_at, attempt, error, created_by,
+            "SELECT state, completed_at, attempt, error,
+                 (SELECT created_by FROM jobmill_detail WHERE jobmill_detail.job = jobmill_job.id),
                  (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
              FROM jobmill_job WHERE id = :id",
         )?
@@ -37,7 +38,7 @@ pub(crate) fn history(
                 completed_at: row.get(1)?,
                 attempt: row.get(2)?,
                 error: row.get(3)?,
-                created_by: row.get(4)?,
+                created_by: row.get::<_, Option<String>>(4)?.or(row.get(5)?),
                 user: row.get(5)?,
             })
         })

@@ -120,6 +120,7 @@ fn delete(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
         "DELETE FROM jobmill_tag WHERE job = :job AND tag IN (
              SELECT value FROM json_each((SELECT tags FROM jobmill_job WHERE id = :job)))",
         "DELETE FROM jobmill_job WHERE id = :job",
+        "DELETE FROM jobmill_detail WHERE job = :job",
         "DELETE FROM jobmill_payload WHERE job = :job",
         "DELETE FROM jobmill_unique WHERE job = :job",
         "DELETE FROM jobmill_attempt WHERE job = :job",

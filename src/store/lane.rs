@@ -86,8 +86,8 @@ pub(crate) trait Demand {
 /// Every lane of the file, as the writer knows them. They are few: queues times kinds times four.
 #[derive(Default)]
 pub(crate) struct Lanes {
+    /// By id.
     lanes: Vec<Lane>,
-    by_id: HashMap<i64, usize>,
     by_name: HashMap<u64, Vec<usize>>,
     hasher: RandomState,
     kinds: HashSet<String>,
@@ -126,10 +126,7 @@ impl Lanes {
                 background: row.get(13)?,
                 owned: row.get(14)?,
             };
-            let at = match self.by_id.get(&id) {
-                Some(&at) => at,
-                None => self.add(id, key),
-            };
+            let at = self.at(id).unwrap_or_else(|| self.add(id, key));
             let lane = &mut self.lanes[at];
             same &= lane.key() == key;
             for (column, count) in lane.counts.iter_mut().enumerate() {
@@ -152,7 +149,6 @@ impl Lanes {
     /// to name lanes of somebody else's.
     pub(crate) fn forget(&mut self) {
         self.lanes.clear();
-        self.by_id.clear();
         self.by_name.clear();
     }
 
@@ -164,13 +160,17 @@ impl Lanes {
         self.lanes.iter_mut()
     }
 
+    fn at(&self, id: i64) -> Option<usize> {
+        self.lanes.binary_search_by_key(&id, |lane| lane.id).ok()
+    }
+
     /// The lane with this id. Rows and lanes are written together, so each lane that a row names is known.
     pub(crate) fn get(&self, id: i64) -> Option<&Lane> {
-        self.by_id.get(&id).map(|&at| &self.lanes[at])
+        self.at(id).map(|at| &self.lanes[at])
     }
 
     pub(crate) fn get_mut(&mut self, id: i64) -> Option<&mut Lane> {
-        self.by_id.get(&id).map(|&at| &mut self.lanes[at])
+        self.at(id).map(|at| &mut self.lanes[at])
     }
 
     /// The lane of this name, made if there is none.
@@ -190,10 +190,15 @@ impl Lanes {
     }
 
     fn add(&mut self, id: i64, key: LaneKey<'_>) -> usize {
-        let at = self.lanes.len();
+        let at = self.lanes.partition_point(|lane| lane.id < id);
+        if at < self.lanes.len() {
+            // An id that was given up by a failed turn comes to name a lane after all: those behind it move.
+            for places in self.by_name.values_mut() {
+                places.iter_mut().filter(|place| **place >= at).for_each(|place| *place += 1);
+            }
+        }
         self.by_name.entry(self.hasher.hash_one(key)).or_default().push(at);
-        self.by_id.insert(id, at);
-        self.lanes.push(Lane {
+        let lane = Lane {
             id,
             queue: key.queue.into(),
             kind: key.kind.into(),
@@ -206,7 +211,8 @@ impl Lanes {
             next_delayed: NextDelayed::NotBefore(i64::MAX),
             served: self.kinds.contains(key.kind),
             paused: false,
-        });
+        };
+        self.lanes.insert(at, lane);
         at
     }
 

@@ -4,6 +4,7 @@ pub(crate) mod audit;
 pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
+pub(crate) mod detail;
 pub(crate) mod enqueue;
 pub(crate) mod fair;
 pub(crate) mod finish;

@@ -15,7 +15,7 @@ use crate::model::time::Timestamp;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
-use crate::store::row::{self, JOB_COLUMNS, State, job_columns, payload_aside};
+use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -281,9 +281,7 @@ pub(crate) fn job(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Job>>
     let Some((mut job, aside)) = found else {
         return Ok(None);
     };
-    if aside {
-        job.payload = payload_aside(conn, id)?;
-    }
+    aside.fetch(conn, &mut job)?;
     Ok(Some(job))
 }
 

@@ -13,6 +13,7 @@ use crate::model::retry::Backoff;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
+use crate::store::detail;
 use crate::store::place::{LaneKey, Place};
 
 /// The status of a job as its row has it. Pending falls apart in two: jobs that may run since they were created, whose
@@ -144,16 +145,22 @@ impl FromSql for AttemptOutcome {
 macro_rules! job_columns {
     () => {
         "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
-         cancel_requested_at, ttft_ns, share, agent_id, unique_key, tags, metadata, error, payload, result, \
-         total_duration_ns, updated_at, callback_sent_at, callback_status_code, organization_id, stop_reason, \
-         created_by, updated_by, callback_url, callback_error, request_config, \
+         cancel_requested_at, share, detail, agent_id, stop_reason, callback_url, unique_key, tags, metadata, error, \
+         payload, result, \
          (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share)"
     };
 }
 pub(crate) use job_columns;
 
 /// The number of columns in `job_columns`.
-pub(crate) const JOB_COLUMNS: usize = 31;
+pub(crate) const JOB_COLUMNS: usize = 22;
+
+/// What of a job stands in tables of its own, and is still to be read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Aside {
+    payload: bool,
+    detail: bool,
+}
 
 /// A job that this process has claimed, with what its end needs.
 #[derive(Clone, Debug)]
@@ -167,18 +174,17 @@ pub(crate) struct Claim {
     pub(crate) backoff: Option<Backoff>,
 }
 
-/// Makes a job of `job_columns`. A payload that is kept aside is left empty, and whether it is so is told.
-pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, bool)> {
+/// Makes a job of `job_columns`, as far as they go: what stands aside is told.
+pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, Aside)> {
     let id: JobId = row.get(0)?;
     let state: State = row.get(1)?;
-    let payload: Option<Vec<u8>> = row.get(17)?;
-    let aside = payload.is_none();
+    let payload: Option<Vec<u8>> = row.get(19)?;
+    let aside = Aside { payload: payload.is_none(), detail: row.get::<_, Option<i64>>(11)?.is_some() };
     let started_at: Option<Timestamp> = row.get(5)?;
     let completed_at: Option<Timestamp> = row.get(6)?;
     let cancel_requested_at: Option<Timestamp> = row.get(9)?;
-    let updated_at: Option<Timestamp> = row.get(20)?;
-    let touched = [started_at, completed_at, cancel_requested_at, updated_at].into_iter().flatten().max();
-    let took = completed_at.zip(started_at).map(|(end, start)| end.since(start));
+    let touched = [started_at, completed_at, cancel_requested_at].into_iter().flatten().max();
+    let user_id: Option<String> = row.get(21)?;
     let job = Job {
         id,
         job_type: lane.job_type,
@@ -186,7 +192,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, bo
         queue: lane.queue.to_owned(),
         priority: lane.priority,
         status: state.status(),
-        stop_reason: row.get::<_, Option<String>>(24)?.map(StopReason::from),
+        stop_reason: row.get::<_, Option<String>>(13)?.map(StopReason::from),
         background: lane.background,
         attempt: row.get(2)?,
         max_attempts: row.get(3)?,
@@ -197,31 +203,44 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, bo
         timeout: whole(row, 8)?.map(Duration::from_micros),
         cancel_requested_at,
         updated_at: touched.unwrap_or(id.created_at()).max(id.created_at()),
-        created_by: row.get(25)?,
-        updated_by: row.get(26)?,
-        user_id: row.get(30)?,
-        organization_id: row.get(23)?,
+        created_by: user_id.clone(),
+        updated_by: None,
+        user_id,
+        organization_id: None,
         agent_id: row.get(12)?,
-        unique_key: row.get_ref(13)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
-        tags: json(row, 14)?.unwrap_or_default(),
-        metadata: json(row, 15)?,
-        request_config: json(row, 29)?,
-        callback_url: row.get(27)?,
-        callback_sent_at: row.get(21)?,
-        callback_status_code: row.get(22)?,
-        callback_error: row.get(28)?,
-        error: row.get(16)?,
+        unique_key: row.get_ref(15)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
+        tags: json(row, 16)?.unwrap_or_default(),
+        metadata: json(row, 17)?,
+        request_config: None,
+        callback_url: row.get(14)?,
+        callback_sent_at: None,
+        callback_status_code: None,
+        callback_error: None,
+        error: row.get(18)?,
         progress: None,
-        ttft: whole(row, 10)?.map(Duration::from_nanos),
-        total_duration: whole(row, 19)?.map(Duration::from_nanos).or(took),
+        ttft: None,
+        total_duration: completed_at.zip(started_at).map(|(end, start)| end.since(start)),
         payload: payload.unwrap_or_default(),
-        result: row.get(18)?,
+        result: row.get(20)?,
     };
     Ok((job, aside))
 }
 
+impl Aside {
+    /// Reads what stands aside.
+    pub(crate) fn fetch(self, conn: &Connection, job: &mut Job) -> rusqlite::Result<()> {
+        if self.payload {
+            job.payload = payload_aside(conn, job.id)?;
+        }
+        if self.detail {
+            detail::fetch(conn, job)?;
+        }
+        Ok(())
+    }
+}
+
 /// A payload that was too long for its job's row.
-pub(crate) fn payload_aside(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<u8>> {
+fn payload_aside(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<u8>> {
     let found = conn
         .prepare_cached("SELECT payload FROM jobmill_payload WHERE job = :job")?
         .query_row(named_params! { ":job": id }, |row| row.get(0))
@@ -242,7 +261,7 @@ pub(crate) fn progress(row: &Row<'_>, first: usize) -> rusqlite::Result<Option<P
 }
 
 /// A length of time in whole units, which is never negative in a row that we wrote.
-fn whole(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+pub(crate) fn whole(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     Ok(row.get::<_, Option<i64>>(column)?.map(|value| u64::try_from(value).unwrap_or(0)))
 }
 

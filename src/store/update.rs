@@ -10,7 +10,7 @@ use crate::model::job::Status;
 use crate::model::new_job::source_id;
 use crate::model::update::{JobUpdate, Refusal, Set, SetMetadata, StatusChange};
 use crate::store::Turn;
-use crate::store::finish::nanos;
+use crate::store::detail;
 use crate::store::operate::{Refused, Standing};
 use crate::store::place::LaneKey;
 use crate::store::row::{State, json};
@@ -29,16 +29,11 @@ pub(crate) enum NotUpdated {
 const UPDATE: &str = "UPDATE jobmill_job
      SET stop_reason = CASE WHEN :set_stop_reason THEN :stop_reason ELSE stop_reason END,
          agent_id = CASE WHEN :set_agent THEN :agent ELSE agent_id END,
-         organization_id = CASE WHEN :set_organization THEN :organization ELSE organization_id END,
          callback_url = CASE WHEN :set_callback_url THEN :callback_url ELSE callback_url END,
          metadata = CASE WHEN :set_metadata THEN :metadata ELSE metadata END,
          source_id = CASE WHEN :set_metadata THEN :source_id ELSE source_id END,
-         request_config = CASE WHEN :set_request_config THEN :request_config ELSE request_config END,
-         ttft_ns = CASE WHEN :set_ttft THEN :ttft ELSE ttft_ns END,
-         total_duration_ns = CASE WHEN :set_total_duration THEN :total_duration ELSE total_duration_ns END,
          error = CASE WHEN :set_error THEN :error ELSE error END,
-         result = CASE WHEN :set_result THEN :result ELSE result END,
-         updated_at = :now, updated_by = :actor
+         result = CASE WHEN :set_result THEN :result ELSE result END
      WHERE id = :id";
 
 impl Turn<'_> {
@@ -121,13 +116,13 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_job
                  SET state = :to, completed_at = CASE WHEN :ended THEN :now END,
-                     started_at = CASE WHEN :to = 2 THEN :now ELSE started_at END, updated_at = :now, updated_by = :actor
+                     started_at = CASE WHEN :to = 2 THEN :now ELSE started_at END
                  WHERE id = :id AND state = :from",
             )?
             .execute(named_params! {
                 ":id": standing.id, ":from": standing.state, ":to": state, ":ended": ended, ":now": self.now,
-                ":actor": caller.actor(),
             })?;
+        detail::update(self.conn, standing.id, &JobUpdate::new(), self.now, caller.actor())?;
         self.audit(&standing.line(Action::Updated, caller, state))?;
         let step = standing.step(state, if ended { Cause::Ended } else { Cause::Operator });
         if ended {
@@ -170,29 +165,20 @@ impl Turn<'_> {
         metadata: Set<Map<String, Value>>,
         caller: &Caller,
     ) -> rusqlite::Result<()> {
+        detail::update(self.conn, id, update, self.now, caller.actor())?;
         self.conn
             .prepare_cached(UPDATE)?
             .execute(named_params! {
                 ":id": id,
-                ":now": self.now,
-                ":actor": caller.actor(),
                 ":set_stop_reason": !update.stop_reason.is_kept(),
                 ":stop_reason": update.stop_reason.value().map(|reason| reason.as_str()),
                 ":set_agent": !update.agent_id.is_kept(),
                 ":agent": update.agent_id.value(),
-                ":set_organization": !update.organization_id.is_kept(),
-                ":organization": update.organization_id.value(),
                 ":set_callback_url": !update.callback_url.is_kept(),
                 ":callback_url": update.callback_url.value(),
                 ":set_metadata": !metadata.is_kept(),
                 ":metadata": metadata.value().map(|metadata| serde_json::to_string(metadata).unwrap_or_default()),
                 ":source_id": metadata.value().and_then(source_id),
-                ":set_request_config": !update.request_config.is_kept(),
-                ":request_config": update.request_config.value().map(Value::to_string),
-                ":set_ttft": !update.ttft.is_kept(),
-                ":ttft": update.ttft.value().copied().map(nanos),
-                ":set_total_duration": !update.total_duration.is_kept(),
-                ":total_duration": update.total_duration.value().copied().map(nanos),
                 ":set_error": !update.error.is_kept(),
                 ":error": update.error.value(),
                 ":set_result": !update.result.is_kept(),

@@ -54,44 +54,35 @@ CREATE TABLE jobmill_queue (
 
 -- Times are microseconds since the Unix epoch. The id holds the time of creation.
 CREATE TABLE jobmill_job (
-    id                   INTEGER NOT NULL PRIMARY KEY,
-    lane                 INTEGER NOT NULL,
+    id                  INTEGER NOT NULL PRIMARY KEY,
+    lane                INTEGER NOT NULL,
     -- 0 created, 1 pending, 2 running, 3 completed, 4 failed, 5 cancelled, 6 expired; 7 is pending too, with a run_at
     -- of its own.
-    state                INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7),
-    share                INTEGER,                     -- its user's share of the lane; null: it has no user
-    attempt              INTEGER NOT NULL DEFAULT 0,
-    claim                INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
-    max_attempts         INTEGER NOT NULL,
-    owner                INTEGER,                     -- the instance of the last claim; null while the job waits
-    worker               INTEGER,                     -- the worker of the last attempt that ended
-    run_at               INTEGER,                     -- null: the time of creation
-    started_at           INTEGER,
-    completed_at         INTEGER,
-    expires_at           INTEGER,
-    timeout_us           INTEGER,
-    cancel_requested_at  INTEGER,
-    updated_at           INTEGER,                     -- when somebody last changed it from outside
-    ttft_ns              INTEGER,
-    total_duration_ns    INTEGER,
-    callback_sent_at     INTEGER,
-    callback_status_code INTEGER,
-    backoff              TEXT,                        -- JSON; null: the engine's
-    agent_id             TEXT,
-    organization_id      TEXT,
-    source_id            TEXT,                        -- of the metadata, where it can be searched for
-    stop_reason          TEXT,
-    created_by           TEXT,
-    updated_by           TEXT,
-    callback_url         TEXT,
-    callback_error       TEXT,
-    unique_key           TEXT,                        -- with its scope, as in jobmill_unique
-    tags                 TEXT,                        -- JSON array; null: none
-    metadata             TEXT,                        -- JSON object
-    request_config       TEXT,                        -- JSON
-    error                TEXT,
-    payload              BLOB,                        -- JSON, empty: none; null: in jobmill_payload
-    result               BLOB                         -- JSON
+    state               INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7),
+    share               INTEGER,                     -- its user's share of the lane; null: it has no user
+    attempt             INTEGER NOT NULL DEFAULT 0,
+    claim               INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
+    max_attempts        INTEGER NOT NULL,
+    owner               INTEGER,                     -- the instance of the last claim; null while the job waits
+    worker              INTEGER,                     -- the worker of the last attempt that ended
+    run_at              INTEGER,                     -- null: the time of creation
+    started_at          INTEGER,
+    completed_at        INTEGER,
+    expires_at          INTEGER,
+    timeout_us          INTEGER,
+    cancel_requested_at INTEGER,
+    detail              INTEGER,                     -- 1: there is a row in jobmill_detail; null: there is none
+    backoff             TEXT,                        -- JSON; null: the engine's
+    agent_id            TEXT,
+    source_id           TEXT,                        -- of the metadata, where it can be searched for
+    stop_reason         TEXT,
+    callback_url        TEXT,
+    unique_key          TEXT,                        -- with its scope, as in jobmill_unique
+    tags                TEXT,                        -- JSON array; null: none
+    metadata            TEXT,                        -- JSON object
+    error               TEXT,
+    payload             BLOB,                        -- JSON, empty: none; null: in jobmill_payload
+    result              BLOB                         -- JSON
 ) STRICT;
 
 -- Serves the claim (pending, by id), every list (a status in a lane, by id), the rescue (running) and the pruning.
@@ -107,6 +98,21 @@ CREATE INDEX jobmill_job_share_delayed ON jobmill_job (share, run_at) WHERE stat
 CREATE INDEX jobmill_job_agent ON jobmill_job (agent_id) WHERE agent_id IS NOT NULL;
 CREATE INDEX jobmill_job_source ON jobmill_job (source_id) WHERE source_id IS NOT NULL;
 CREATE INDEX jobmill_job_stop_reason ON jobmill_job (stop_reason) WHERE stop_reason IS NOT NULL;
+
+-- What few jobs have, and no step of a life changes: kept out of the job's row, which each step writes anew.
+CREATE TABLE jobmill_detail (
+    job                  INTEGER NOT NULL PRIMARY KEY,
+    organization_id      TEXT,
+    request_config       TEXT,     -- JSON
+    ttft_ns              INTEGER,
+    total_duration_ns    INTEGER,
+    created_by           TEXT,     -- null: its user
+    updated_by           TEXT,
+    updated_at           INTEGER,  -- when somebody last changed it from outside
+    callback_sent_at     INTEGER,
+    callback_status_code INTEGER,
+    callback_error       TEXT
+) STRICT;
 
 -- Payloads too long for the job's row, which each change of status writes anew.
 CREATE TABLE jobmill_payload (

@@ -13,4 +13,5 @@ mod paging;
 mod recovery;
 mod run;
 mod support;
+mod tracked;
 mod unique;

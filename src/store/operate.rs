@@ -138,17 +138,20 @@ impl Turn<'_> {
         };
         match standing.state {
             State::Running if !self.is_tracked(standing.place.lane) => {
-                self.ask_to_stop(&standing)?;
+                self.ask_to_stop(&standing, caller)?;
                 self.audit(&standing.line(Action::CancelRequested, caller, State::Running).attempt(standing.attempt))?;
                 Ok(Ok(Cancelled::Requested))
             }
             State::Created | State::Pending | State::Delayed | State::Running => {
                 self.conn
                     .prepare_cached(
-                        "UPDATE jobmill_job SET state = 5, completed_at = :now, cancel_requested_at = :now
+                        "UPDATE jobmill_job SET state = 5, completed_at = :now, cancel_requested_at = :now,
+                             updated_at = :now, updated_by = :actor
                          WHERE id = :id AND state = :state",
                     )?
-                    .execute(named_params! { ":id": id, ":now": self.now, ":state": standing.state })?;
+                    .execute(named_params! {
+                        ":id": id, ":now": self.now, ":state": standing.state, ":actor": caller.actor(),
+                    })?;
                 self.audit(&standing.line(Action::Cancelled, caller, State::Cancelled))?;
                 self.last_step(standing.step(State::Cancelled, Cause::Cancelled))?;
                 Ok(Ok(Cancelled::Now))
@@ -159,13 +162,14 @@ impl Turn<'_> {
     }
 
     /// Asks the handler of a running job to stop, in whichever process.
-    fn ask_to_stop(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+    fn ask_to_stop(&mut self, standing: &Standing, caller: &Caller) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now)
+                "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now), updated_at = :now,
+                     updated_by = :actor
                  WHERE id = :id AND state = 2",
             )?
-            .execute(named_params! { ":id": standing.id, ":now": self.now })?;
+            .execute(named_params! { ":id": standing.id, ":now": self.now, ":actor": caller.actor() })?;
         if standing.owner == self.book.owner {
             self.out.stop.push(standing.id);
             return Ok(());
@@ -229,11 +233,11 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_job SET state = 7, run_at = :now, max_attempts = max(max_attempts, attempt + 1),
-                     completed_at = NULL, cancel_requested_at = NULL,
+                     completed_at = NULL, cancel_requested_at = NULL, updated_at = :now, updated_by = :actor,
                      expires_at = CASE WHEN expires_at <= :now THEN NULL ELSE expires_at END
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
-            .execute(named_params! { ":id": id, ":now": self.now })?;
+            .execute(named_params! { ":id": id, ":now": self.now, ":actor": caller.actor() })?;
         self.audit(&ended.line(Action::Requeued, caller, State::Delayed).attempt(ended.attempt))?;
         self.waits(ended.step(State::Delayed, Cause::Operator), self.now);
         Ok(Ok(()))
@@ -245,7 +249,7 @@ impl Turn<'_> {
             return Ok(Err(Refused::NotFound));
         };
         if standing.state == State::Running && !self.is_tracked(standing.place.lane) {
-            self.ask_to_stop(&standing)?;
+            self.ask_to_stop(&standing, caller)?;
             if self.book.doomed.insert(id) {
                 self.conn
                     .prepare_cached("INSERT OR IGNORE INTO jobmill_doomed (job) VALUES (:job)")?
@@ -300,20 +304,30 @@ impl Turn<'_> {
         };
         let note = format!("{}/{} to {}/{}", lane.queue, lane.priority, key.queue, key.priority);
         self.audit(&standing.line(Action::Moved, caller, standing.state).note(Some(&note)))?;
-        self.change_lane(&standing, key)?;
+        self.change_lane(&standing, key, caller)?;
         Ok(Ok(()))
     }
 
     /// Moves a job that nobody runs to another lane.
-    pub(crate) fn change_lane(&mut self, standing: &Standing, key: LaneKey<'_>) -> rusqlite::Result<Place> {
+    pub(crate) fn change_lane(
+        &mut self,
+        standing: &Standing,
+        key: LaneKey<'_>,
+        caller: &Caller,
+    ) -> rusqlite::Result<Place> {
         let lane = self.book.lanes.find_or_create(self.conn, key)?;
         let share = match &standing.user {
             Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
             None => None,
         };
         self.conn
-            .prepare_cached("UPDATE jobmill_job SET lane = :lane, share = :share WHERE id = :id")?
-            .execute(named_params! { ":id": standing.id, ":lane": lane, ":share": share })?;
+            .prepare_cached(
+                "UPDATE jobmill_job SET lane = :lane, share = :share, updated_at = :now, updated_by = :actor
+                 WHERE id = :id",
+            )?
+            .execute(named_params! {
+                ":id": standing.id, ":lane": lane, ":share": share, ":now": self.now, ":actor": caller.actor(),
+            })?;
         let place = Place { lane, share };
         self.book.count(standing.place, Some(standing.state), None);
         self.book.count(place, None, Some(standing.state));

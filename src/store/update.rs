@@ -70,7 +70,7 @@ impl Turn<'_> {
             self.progress(id, progress)?;
         }
         if let Some(background) = update.background {
-            self.set_background(&mut standing, background)?;
+            self.set_background(&mut standing, background, caller)?;
         }
         match (update.status, change) {
             (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, caller)?,
@@ -201,12 +201,12 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    fn set_background(&mut self, standing: &mut Standing, background: bool) -> rusqlite::Result<()> {
+    fn set_background(&mut self, standing: &mut Standing, background: bool, caller: &Caller) -> rusqlite::Result<()> {
         let Some(lane) = self.book.lanes.get(standing.place.lane).cloned() else {
             return Ok(());
         };
         if lane.background != background {
-            standing.place = self.change_lane(standing, LaneKey { background, ..lane.key() })?;
+            standing.place = self.change_lane(standing, LaneKey { background, ..lane.key() }, caller)?;
         }
         Ok(())
     }

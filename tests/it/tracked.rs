@@ -3,10 +3,10 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use jobmill::testing::Harness;
+use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Cancelled, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, Job, JobId, JobType, JobUpdate,
-    NewJob, Outcome, Priority, Query, Reason, Refusal, Status, StatusChange, StopReason, Unique,
+    Backoff, Cancelled, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, Job, JobId, JobType,
+    JobUpdate, NewJob, Outcome, Priority, Query, Reason, Refusal, Status, StatusChange, StopReason, Unique,
 };
 use serde_json::{Value, json};
 
@@ -759,5 +759,75 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
         }
     }
     assert_eq!(found, json!({}), "and no others");
+    Ok(())
+}
+
+/// A retry took the moment of the end away, so that a job seemed to have changed last when it had begun; a move and a
+/// failed attempt left no trace at all, and who had cancelled, retried or moved it was not told.
+#[test]
+fn every_change_from_outside_says_when_it_was_and_by_whom() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder
+            .durability(Durability::Normal)
+            .handle(|_: Echo, _: &Context| -> Result<(), Failure> { Err(Failure::fatal("no")) })
+    })?;
+    type Change = fn(&Client, JobId) -> jobmill::Result<()>;
+    let table: [(&str, Change); 8] = [
+        ("set_priority", |client, id| client.set_priority(id, Priority::High)),
+        ("set_queue", |client, id| client.set_queue(id, "mail")),
+        ("update", |client, id| client.update(id, JobUpdate::new().agent("a")).map(drop)),
+        ("background", |client, id| client.update(id, JobUpdate::new().background(true)).map(drop)),
+        ("cancel", |client, id| client.cancel(id).map(drop)),
+        ("retry", |client, id| client.retry(id)),
+        ("select", |client, _| client.select(Query::new())?.set_priority(Priority::Low).map(drop)),
+        ("cancel once more", |client, id| client.cancel(id).map(drop)),
+    ];
+    let id = t.enqueue(Echo::job("x").delay(secs(3600)))?;
+    for (name, change) in table {
+        t.advance(secs(1));
+        change(&t.client().acting_as(name)?, id)?;
+        let job = t.client().get(id)?;
+        assert_eq!((job.updated_at, job.updated_by.as_deref()), (now(&t), Some(name)));
+    }
+    // What the engine does is told by its moment alone.
+    t.client().acting_as("retry")?.retry(id)?;
+    t.advance(secs(1));
+    t.drain()?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.updated_at, job.updated_by.as_deref()), (Status::Failed, now(&t), Some("retry")));
+    t.advance(secs(1));
+    t.client().acting_as("again")?.retry(id)?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.updated_at, job.updated_by.as_deref()), (Status::Pending, now(&t), Some("again")));
+    Ok(())
+}
+
+#[test]
+fn each_step_back_to_waiting_is_a_change() -> jobmill::Result<()> {
+    let mut t = with_hands(|builder| {
+        builder.backoff(Backoff::fixed(secs(3600))).handle(|job: Echo, ctx: &Context| -> Result<Outcome<()>, Failure> {
+            let hands = ctx.state::<Hands>()?;
+            hands.pass(secs(3));
+            match job.0.as_str() {
+                "fails" => Err(Failure::retry("no")),
+                _ => Ok(Outcome::Snooze(secs(60))),
+            }
+        })
+    })?;
+    for how in ["fails", "snoozes"] {
+        let id = t.enqueue(Echo::job(how))?;
+        t.drain()?;
+        let job = t.client().get(id)?;
+        assert_eq!((job.status, job.updated_at), (Status::Pending, now(&t)), "{how}");
+        assert_eq!(job.started_at, Some(now(&t).saturating_sub(secs(3))));
+    }
+    // One that was claimed and goes back by a rescue.
+    let id = t.enqueue(Echo::job("fails"))?;
+    t.faults().fail(2, Fault::Before);
+    assert!(t.drain().is_err(), "its claim is written, and its end is not");
+    t.advance(secs(1));
+    t.crash()?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.updated_at), (Status::Pending, now(&t)));
     Ok(())
 }

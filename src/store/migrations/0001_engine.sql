@@ -71,7 +71,7 @@ CREATE TABLE jobmill_job (
     expires_at           INTEGER,
     timeout_us           INTEGER,
     cancel_requested_at  INTEGER,
-    updated_at           INTEGER,                     -- when somebody last changed it from outside
+    updated_at           INTEGER,                     -- when it last changed, if none of the moments above tells
     ttft_ns              INTEGER,
     total_duration_ns    INTEGER,
     callback_sent_at     INTEGER,

@@ -15,3 +15,4 @@ mod run;
 mod support;
 mod tracked;
 mod unique;
+mod users;

@@ -56,6 +56,10 @@ impl Dice {
         (self.0 >> 33) as usize % n
     }
 
+    pub(crate) fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+
     pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())].clone()
     }

@@ -190,7 +190,7 @@ impl Client {
         let caller = self.caller.clone();
         self.desk().call(move |turn| {
             let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
-            hide_foreign(turn, enqueued, &caller)
+            hide_foreign(turn.conn, enqueued, &caller)
         })
     }
 
@@ -203,15 +203,21 @@ impl Client {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        let enqueue_all = |turn: &mut Turn<'_>, jobs: &[NewJob]| -> Result<Vec<Enqueued>> {
+            jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
+        };
         let caller = self.caller.clone();
-        self.desk().call(move |turn| {
-            let enqueued: Vec<Enqueued> =
-                jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)?;
-            if caller.user.is_none() {
-                return Ok(enqueued);
-            }
-            enqueued.into_iter().map(|enqueued| hide_foreign(turn, enqueued, &caller)).collect()
-        })
+        if caller.user.is_none() || jobs.iter().all(|job| job.unique.is_none()) {
+            return self.desk().call(move |turn| enqueue_all(turn, &jobs));
+        }
+        // A key of somebody else's may refuse one of them when others are written already.
+        let enqueued = self.desk().call(move |turn| {
+            turn.guarded(|mut turn| {
+                let enqueued = enqueue_all(&mut turn, &jobs)?;
+                enqueued.into_iter().map(|enqueued| hide_foreign(turn.conn, enqueued, &caller)).collect()
+            })
+        })?;
+        enqueued.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Enqueues a job in a transaction of the application's own on the same file: it exists if and when that is
@@ -657,9 +663,9 @@ fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
 }
 
 /// Keeps from a bound client which job of somebody else's holds a key.
-fn hide_foreign(turn: &Turn<'_>, enqueued: Enqueued, caller: &Caller) -> Result<Enqueued> {
+fn hide_foreign(conn: &rusqlite::Connection, enqueued: Enqueued, caller: &Caller) -> Result<Enqueued> {
     if let (Enqueued::Existing(holder), Some(user)) = (enqueued, &caller.user)
-        && read::is_foreign(turn.conn, holder, user).map_err(cannot_enqueue)?
+        && read::is_foreign(conn, holder, user).map_err(cannot_enqueue)?
     {
         return Err(Error::new(ErrorKind::Conflict, "unique: a job of another user holds the key"));
     }

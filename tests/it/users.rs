@@ -551,3 +551,22 @@ fn who_of_others_holds_a_key_is_not_told() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+/// What came before the refused job was written, though the call failed.
+#[test]
+fn of_many_jobs_none_comes_in_if_another_user_holds_a_key() -> jobmill::Result<()> {
+    let t = idle()?;
+    let ann = t.client().for_user("ann")?;
+    foreign_holder(&t, "k")?;
+    let jobs = || [Echo::job("a").queue("new"), Echo::job("b").unique(Unique::key("k")), Echo::job("c")];
+    let says = "unique: a job of another user holds the key";
+    refused(ann.enqueue_many(jobs()), ErrorKind::Conflict, says);
+    assert_eq!(t.client().stats()?.total.total(), 1);
+    assert_eq!(ann.stats()?.total.total(), 0);
+    sound(t.client());
+    let ids = ann.enqueue_many([Echo::job("a"), Echo::job("b").unique(Unique::key("own"))])?;
+    assert_eq!(ann.enqueue_many([Echo::job("c"), Echo::job("b").unique(Unique::key("own"))])?[1].id(), ids[1].id());
+    assert_eq!(ann.stats()?.total.pending, 3);
+    sound(t.client());
+    Ok(())
+}

@@ -229,6 +229,7 @@ impl Client {
         let job = self.admit(job)?;
         let now = self.desk().clock().now();
         let enqueued = enqueue::enqueue_in(transaction, &job, now).map_err(cannot_enqueue)?;
+        let enqueued = hide_foreign(transaction, enqueued, &self.caller)?;
         self.desk().expect_commit();
         Ok(enqueued)
     }

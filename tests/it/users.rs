@@ -570,3 +570,21 @@ fn of_many_jobs_none_comes_in_if_another_user_holds_a_key() -> jobmill::Result<(
     sound(t.client());
     Ok(())
 }
+
+/// Inside the application's own transaction the id of the other user's job was given.
+#[test]
+fn a_transaction_of_the_applications_tells_nothing_of_who_holds_a_key() -> jobmill::Result<()> {
+    let t = idle()?;
+    let ann = t.client().for_user("ann")?;
+    foreign_holder(&t, "k")?;
+    let mut conn = t.client().connection()?;
+    let tx = conn.transaction().expect("a transaction");
+    let says = "unique: a job of another user holds the key";
+    refused(ann.enqueue_in(&tx, Echo::job("x").unique(Unique::key("k"))), ErrorKind::Conflict, says);
+    let own = ann.enqueue_in(&tx, Echo::job("x").unique(Unique::key("own")))?;
+    assert_eq!(ann.enqueue_in(&tx, Echo::job("x").unique(Unique::key("own")))?.id(), own.id());
+    tx.commit().expect("a commit");
+    assert_eq!(t.client().stats()?.total.pending, 2);
+    sound(t.client());
+    Ok(())
+}

@@ -686,6 +686,7 @@ fn refusal(id: JobId, what: &str, refused: Refused) -> Error {
             Error::new(ErrorKind::Conflict, format!("{field}: the engine runs {id}, and sets this itself"))
         }
         Refused::KeyHeldBy(holder) => {
+            let holder = holder.map_or("a job of another user".to_owned(), |holder| holder.to_string());
             Error::new(ErrorKind::Conflict, format!("{id} cannot be {what}, for {holder} holds its unique key"))
         }
     }

@@ -44,8 +44,8 @@ pub(crate) enum Refused {
     NotFound,
     /// Its status forbids it.
     Status(Status),
-    /// Another job holds its unique key.
-    KeyHeldBy(JobId),
+    /// Another job holds its unique key. None: one that does not exist for the caller.
+    KeyHeldBy(Option<JobId>),
     /// The engine runs it, and changes this itself.
     FieldOfTheEngine(&'static str),
 }
@@ -211,7 +211,8 @@ impl Turn<'_> {
         if let Some(key) = &ended.unique_key
             && let Some(holder) = unique::retake(self.conn, key, id, self.now)?
         {
-            return Ok(Err(Refused::KeyHeldBy(holder)));
+            let known = self.standing(holder, caller)?.map(|holder| holder.id);
+            return Ok(Err(Refused::KeyHeldBy(known)));
         }
         // A job that ended while it waited has no attempt to tell of.
         if let (Some(started_at), Some(owner)) = (ended.started_at, ended.owner) {

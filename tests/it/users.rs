@@ -588,3 +588,25 @@ fn a_transaction_of_the_applications_tells_nothing_of_who_holds_a_key() -> jobmi
     sound(t.client());
     Ok(())
 }
+
+/// The refusal named the other user's job.
+#[test]
+fn the_refusal_of_a_retry_names_no_job_of_another_user() -> jobmill::Result<()> {
+    let t = idle()?;
+    let ann = t.client().for_user("ann")?;
+    let keyed = || Echo::job("x").unique(Unique::key("k"));
+    let id = ann.enqueue(keyed())?.id();
+    ann.cancel(id)?;
+    let holder = foreign_holder(&t, "k")?;
+    let told = |client: &Client| client.retry(id).map_err(|error| (error.kind(), error.to_string()));
+    let begins = format!("{id} cannot be retried, for ");
+    assert_eq!(told(&ann), Err((ErrorKind::Conflict, begins.clone() + "a job of another user holds its unique key")));
+    assert_eq!(
+        told(t.client()),
+        Err((ErrorKind::Conflict, begins.clone() + &format!("{holder} holds its unique key")))
+    );
+    t.client().delete(holder)?;
+    let own = ann.enqueue(keyed())?.id();
+    assert_eq!(told(&ann), Err((ErrorKind::Conflict, begins + &format!("{own} holds its unique key"))));
+    Ok(())
+}

@@ -168,6 +168,25 @@ impl Client {
         Ok(query)
     }
 
+    /// A cursor that is a job of another user's, if the client is bound to one.
+    fn foreign_cursor(&self, conn: &rusqlite::Connection, query: &Query) -> rusqlite::Result<Option<JobId>> {
+        let Some(user) = self.user() else { return Ok(None) };
+        for cursor in [query.before, query.after].into_iter().flatten() {
+            if read::is_foreign(conn, cursor, user)? {
+                return Ok(Some(cursor));
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_cursors(&self, query: &Query) -> Result<()> {
+        if self.user().is_none() || (query.before.is_none() && query.after.is_none()) {
+            return Ok(());
+        }
+        let foreign = self.reader().snapshot("cannot look for the cursor", |conn| self.foreign_cursor(conn, query))?;
+        foreign.map_or(Ok(()), |cursor| Err(not_found(cursor)))
+    }
+
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         &self.inner.desk
     }
@@ -311,15 +330,9 @@ impl Client {
     /// another's job.
     pub fn list(&self, query: Query) -> Result<Page> {
         let query = self.restrict(query)?;
-        let listed = self.reader().snapshot("cannot list jobs", |conn| {
-            if let Some(user) = self.user() {
-                for cursor in [query.before, query.after].into_iter().flatten() {
-                    if read::is_foreign(conn, cursor, user)? {
-                        return Ok(Err(cursor));
-                    }
-                }
-            }
-            list::list(conn, &query).map(Ok)
+        let listed = self.reader().snapshot("cannot list jobs", |conn| match self.foreign_cursor(conn, &query)? {
+            Some(cursor) => Ok(Err(cursor)),
+            None => list::list(conn, &query).map(Ok),
         })?;
         listed.map_err(not_found)
     }
@@ -345,6 +358,7 @@ impl Client {
     /// Those of [`Client::list`], here for the query, later for each page.
     pub fn jobs(&self, query: Query) -> Result<Jobs> {
         let query = self.restrict(query)?;
+        self.check_cursors(&query)?;
         Ok(Jobs::new(self.clone(), query))
     }
 
@@ -354,6 +368,7 @@ impl Client {
     /// Those of [`Client::list`].
     pub fn select(&self, query: Query) -> Result<Selection> {
         let query = self.restrict(query)?;
+        self.check_cursors(&query)?;
         Ok(Selection::new(self.clone(), query))
     }
 

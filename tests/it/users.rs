@@ -610,3 +610,21 @@ fn the_refusal_of_a_retry_names_no_job_of_another_user() -> jobmill::Result<()> 
     assert_eq!(told(&ann), Err((ErrorKind::Conflict, begins + &format!("{own} holds its unique key"))));
     Ok(())
 }
+
+/// A selection took another's job for a position, where a list says that there is none.
+#[test]
+fn a_selection_knows_no_cursor_of_another_user() -> jobmill::Result<()> {
+    let t = idle()?;
+    let ann = t.client().for_user("ann")?;
+    let own = ann.enqueue(NewJob::tracked())?.id();
+    let foreign = t.enqueue(NewJob::tracked().user("bob"))?;
+    let says = format!("there is no job {foreign}");
+    refused(ann.select(Query::new().before(foreign)).map(drop), ErrorKind::NotFound, &says);
+    refused(ann.select(Query::new().after(foreign)).map(drop), ErrorKind::NotFound, &says);
+    refused(ann.jobs(Query::new().after(foreign)).map(drop), ErrorKind::NotFound, &says);
+    assert_eq!(t.client().select(Query::new().before(foreign))?.cancel()?.changed, 1);
+    t.client().delete(foreign)?;
+    ann.retry(own)?;
+    assert_eq!(ann.select(Query::new().before(foreign))?.cancel()?.changed, 1, "a deleted one is a position");
+    Ok(())
+}

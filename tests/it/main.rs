@@ -7,6 +7,7 @@ mod enqueue;
 mod faults;
 mod file;
 mod house;
+mod listing;
 mod model;
 mod order;
 mod paging;

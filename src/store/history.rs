@@ -18,6 +18,7 @@ pub(crate) fn history(
     attempts: Vec<Attempt>,
 ) -> rusqlite::Result<Vec<Change>> {
     struct Own {
+        tracked: bool,
         state: State,
         completed_at: Option<Timestamp>,
         attempt: u32,
@@ -28,7 +29,8 @@ pub(crate) fn history(
     let own = conn
         .prepare_cached(
             "SELECT state, completed_at, attempt, error, created_by,
-                 (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
+                 (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share),
+                 (SELECT kind = '' FROM jobmill_lane WHERE jobmill_lane.id = lane)
              FROM jobmill_job WHERE id = :id",
         )?
         .query_row(named_params! { ":id": id }, |row| {
@@ -39,6 +41,7 @@ pub(crate) fn history(
                 error: row.get(3)?,
                 created_by: row.get(4)?,
                 user: row.get(5)?,
+                tracked: row.get(6)?,
             })
         })
         .optional()?;
@@ -63,7 +66,15 @@ pub(crate) fn history(
     };
     let line =
         |at, action| Change { at, action, job: Some(id), actor: None, from: None, to: None, attempt: None, note: None };
-    let created = Change { actor: own.created_by, to: Some(Status::Created), ..line(id.created_at(), Action::Created) };
+    // Handlers' jobs come in as pending. How a tracked one came in tells its first change, or its status if there is none.
+    let recorded_as_it_is = own.completed_at.is_none_or(|ended_at| ended_at <= id.created_at());
+    let first = match changes.first().and_then(|change| change.from) {
+        Some(from) if own.tracked || from == Status::Created => from,
+        None if own.tracked && recorded_as_it_is => own.state.status(),
+        None if own.tracked || own.state == State::Created => Status::Created,
+        _ => Status::Pending,
+    };
+    let created = Change { actor: own.created_by, to: Some(first), ..line(id.created_at(), Action::Created) };
     let mut ordinary = vec![created];
     for attempt in &attempts {
         ordinary.push(Change {

@@ -6,6 +6,7 @@ mod cancel;
 mod enqueue;
 mod faults;
 mod file;
+mod history;
 mod house;
 mod listing;
 mod model;

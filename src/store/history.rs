@@ -56,7 +56,7 @@ pub(crate) fn history(
     let audited: Vec<(Change, Option<String>)> = statement
         .query_map(named_params! { ":job": id }, |row| Ok((change(row)?, row.get(8)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut changes: Vec<Change> =
+    let changes: Vec<Change> =
         audited.into_iter().filter(|(_, owner)| is_users(owner.as_deref())).map(|(change, _)| change).collect();
     let Some(own) = own else {
         return Ok(changes);
@@ -118,10 +118,25 @@ pub(crate) fn history(
             });
         }
     }
-    ordinary.append(&mut changes);
-    // What happened in one turn keeps its order: a job is created and started before anything else is done to it.
-    ordinary.sort_by_key(|change| change.at);
-    Ok(ordinary)
+    Ok(merged(ordinary, changes))
+}
+
+/// Both lists as one, by their moments, each in its own order. What happened in one turn has one moment: of that comes
+/// first what goes on from the status so far, and if both do, what was done from outside, which the next step would end.
+fn merged(ordinary: Vec<Change>, audited: Vec<Change>) -> Vec<Change> {
+    let mut merged: Vec<Change> = Vec::with_capacity(ordinary.len() + audited.len());
+    let mut audited = audited.into_iter().peekable();
+    for change in ordinary {
+        while let Some(last) = merged.last()
+            && let Some(earlier) =
+                audited.next_if(|other| other.at < change.at || other.at == change.at && other.from == last.to)
+        {
+            merged.push(earlier);
+        }
+        merged.push(change);
+    }
+    merged.extend(audited);
+    merged
 }
 
 /// The status in which an attempt left its job.

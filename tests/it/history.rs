@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use jobmill::testing::Harness;
+use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Action, Backoff, Change, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, JobId, JobUpdate,
+    Action, Backoff, Change, Client, Clock, Context, Deleted, Durability, Engine, ErrorKind, Failure, JobId, JobUpdate,
     NewJob, Outcome, Payload, Priority, Query, Retention, Status, Timestamp, Unique,
 };
 use serde::{Deserialize, Serialize};
@@ -289,6 +289,96 @@ fn a_life_that_expires_says_so() -> jobmill::Result<()> {
 }
 
 #[test]
+fn a_life_that_a_crash_cut_tells_of_the_rescue() -> jobmill::Result<()> {
+    let mut t = world()?;
+    let again = t.enqueue(life(["completes"]))?;
+    let last = t.enqueue(life(["completes"]).max_attempts(1))?;
+    // The claims are written, and nothing that follows.
+    t.faults().fail_from(2, Fault::Before);
+    assert!(t.drain().is_err());
+    t.faults().heal();
+    t.advance(secs(12));
+    t.crash()?;
+    assert_eq!(
+        told(t.client(), again)?,
+        [
+            "0 created ->pending",
+            "0 started pending>running #1 by worker",
+            "12 rescued running>pending #1: the process died while the handler ran",
+        ]
+    );
+    assert_eq!(
+        told(t.client(), last)?,
+        [
+            "0 created ->pending",
+            "0 started pending>running #1 by worker",
+            "12 rescued running>failed #1: the process died while the handler ran",
+        ]
+    );
+    t.drain()?;
+    assert_eq!(
+        told(t.client(), again)?[2..],
+        [
+            "12 rescued running>pending #1: the process died while the handler ran",
+            "12 started pending>running #2 by worker",
+            "13 ended running>completed #2 by worker",
+        ]
+    );
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn one_life_with_everything_in_it_is_told_from_beginning_to_end() -> jobmill::Result<()> {
+    let mut t = world()?;
+    let ann = t.client().acting_as("ann")?;
+    let id =
+        ann.enqueue(life(["fails", "completes", "refuses", "is asked to stop", "completes"]).delay(secs(10)))?.id();
+    t.advance(secs(1));
+    ann.set_priority(id, Priority::Low)?;
+    t.client().pause("default")?;
+    t.advance(secs(9));
+    assert_eq!(t.drain()?, 0);
+    t.client().resume("default")?;
+    t.drain()?; // 10: fails, 11
+    t.advance(secs(10));
+    t.faults().fail(3, Fault::Before);
+    assert!(t.drain().is_err()); // 21: its end at 22 is not written
+    t.crash()?;
+    // Whose process has died twice comes back within half a second.
+    t.advance(secs(1));
+    t.drain()?; // 23: refuses, 24
+    t.client().acting_as("bob")?.retry(id)?;
+    t.restart()?;
+    t.drain()?; // 24: is asked to stop, 26
+    t.advance(secs(4));
+    t.client().retry(id)?;
+    t.drain()?; // 30: completes, 31
+    assert_eq!(
+        told(t.client(), id)?,
+        [
+            "0 created ->pending by ann",
+            "1 moved pending>pending by ann: default/default to default/low",
+            "10 started pending>running #1 by worker",
+            "11 retried running>pending #1: no luck",
+            "21 started pending>running #2 by worker",
+            "22 rescued running>pending #2: the process died while the handler ran",
+            "23 started pending>running #3 by worker",
+            "24 ended running>failed #3 by worker: never",
+            "24 requeued failed>pending #3 by bob",
+            "24 started pending>running #4 by worker",
+            "25 cancel_requested running>running #4 by ann",
+            "26 cancelled running>cancelled #4: the job was cancelled",
+            "30 requeued cancelled>pending #4",
+            "30 started pending>running #5 by worker",
+            "31 ended running>completed #5 by worker",
+        ]
+    );
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn the_audit_outlives_its_job_and_goes_in_its_own_time() -> jobmill::Result<()> {
     let t = with_hands(|builder| {
         builder
@@ -422,5 +512,37 @@ fn what_jobs_carry_is_in_no_history() -> jobmill::Result<()> {
     for id in [id, engines.id()] {
         assert!(!format!("{:?}", t.client().history(id)?).contains("SECRET"));
     }
+    Ok(())
+}
+
+/// What came before the clock was set back stood behind what came after, the creation at the end of all.
+#[test]
+fn a_clock_that_is_set_back_turns_no_history_round() -> jobmill::Result<()> {
+    let t = world()?;
+    let start = t.clock().now();
+    let at = |seconds: u64| t.clock().jump(start.saturating_add(secs(seconds)));
+    at(100);
+    let (tracked, id) = (t.enqueue(NewJob::tracked())?, t.enqueue(life(["fails", "completes"]))?);
+    at(50);
+    t.client().update_status(tracked, Status::Running)?;
+    t.drain()?;
+    at(20);
+    t.client().update_status(tracked, Status::Failed)?;
+    at(70);
+    t.drain()?;
+    assert_eq!(
+        told(t.client(), tracked)?,
+        ["100 created ->created", "50 updated created>running", "20 updated running>failed"]
+    );
+    assert_eq!(
+        told(t.client(), id)?,
+        [
+            "100 created ->pending",
+            "50 started pending>running #1 by worker",
+            "51 retried running>pending #1: no luck",
+            "70 started pending>running #2 by worker",
+            "71 ended running>completed #2 by worker",
+        ]
+    );
     Ok(())
 }

@@ -255,7 +255,8 @@ impl Turn<'_> {
                 self.conn
                     .prepare_cached("INSERT OR IGNORE INTO jobmill_doomed (job) VALUES (:job)")?
                     .execute(named_params! { ":job": id })?;
-                self.audit(&standing.line(Action::DeleteRequested, caller, State::Running))?;
+                let line = standing.line(Action::DeleteRequested, caller, State::Running);
+                self.audit(&line.attempt(standing.attempt))?;
             }
             return Ok(Ok(Deleted::Requested));
         }

@@ -328,6 +328,70 @@ fn a_life_that_a_crash_cut_tells_of_the_rescue() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// What an operator does and the claim that follows it in the same turn have the same moment.
+#[test]
+fn what_happens_in_one_turn_keeps_its_order() -> jobmill::Result<()> {
+    let t = world()?;
+    let id = t.enqueue(life(["fails for a moment", "refuses", "completes"]))?;
+    t.client().set_priority(id, Priority::High)?;
+    t.client().set_queue(id, "mail")?;
+    t.drain()?;
+    t.client().acting_as("ann")?.retry(id)?;
+    t.drain()?;
+    assert_eq!(
+        told(t.client(), id)?,
+        [
+            "0 created ->pending",
+            "0 moved pending>pending: default/default to default/high",
+            "0 moved pending>pending: default/high to mail/high",
+            "0 started pending>running #1 by worker",
+            "1 retried running>pending #1: no luck",
+            "1 started pending>running #2 by worker",
+            "2 ended running>failed #2 by worker: never",
+            "2 requeued failed>pending #2 by ann",
+            "2 started pending>running #3 by worker",
+            "3 ended running>completed #3 by worker",
+        ]
+    );
+    let id = t.enqueue(life(["is updated"]))?;
+    t.client().cancel(id)?;
+    t.client().retry(id)?;
+    t.client().update(id, JobUpdate::new().background(true))?;
+    t.drain()?;
+    assert_eq!(
+        told(t.client(), id)?,
+        [
+            "3 created ->pending",
+            "3 cancelled pending>cancelled",
+            "3 requeued cancelled>pending",
+            "3 updated pending>pending: background",
+            "3 started pending>running #1 by worker",
+            "4 updated running>running by ann: agent",
+            "4 ended running>completed #1 by worker",
+        ]
+    );
+    Ok(())
+}
+
+#[test]
+fn a_running_job_that_is_deleted_leaves_its_audit() -> jobmill::Result<()> {
+    let t = world()?;
+    let id = t.enqueue(life(["is deleted"]))?;
+    t.advance(secs(1));
+    t.drain()?;
+    refused(t.client().get(id), ErrorKind::NotFound, "there is no job");
+    assert_eq!(
+        told(t.client(), id)?,
+        [
+            "2 delete_requested running>running #1 by ann",
+            "3 cancelled running>cancelled #1: the job was cancelled",
+            "3 deleted cancelled>-",
+        ]
+    );
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn one_life_with_everything_in_it_is_told_from_beginning_to_end() -> jobmill::Result<()> {
     let mut t = world()?;

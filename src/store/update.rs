@@ -72,13 +72,13 @@ impl Turn<'_> {
         if let Some(background) = update.background {
             self.set_background(&mut standing, background, caller)?;
         }
+        let fields = update.names();
         match (update.status, change) {
-            (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, caller)?,
-            _ => {
-                if let Some(fields) = update.names() {
-                    self.audit(&standing.line(Action::Updated, caller, standing.state).note(Some(&fields)))?;
-                }
+            (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, fields.as_deref(), caller)?,
+            _ if fields.is_some() => {
+                self.audit(&standing.line(Action::Updated, caller, standing.state).note(fields.as_deref()))?;
             }
+            _ => {}
         }
         Ok(Ok(()))
     }
@@ -99,13 +99,19 @@ impl Turn<'_> {
         }
         let change = status.tracked_change(to);
         if change == StatusChange::Applied {
-            self.set_status(&standing, to, caller)?;
+            self.set_status(&standing, to, None, caller)?;
         }
         Ok(Some(change))
     }
 
-    /// Takes a tracked job a step further, which the rules allow.
-    fn set_status(&mut self, standing: &Standing, to: Status, caller: &Caller) -> rusqlite::Result<()> {
+    /// Takes a tracked job a step further, which the rules allow. `fields` are those that were changed with it.
+    fn set_status(
+        &mut self,
+        standing: &Standing,
+        to: Status,
+        fields: Option<&str>,
+        caller: &Caller,
+    ) -> rusqlite::Result<()> {
         let state = match to {
             Status::Created => State::Created,
             Status::Pending if standing.run_at.is_some() => State::Delayed,
@@ -128,7 +134,7 @@ impl Turn<'_> {
                 ":id": standing.id, ":from": standing.state, ":to": state, ":ended": ended, ":now": self.now,
                 ":actor": caller.actor(),
             })?;
-        self.audit(&standing.line(Action::Updated, caller, state))?;
+        self.audit(&standing.line(Action::Updated, caller, state).note(fields))?;
         let step = standing.step(state, if ended { Cause::Ended } else { Cause::Operator });
         if ended {
             return self.last_step(step);

@@ -374,6 +374,49 @@ fn what_happens_in_one_turn_keeps_its_order() -> jobmill::Result<()> {
 }
 
 #[test]
+fn what_trackers_and_operators_do_is_told_with_their_names() -> jobmill::Result<()> {
+    let t = world()?;
+    let (ann, bob) = (t.client().acting_as("ann")?, t.client().for_user("bob")?);
+    let id = bob.enqueue(NewJob::tracked())?.id();
+    let step = |work: &dyn Fn() -> jobmill::Result<()>| -> jobmill::Result<()> {
+        t.advance(secs(1));
+        work()
+    };
+    step(&|| ann.update_status(id, Status::Pending).map(drop))?;
+    step(&|| ann.set_queue(id, "mail"))?;
+    step(&|| bob.update(id, JobUpdate::new().status(Status::Running).agent("a").metadata(&json!({}))).map(drop))?;
+    // Times and progress change often, and are no news.
+    step(&|| bob.record_ttft(id, secs(1)))?;
+    step(&|| bob.update(id, JobUpdate::new().progress(1, None).total_duration(secs(1))).map(drop))?;
+    step(&|| bob.update(id, JobUpdate::new().callback_url(None).request_config(&1)).map(drop))?;
+    step(&|| bob.acting_as("bob's phone")?.update_status(id, Status::Failed).map(drop))?;
+    step(&|| bob.update_status(id, Status::Failed).map(drop))?;
+    step(&|| bob.update_status(id, Status::Completed).map(drop))?;
+    step(&|| ann.retry(id))?;
+    step(&|| ann.cancel(id).map(drop))?;
+    step(&|| ann.cancel(id).map(drop))?;
+    let expected = [
+        "0 created ->created by bob",
+        "1 updated created>pending by ann",
+        "2 moved pending>pending by ann: default/default to mail/default",
+        "3 updated pending>running by bob: agent, metadata",
+        "6 updated running>running by bob: callback_url, request_config",
+        "7 updated running>failed by bob's phone",
+        "10 requeued failed>pending by ann",
+        "11 cancelled pending>cancelled by ann",
+    ];
+    assert_eq!(told(t.client(), id)?, expected);
+    assert_eq!(told(&bob, id)?, expected);
+    t.advance(secs(1));
+    bob.delete(id)?;
+    // Its own row is gone, and with it what was ordinary.
+    let mut left = expected[1..].to_vec();
+    left.push("13 deleted cancelled>- by bob");
+    assert_eq!(told(t.client(), id)?, left);
+    Ok(())
+}
+
+#[test]
 fn a_running_job_that_is_deleted_leaves_its_audit() -> jobmill::Result<()> {
     let t = world()?;
     let id = t.enqueue(life(["is deleted"]))?;

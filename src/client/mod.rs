@@ -406,7 +406,8 @@ impl Client {
     }
 
     /// What was done out of the ordinary, to all jobs and queues: at most `limit` lines, the newest first, from before the
-    /// moment `before` if one is given.
+    /// moment `before` if one is given. What was done in the same moment as the last of them is given too, so that the page
+    /// from before that moment goes on without a gap.
     ///
     /// # Errors
     /// `Invalid` if the limit is not from 1 to 1000; `Forbidden` if the client is bound to a user.

@@ -150,17 +150,23 @@ fn left_in(outcome: AttemptOutcome) -> Option<Status> {
     }
 }
 
-/// What was done out of the ordinary, the newest first.
+/// What was done out of the ordinary, the newest first: `limit` lines, and those of the same moment as the last of them,
+/// for the next page begins before that.
 pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) -> rusqlite::Result<Vec<Change>> {
-    conn.prepare_cached(
+    let mut statement = conn.prepare_cached(
         "SELECT at, action, job, actor, from_state, to_state, attempt, note FROM jobmill_audit
-         WHERE at < :before ORDER BY at DESC, id DESC LIMIT :limit",
-    )?
-    .query_map(
-        named_params! { ":before": before.map_or(i64::MAX, Timestamp::as_micros), ":limit": limit as i64 },
-        change,
-    )?
-    .collect()
+         WHERE at < :before ORDER BY at DESC, id DESC",
+    )?;
+    let mut rows = statement.query(named_params! { ":before": before.map_or(i64::MAX, Timestamp::as_micros) })?;
+    let mut changes: Vec<Change> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let next = change(row)?;
+        if changes.len() >= limit && changes.last().is_some_and(|last| last.at != next.at) {
+            break;
+        }
+        changes.push(next);
+    }
+    Ok(changes)
 }
 
 fn change(row: &Row<'_>) -> rusqlite::Result<Change> {

@@ -622,6 +622,31 @@ fn what_jobs_carry_is_in_no_history() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A page ended in the middle of a moment, and the next one began before it: what lay between was in neither.
+#[test]
+fn pages_of_the_audit_leave_nothing_out_of_what_was_done_in_one_turn() -> jobmill::Result<()> {
+    let t = world()?;
+    for turn in 0..3 {
+        t.client().enqueue_many((0..15).map(|_| life(["completes"]).delay(secs(60))))?;
+        t.advance(secs(1));
+        let queue = format!("queue {turn}");
+        assert_eq!(t.client().select(Query::new())?.set_queue(&queue)?.changed, 15 * (turn + 1));
+    }
+    let all = t.client().audit(None, 1000)?;
+    assert_eq!(all.len(), 90);
+    for limit in [1, 10, 45, 46, 89, 1000] {
+        let (mut before, mut found) = (None, Vec::new());
+        loop {
+            let page = t.client().audit(before, limit)?;
+            let Some(last) = page.last() else { break };
+            before = Some(last.at);
+            found.extend(page);
+        }
+        assert!(found == all, "pages of {limit}: {} of {}", found.len(), all.len());
+    }
+    Ok(())
+}
+
 /// What came before the clock was set back stood behind what came after, the creation at the end of all.
 #[test]
 fn a_clock_that_is_set_back_turns_no_history_round() -> jobmill::Result<()> {

@@ -304,6 +304,9 @@ impl Turn<'_> {
             queue: to.queue.as_deref().unwrap_or(&lane.queue),
             ..lane.key()
         };
+        if key == lane.key() {
+            return Ok(Ok(()));
+        }
         let note = format!("{}/{} to {}/{}", lane.queue, lane.priority, key.queue, key.priority);
         self.audit(&standing.line(Action::Moved, caller, standing.state).note(Some(&note)))?;
         self.change_lane(&standing, key, caller)?;

@@ -647,6 +647,19 @@ fn pages_of_the_audit_leave_nothing_out_of_what_was_done_in_one_turn() -> jobmil
     Ok(())
 }
 
+#[test]
+fn a_move_to_where_the_job_is_is_none() -> jobmill::Result<()> {
+    let t = world()?;
+    let id = t.enqueue(life(["completes"]).delay(secs(60)))?;
+    let before = t.client().get(id)?;
+    t.advance(secs(1));
+    t.client().acting_as("ann")?.set_priority(id, Priority::Default)?;
+    t.client().acting_as("ann")?.set_queue(id, "default")?;
+    assert_eq!(t.client().select(Query::new())?.set_queue("default")?.changed, 1, "it is where it was to be");
+    assert_eq!((t.client().get(id)?, rows(t.client()).0), (before, 0));
+    Ok(())
+}
+
 /// What came before the clock was set back stood behind what came after, the creation at the end of all.
 #[test]
 fn a_clock_that_is_set_back_turns_no_history_round() -> jobmill::Result<()> {

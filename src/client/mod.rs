@@ -172,6 +172,25 @@ impl Client {
         Ok(query)
     }
 
+    /// A cursor that is a job of another user's, if the client is bound to one.
+    fn foreign_cursor(&self, conn: &rusqlite::Connection, query: &Query) -> rusqlite::Result<Option<JobId>> {
+        let Some(user) = self.user() else { return Ok(None) };
+        for cursor in [query.before, query.after].into_iter().flatten() {
+            if read::is_foreign(conn, cursor, user)? {
+                return Ok(Some(cursor));
+            }
+        }
+        Ok(None)
+    }
+
+    fn check_cursors(&self, query: &Query) -> Result<()> {
+        if self.user().is_none() || (query.before.is_none() && query.after.is_none()) {
+            return Ok(());
+        }
+        let foreign = self.reader().snapshot("cannot look for the cursor", |conn| self.foreign_cursor(conn, query))?;
+        foreign.map_or(Ok(()), |cursor| Err(not_found(cursor)))
+    }
+
     pub(crate) fn desk(&self) -> &Arc<Desk> {
         &self.inner.desk
     }
@@ -194,7 +213,7 @@ impl Client {
         let caller = self.caller.clone();
         self.desk().call(move |turn| {
             let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
-            hide_foreign(turn, enqueued, &caller)
+            hide_foreign(turn.conn, enqueued, &caller)
         })
     }
 
@@ -207,15 +226,21 @@ impl Client {
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
+        let enqueue_all = |turn: &mut Turn<'_>, jobs: &[NewJob]| -> Result<Vec<Enqueued>> {
+            jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
+        };
         let caller = self.caller.clone();
-        self.desk().call(move |turn| {
-            let enqueued: Vec<Enqueued> =
-                jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)?;
-            if caller.user.is_none() {
-                return Ok(enqueued);
-            }
-            enqueued.into_iter().map(|enqueued| hide_foreign(turn, enqueued, &caller)).collect()
-        })
+        if caller.user.is_none() || jobs.iter().all(|job| job.unique.is_none()) {
+            return self.desk().call(move |turn| enqueue_all(turn, &jobs));
+        }
+        // A key of somebody else's may refuse one of them when others are written already.
+        let enqueued = self.desk().call(move |turn| {
+            turn.guarded(|mut turn| {
+                let enqueued = enqueue_all(&mut turn, &jobs)?;
+                enqueued.into_iter().map(|enqueued| hide_foreign(turn.conn, enqueued, &caller)).collect()
+            })
+        })?;
+        enqueued.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
     /// Enqueues a job in a transaction of the application's own on the same file: it exists if and when that is
@@ -227,6 +252,7 @@ impl Client {
         let job = self.admit(job)?;
         let now = self.desk().clock().now();
         let enqueued = enqueue::enqueue_in(transaction, &job, now).map_err(cannot_enqueue)?;
+        let enqueued = hide_foreign(transaction, enqueued, &self.caller)?;
         self.desk().expect_commit();
         Ok(enqueued)
     }
@@ -308,15 +334,9 @@ impl Client {
     /// another's job.
     pub fn list(&self, query: Query) -> Result<Page> {
         let query = self.restrict(query)?;
-        let listed = self.reader().snapshot("cannot list jobs", |conn| {
-            if let Some(user) = self.user() {
-                for cursor in [query.before, query.after].into_iter().flatten() {
-                    if read::is_foreign(conn, cursor, user)? {
-                        return Ok(Err(cursor));
-                    }
-                }
-            }
-            list::list(conn, &query).map(Ok)
+        let listed = self.reader().snapshot("cannot list jobs", |conn| match self.foreign_cursor(conn, &query)? {
+            Some(cursor) => Ok(Err(cursor)),
+            None => list::list(conn, &query).map(Ok),
         })?;
         listed.map_err(not_found)
     }
@@ -342,6 +362,7 @@ impl Client {
     /// Those of [`Client::list`], here for the query, later for each page.
     pub fn jobs(&self, query: Query) -> Result<Jobs> {
         let query = self.restrict(query)?;
+        self.check_cursors(&query)?;
         Ok(Jobs::new(self.clone(), query))
     }
 
@@ -351,6 +372,7 @@ impl Client {
     /// Those of [`Client::list`].
     pub fn select(&self, query: Query) -> Result<Selection> {
         let query = self.restrict(query)?;
+        self.check_cursors(&query)?;
         Ok(Selection::new(self.clone(), query))
     }
 
@@ -388,7 +410,8 @@ impl Client {
     }
 
     /// What was done out of the ordinary, to all jobs and queues: at most `limit` lines, the newest first, from before the
-    /// moment `before` if one is given.
+    /// moment `before` if one is given. What was done in the same moment as the last of them is given too, so that the page
+    /// from before that moment goes on without a gap.
     ///
     /// # Errors
     /// `Invalid` if the limit is not from 1 to 1000; `Forbidden` if the client is bound to a user.
@@ -778,9 +801,9 @@ fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
 }
 
 /// Keeps from a bound client which job of somebody else's holds a key.
-fn hide_foreign(turn: &Turn<'_>, enqueued: Enqueued, caller: &Caller) -> Result<Enqueued> {
+fn hide_foreign(conn: &rusqlite::Connection, enqueued: Enqueued, caller: &Caller) -> Result<Enqueued> {
     if let (Enqueued::Existing(holder), Some(user)) = (enqueued, &caller.user)
-        && read::is_foreign(turn.conn, holder, user).map_err(cannot_enqueue)?
+        && read::is_foreign(conn, holder, user).map_err(cannot_enqueue)?
     {
         return Err(Error::new(ErrorKind::Conflict, "unique: a job of another user holds the key"));
     }
@@ -801,6 +824,7 @@ fn refusal(id: JobId, what: &str, refused: Refused) -> Error {
             Error::new(ErrorKind::Conflict, format!("{field}: the engine runs {id}, and sets this itself"))
         }
         Refused::KeyHeldBy(holder) => {
+            let holder = holder.map_or("a job of another user".to_owned(), |holder| holder.to_string());
             Error::new(ErrorKind::Conflict, format!("{id} cannot be {what}, for {holder} holds its unique key"))
         }
     }

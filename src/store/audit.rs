@@ -48,8 +48,9 @@ impl<'a> Line<'a> {
         self
     }
 
+    /// In which attempt it was done. 0: the job has had none.
     pub(crate) fn attempt(mut self, attempt: u32) -> Self {
-        self.attempt = Some(attempt);
+        self.attempt = (attempt > 0).then_some(attempt);
         self
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, named_params};
 use serde_json::Value;
 
+use crate::model::history::Caller;
 use crate::model::id::JobId;
 use crate::model::job::Job;
 use crate::model::new_job::NewJob;
@@ -15,7 +16,7 @@ use crate::model::update::JobUpdate;
 pub(crate) fn fetch(conn: &Connection, job: &mut Job) -> rusqlite::Result<()> {
     let nanos = |value: Option<i64>| value.map(|value| Duration::from_nanos(u64::try_from(value).unwrap_or(0)));
     conn.prepare_cached(
-        "SELECT organization_id, request_config, ttft_ns, total_duration_ns, created_by, updated_by, updated_at,
+        "SELECT organization_id, request_config, ttft_ns, total_duration_ns, created_by, updated_by,
              callback_sent_at, callback_status_code, callback_error
          FROM jobmill_detail WHERE job = :job",
     )?
@@ -27,10 +28,9 @@ pub(crate) fn fetch(conn: &Connection, job: &mut Job) -> rusqlite::Result<()> {
         job.total_duration = nanos(row.get(3)?).or(job.total_duration);
         job.created_by = row.get::<_, Option<String>>(4)?.or(job.created_by.take());
         job.updated_by = row.get(5)?;
-        job.updated_at = row.get::<_, Option<Timestamp>>(6)?.unwrap_or(Timestamp::EPOCH).max(job.updated_at);
-        job.callback_sent_at = row.get(7)?;
-        job.callback_status_code = row.get(8)?;
-        job.callback_error = row.get(9)?;
+        job.callback_sent_at = row.get(6)?;
+        job.callback_status_code = row.get(7)?;
+        job.callback_error = row.get(8)?;
         Ok(())
     })
     .optional()
@@ -42,9 +42,16 @@ fn creator(new: &NewJob) -> Option<&str> {
     new.created_by.as_deref().filter(|creator| new.user_id.as_deref() != Some(creator))
 }
 
-/// Whether a new job needs such a row.
-pub(crate) fn is_needed(new: &NewJob) -> bool {
-    new.organization_id.is_some() || new.request_config.is_some() || creator(new).is_some()
+/// There is such a row.
+pub(crate) const HAS_ROW: i64 = 1;
+/// The job was created by its user, which needs no row.
+pub(crate) const BY_USER: i64 = 2;
+
+/// What a new job's own row tells of this: whether there is such a row, and whether its user has created it.
+pub(crate) fn bits(new: &NewJob) -> i64 {
+    let row = new.organization_id.is_some() || new.request_config.is_some() || creator(new).is_some();
+    let by_user = new.created_by.is_some() && new.created_by == new.user_id;
+    (i64::from(row) * HAS_ROW) | (i64::from(by_user) * BY_USER)
 }
 
 /// Writes that of a new job.
@@ -69,34 +76,33 @@ fn ensure(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
         )?
         .execute(named_params! { ":job": id })?;
     if made == 1 {
-        conn.prepare_cached("UPDATE jobmill_job SET detail = 1 WHERE id = :job")?
+        conn.prepare_cached("UPDATE jobmill_job SET detail = coalesce(detail, 0) | 1 WHERE id = :job")?
             .execute(named_params! { ":job": id })?;
     }
     Ok(())
 }
 
 /// Changes the fields that an update sets here, and keeps who did it.
-pub(crate) fn update(
-    conn: &Connection,
-    id: JobId,
-    update: &JobUpdate,
-    now: Timestamp,
-    actor: Option<&str>,
-) -> rusqlite::Result<()> {
+pub(crate) fn update(conn: &Connection, id: JobId, update: &JobUpdate, caller: &Caller) -> rusqlite::Result<()> {
+    changed_by(conn, id, caller)?;
+    if update.organization_id.is_kept()
+        && update.request_config.is_kept()
+        && update.ttft.is_kept()
+        && update.total_duration.is_kept()
+    {
+        return Ok(());
+    }
     ensure(conn, id)?;
     conn.prepare_cached(
         "UPDATE jobmill_detail
          SET organization_id = CASE WHEN :set_organization THEN :organization ELSE organization_id END,
              request_config = CASE WHEN :set_request_config THEN :request_config ELSE request_config END,
              ttft_ns = CASE WHEN :set_ttft THEN :ttft ELSE ttft_ns END,
-             total_duration_ns = CASE WHEN :set_total_duration THEN :total_duration ELSE total_duration_ns END,
-             updated_at = :now, updated_by = :actor
+             total_duration_ns = CASE WHEN :set_total_duration THEN :total_duration ELSE total_duration_ns END
          WHERE job = :job",
     )?
     .execute(named_params! {
         ":job": id,
-        ":now": now,
-        ":actor": actor,
         ":set_organization": !update.organization_id.is_kept(),
         ":organization": update.organization_id.value(),
         ":set_request_config": !update.request_config.is_kept(),
@@ -107,6 +113,16 @@ pub(crate) fn update(
         ":total_duration": update.total_duration.value().copied().map(nanos),
     })
     .map(drop)
+}
+
+/// Keeps who has just changed a job from outside, or that nobody said so.
+pub(crate) fn changed_by(conn: &Connection, id: JobId, caller: &Caller) -> rusqlite::Result<()> {
+    if caller.actor().is_some() {
+        ensure(conn, id)?;
+    }
+    conn.prepare_cached("UPDATE jobmill_detail SET updated_by = :actor WHERE job = :job")?
+        .execute(named_params! { ":job": id, ":actor": caller.actor() })
+        .map(drop)
 }
 
 /// Keeps the times that a handler tells of.

@@ -238,7 +238,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
     let claimed = row.owner.is_some();
     let metadata = metadata(new);
-    let detailed = detail::is_needed(new);
+    let detail = detail::bits(new);
     ledger.insert(params![
         id,
         place.lane,
@@ -261,9 +261,9 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         metadata.and_then(source_id),
         new.stop_reason.as_ref().map(|reason| reason.as_str()),
         new.callback_url,
-        detailed.then_some(1),
+        (detail > 0).then_some(detail),
     ])?;
-    if detailed {
+    if detail & detail::HAS_ROW > 0 {
         detail::insert(conn, id, new)?;
     }
     if !in_row {
@@ -312,7 +312,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         timeout: new.timeout,
         cancel_requested_at: None,
         updated_at: now.max(row.id.created_at()),
-        created_by: new.created_by.clone().or_else(|| new.user_id.clone()),
+        created_by: new.created_by.clone(),
         updated_by: None,
         user_id: new.user_id.clone(),
         organization_id: new.organization_id.clone(),

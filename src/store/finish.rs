@@ -80,11 +80,11 @@ const PLAN_END_ALL: &str = "UPDATE jobmill_job
 
 /// Ends a claim so that the job waits for another. A job that waits has no owner: its own row tells of no attempt.
 pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :run_at, owner = NULL, worker = :worker,
-         attempt = attempt - :unspent, error = coalesce(:error, error)
+         attempt = attempt - :unspent, error = coalesce(:error, error), updated_at = :now
      WHERE id = :id AND claim = :fence AND state = 2";
 
 /// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile.
-pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1,
+pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1, updated_at = :now,
          state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
          completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2
@@ -222,7 +222,7 @@ impl Turn<'_> {
     ) -> rusqlite::Result<Finished> {
         let changed = self.conn.prepare_cached(PLAN_WAIT)?.execute(named_params! {
             ":run_at": run_at, ":worker": worker, ":unspent": unspent, ":error": error,
-            ":id": claim.job.id, ":fence": claim.fence,
+            ":id": claim.job.id, ":fence": claim.fence, ":now": self.now,
         })?;
         if changed == 0 {
             return Ok(Finished::Fenced);

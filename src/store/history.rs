@@ -18,6 +18,7 @@ pub(crate) fn history(
     attempts: Vec<Attempt>,
 ) -> rusqlite::Result<Vec<HistoryEntry>> {
     struct Own {
+        tracked: bool,
         state: State,
         completed_at: Option<Timestamp>,
         attempt: u32,
@@ -28,8 +29,10 @@ pub(crate) fn history(
     let own = conn
         .prepare_cached(
             "SELECT state, completed_at, attempt, error,
-                 (SELECT created_by FROM jobmill_detail WHERE jobmill_detail.job = jobmill_job.id),
-                 (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
+                 coalesce((SELECT created_by FROM jobmill_detail WHERE jobmill_detail.job = jobmill_job.id),
+                     CASE WHEN detail & 2 THEN (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share) END),
+                 (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share),
+                 (SELECT kind = '' FROM jobmill_lane WHERE jobmill_lane.id = lane)
              FROM jobmill_job WHERE id = :id",
         )?
         .query_row(named_params! { ":id": id }, |row| {
@@ -38,8 +41,9 @@ pub(crate) fn history(
                 completed_at: row.get(1)?,
                 attempt: row.get(2)?,
                 error: row.get(3)?,
-                created_by: row.get::<_, Option<String>>(4)?.or(row.get(5)?),
+                created_by: row.get(4)?,
                 user: row.get(5)?,
+                tracked: row.get(6)?,
             })
         })
         .optional()?;
@@ -54,7 +58,7 @@ pub(crate) fn history(
     let audited: Vec<(HistoryEntry, Option<String>)> = statement
         .query_map(named_params! { ":job": id }, |row| Ok((change(row)?, row.get(8)?)))?
         .collect::<rusqlite::Result<_>>()?;
-    let mut changes: Vec<HistoryEntry> =
+    let changes: Vec<HistoryEntry> =
         audited.into_iter().filter(|(_, owner)| is_users(owner.as_deref())).map(|(change, _)| change).collect();
     let Some(own) = own else {
         return Ok(changes);
@@ -72,8 +76,15 @@ pub(crate) fn history(
         attempt: None,
         note: None,
     };
-    let created =
-        HistoryEntry { actor: own.created_by, to: Some(Status::Created), ..line(id.created_at(), Action::Created) };
+    // Handlers' jobs come in as pending. How a tracked one came in tells its first change, or its status if there is none.
+    let recorded_as_it_is = own.completed_at.is_none_or(|ended_at| ended_at <= id.created_at());
+    let first = match changes.first().and_then(|change| change.from) {
+        Some(from) if own.tracked || from == Status::Created => from,
+        None if own.tracked && recorded_as_it_is => own.state.status(),
+        None if own.tracked || own.state == State::Created => Status::Created,
+        _ => Status::Pending,
+    };
+    let created = HistoryEntry { actor: own.created_by, to: Some(first), ..line(id.created_at(), Action::Created) };
     let mut ordinary = vec![created];
     for attempt in &attempts {
         ordinary.push(HistoryEntry {
@@ -117,10 +128,25 @@ pub(crate) fn history(
             });
         }
     }
-    ordinary.append(&mut changes);
-    // What happened in one turn keeps its order: a job is created and started before anything else is done to it.
-    ordinary.sort_by_key(|change| change.at);
-    Ok(ordinary)
+    Ok(merged(ordinary, changes))
+}
+
+/// Both lists as one, by their moments, each in its own order. What happened in one turn has one moment: of that comes
+/// first what goes on from the status so far, and if both do, what was done from outside, which the next step would end.
+fn merged(ordinary: Vec<HistoryEntry>, audited: Vec<HistoryEntry>) -> Vec<HistoryEntry> {
+    let mut merged: Vec<HistoryEntry> = Vec::with_capacity(ordinary.len() + audited.len());
+    let mut audited = audited.into_iter().peekable();
+    for change in ordinary {
+        while let Some(last) = merged.last()
+            && let Some(earlier) =
+                audited.next_if(|other| other.at < change.at || other.at == change.at && other.from == last.to)
+        {
+            merged.push(earlier);
+        }
+        merged.push(change);
+    }
+    merged.extend(audited);
+    merged
 }
 
 /// The status in which an attempt left its job.
@@ -134,17 +160,23 @@ fn left_in(outcome: AttemptOutcome) -> Option<Status> {
     }
 }
 
-/// What was done out of the ordinary, the newest first.
+/// What was done out of the ordinary, the newest first: `limit` lines, and those of the same moment as the last of them,
+/// for the next page begins before that.
 pub(crate) fn audit(conn: &Connection, before: Option<Timestamp>, limit: usize) -> rusqlite::Result<Vec<HistoryEntry>> {
-    conn.prepare_cached(
+    let mut statement = conn.prepare_cached(
         "SELECT at, action, job, actor, from_state, to_state, attempt, note FROM jobmill_audit
-         WHERE at < :before ORDER BY at DESC, id DESC LIMIT :limit",
-    )?
-    .query_map(
-        named_params! { ":before": before.map_or(i64::MAX, Timestamp::as_micros), ":limit": limit as i64 },
-        change,
-    )?
-    .collect()
+         WHERE at < :before ORDER BY at DESC, id DESC",
+    )?;
+    let mut rows = statement.query(named_params! { ":before": before.map_or(i64::MAX, Timestamp::as_micros) })?;
+    let mut changes: Vec<HistoryEntry> = Vec::new();
+    while let Some(row) = rows.next()? {
+        let next = change(row)?;
+        if changes.len() >= limit && changes.last().is_some_and(|last| last.at != next.at) {
+            break;
+        }
+        changes.push(next);
+    }
+    Ok(changes)
 }
 
 fn change(row: &Row<'_>) -> rusqlite::Result<HistoryEntry> {

@@ -14,7 +14,7 @@ use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{callback, unique};
+use crate::store::{callback, detail, unique};
 
 /// What a request to cancel came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,8 +44,8 @@ pub(crate) enum Refused {
     NotFound,
     /// Its status forbids it.
     Status(Status),
-    /// Another job holds its unique key.
-    KeyHeldBy(JobId),
+    /// Another job holds its unique key. None: one that does not exist for the caller.
+    KeyHeldBy(Option<JobId>),
     /// It asks for no callback.
     NoCallback,
     /// The engine runs it, and changes this itself.
@@ -140,7 +140,7 @@ impl Turn<'_> {
         };
         match standing.state {
             State::Running if !self.is_tracked(standing.place.lane) => {
-                self.ask_to_stop(&standing)?;
+                self.ask_to_stop(&standing, caller)?;
                 self.audit(&standing.line(Action::CancelRequested, caller, State::Running).attempt(standing.attempt))?;
                 Ok(Ok(Cancelled::Requested))
             }
@@ -151,6 +151,7 @@ impl Turn<'_> {
                          WHERE id = :id AND state = :state",
                     )?
                     .execute(named_params! { ":id": id, ":now": self.now, ":state": standing.state })?;
+                detail::changed_by(self.conn, id, caller)?;
                 self.audit(&standing.line(Action::Cancelled, caller, State::Cancelled))?;
                 self.last_step(standing.step(State::Cancelled, Cause::Cancelled))?;
                 Ok(Ok(Cancelled::Now))
@@ -161,13 +162,14 @@ impl Turn<'_> {
     }
 
     /// Asks the handler of a running job to stop, in whichever process.
-    fn ask_to_stop(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+    fn ask_to_stop(&mut self, standing: &Standing, caller: &Caller) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now)
+                "UPDATE jobmill_job SET cancel_requested_at = coalesce(cancel_requested_at, :now), updated_at = :now
                  WHERE id = :id AND state = 2",
             )?
             .execute(named_params! { ":id": standing.id, ":now": self.now })?;
+        detail::changed_by(self.conn, standing.id, caller)?;
         if standing.owner == self.book.owner {
             self.out.stop.push(standing.id);
             return Ok(());
@@ -209,7 +211,8 @@ impl Turn<'_> {
         if let Some(key) = &ended.unique_key
             && let Some(holder) = unique::retake(self.conn, key, id, self.now)?
         {
-            return Ok(Err(Refused::KeyHeldBy(holder)));
+            let known = self.standing(holder, caller)?.map(|holder| holder.id);
+            return Ok(Err(Refused::KeyHeldBy(known)));
         }
         // A job that ended while it waited has no attempt to tell of.
         if let (Some(started_at), Some(owner)) = (ended.started_at, ended.owner) {
@@ -231,11 +234,12 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_job SET state = 7, run_at = :now, max_attempts = max(max_attempts, attempt + 1),
-                     completed_at = NULL, cancel_requested_at = NULL,
+                     completed_at = NULL, cancel_requested_at = NULL, updated_at = :now,
                      expires_at = CASE WHEN expires_at <= :now THEN NULL ELSE expires_at END
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now })?;
+        detail::changed_by(self.conn, id, caller)?;
         self.audit(&ended.line(Action::Requeued, caller, State::Delayed).attempt(ended.attempt))?;
         self.waits(ended.step(State::Delayed, Cause::Operator), self.now);
         Ok(Ok(()))
@@ -247,12 +251,13 @@ impl Turn<'_> {
             return Ok(Err(Refused::NotFound));
         };
         if standing.state == State::Running && !self.is_tracked(standing.place.lane) {
-            self.ask_to_stop(&standing)?;
+            self.ask_to_stop(&standing, caller)?;
             if self.book.doomed.insert(id) {
                 self.conn
                     .prepare_cached("INSERT OR IGNORE INTO jobmill_doomed (job) VALUES (:job)")?
                     .execute(named_params! { ":job": id })?;
-                self.audit(&standing.line(Action::DeleteRequested, caller, State::Running))?;
+                let line = standing.line(Action::DeleteRequested, caller, State::Running);
+                self.audit(&line.attempt(standing.attempt))?;
             }
             return Ok(Ok(Deleted::Requested));
         }
@@ -316,22 +321,31 @@ impl Turn<'_> {
             queue: to.queue.as_deref().unwrap_or(&lane.queue),
             ..lane.key()
         };
+        if key == lane.key() {
+            return Ok(Ok(()));
+        }
         let note = format!("{}/{} to {}/{}", lane.queue, lane.priority, key.queue, key.priority);
         self.audit(&standing.line(Action::Moved, caller, standing.state).note(Some(&note)))?;
-        self.change_lane(&standing, key)?;
+        self.change_lane(&standing, key, caller)?;
         Ok(Ok(()))
     }
 
     /// Moves a job that nobody runs to another lane.
-    pub(crate) fn change_lane(&mut self, standing: &Standing, key: LaneKey<'_>) -> rusqlite::Result<Place> {
+    pub(crate) fn change_lane(
+        &mut self,
+        standing: &Standing,
+        key: LaneKey<'_>,
+        caller: &Caller,
+    ) -> rusqlite::Result<Place> {
         let lane = self.book.lanes.find_or_create(self.conn, key)?;
         let share = match &standing.user {
             Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
             None => None,
         };
         self.conn
-            .prepare_cached("UPDATE jobmill_job SET lane = :lane, share = :share WHERE id = :id")?
-            .execute(named_params! { ":id": standing.id, ":lane": lane, ":share": share })?;
+            .prepare_cached("UPDATE jobmill_job SET lane = :lane, share = :share, updated_at = :now WHERE id = :id")?
+            .execute(named_params! { ":id": standing.id, ":lane": lane, ":share": share, ":now": self.now })?;
+        detail::changed_by(self.conn, standing.id, caller)?;
         let place = Place { lane, share };
         self.book.count(standing.place, Some(standing.state), None);
         self.book.count(place, None, Some(standing.state));

@@ -141,12 +141,13 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_job SET state = :state, run_at = :run_at, attempt = attempt - :unspent,
                      owner = CASE WHEN :completed_at IS NULL THEN NULL ELSE owner END, completed_at = :completed_at,
-                     error = coalesce(:error, error)
+                     error = coalesce(:error, error), updated_at = :now
                  WHERE id = :id AND claim = :fence AND state = 2",
             )?
             .execute(named_params! {
                 ":state": state, ":run_at": run_at, ":unspent": unspent, ":error": error,
                 ":completed_at": ended.then_some(self.now), ":id": orphan.id, ":fence": orphan.fence,
+                ":now": self.now,
             })?;
         let cause = match (state, unspent) {
             (State::Cancelled, _) => Cause::Cancelled,

@@ -146,14 +146,14 @@ macro_rules! job_columns {
     () => {
         "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
          cancel_requested_at, share, detail, agent_id, stop_reason, callback_url, unique_key, tags, metadata, error, \
-         payload, result, \
+         payload, result, updated_at, \
          (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share)"
     };
 }
 pub(crate) use job_columns;
 
 /// The number of columns in `job_columns`.
-pub(crate) const JOB_COLUMNS: usize = 22;
+pub(crate) const JOB_COLUMNS: usize = 23;
 
 /// What of a job stands in tables of its own, and is still to be read.
 #[derive(Clone, Copy, Debug)]
@@ -179,12 +179,13 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
     let id: JobId = row.get(0)?;
     let state: State = row.get(1)?;
     let payload: Option<Vec<u8>> = row.get(19)?;
-    let aside = Aside { payload: payload.is_none(), detail: row.get::<_, Option<i64>>(11)?.is_some() };
+    let detail = row.get::<_, Option<i64>>(11)?.unwrap_or(0);
+    let aside = Aside { payload: payload.is_none(), detail: detail & detail::HAS_ROW > 0 };
     let started_at: Option<Timestamp> = row.get(5)?;
     let completed_at: Option<Timestamp> = row.get(6)?;
     let cancel_requested_at: Option<Timestamp> = row.get(9)?;
-    let touched = [started_at, completed_at, cancel_requested_at].into_iter().flatten().max();
-    let user_id: Option<String> = row.get(21)?;
+    let touched = [started_at, completed_at, cancel_requested_at, row.get(21)?].into_iter().flatten().max();
+    let user_id: Option<String> = row.get(22)?;
     let job = Job {
         id,
         job_type: lane.job_type,
@@ -203,7 +204,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         timeout: whole(row, 8)?.map(Duration::from_micros),
         cancel_requested_at,
         updated_at: touched.unwrap_or(id.created_at()).max(id.created_at()),
-        created_by: user_id.clone(),
+        created_by: if detail & detail::BY_USER > 0 { user_id.clone() } else { None },
         updated_by: None,
         user_id,
         organization_id: None,

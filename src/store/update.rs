@@ -33,7 +33,8 @@ const UPDATE: &str = "UPDATE jobmill_job
          metadata = CASE WHEN :set_metadata THEN :metadata ELSE metadata END,
          source_id = CASE WHEN :set_metadata THEN :source_id ELSE source_id END,
          error = CASE WHEN :set_error THEN :error ELSE error END,
-         result = CASE WHEN :set_result THEN :result ELSE result END
+         result = CASE WHEN :set_result THEN :result ELSE result END,
+         updated_at = :now
      WHERE id = :id";
 
 impl Turn<'_> {
@@ -65,15 +66,15 @@ impl Turn<'_> {
             self.progress(id, progress)?;
         }
         if let Some(background) = update.background {
-            self.set_background(&mut standing, background)?;
+            self.set_background(&mut standing, background, caller)?;
         }
+        let fields = update.names();
         match (update.status, change) {
-            (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, caller)?,
-            _ => {
-                if let Some(fields) = update.names() {
-                    self.audit(&standing.line(Action::Updated, caller, standing.state).note(Some(&fields)))?;
-                }
+            (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, fields.as_deref(), caller)?,
+            _ if fields.is_some() => {
+                self.audit(&standing.line(Action::Updated, caller, standing.state).note(fields.as_deref()))?;
             }
+            _ => {}
         }
         Ok(Ok(()))
     }
@@ -94,13 +95,19 @@ impl Turn<'_> {
         }
         let change = status.tracked_change(to);
         if change == StatusChange::Applied {
-            self.set_status(&standing, to, caller)?;
+            self.set_status(&standing, to, None, caller)?;
         }
         Ok(Some(change))
     }
 
-    /// Takes a tracked job a step further, which the rules allow.
-    fn set_status(&mut self, standing: &Standing, to: Status, caller: &Caller) -> rusqlite::Result<()> {
+    /// Takes a tracked job a step further, which the rules allow. `fields` are those that were changed with it.
+    fn set_status(
+        &mut self,
+        standing: &Standing,
+        to: Status,
+        fields: Option<&str>,
+        caller: &Caller,
+    ) -> rusqlite::Result<()> {
         let state = match to {
             Status::Created => State::Created,
             Status::Pending if standing.run_at.is_some() => State::Delayed,
@@ -116,14 +123,15 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_job
                  SET state = :to, completed_at = CASE WHEN :ended THEN :now END,
-                     started_at = CASE WHEN :to = 2 THEN :now ELSE started_at END
+                     started_at = CASE WHEN :to = 2 THEN :now ELSE started_at END,
+                     updated_at = :now
                  WHERE id = :id AND state = :from",
             )?
             .execute(named_params! {
                 ":id": standing.id, ":from": standing.state, ":to": state, ":ended": ended, ":now": self.now,
             })?;
-        detail::update(self.conn, standing.id, &JobUpdate::new(), self.now, caller.actor())?;
-        self.audit(&standing.line(Action::Updated, caller, state))?;
+        detail::changed_by(self.conn, standing.id, caller)?;
+        self.audit(&standing.line(Action::Updated, caller, state).note(fields))?;
         let step = standing.step(state, if ended { Cause::Ended } else { Cause::Operator });
         if ended {
             return self.last_step(step);
@@ -165,11 +173,12 @@ impl Turn<'_> {
         metadata: Set<Map<String, Value>>,
         caller: &Caller,
     ) -> rusqlite::Result<()> {
-        detail::update(self.conn, id, update, self.now, caller.actor())?;
+        detail::update(self.conn, id, update, caller)?;
         self.conn
             .prepare_cached(UPDATE)?
             .execute(named_params! {
                 ":id": id,
+                ":now": self.now,
                 ":set_stop_reason": !update.stop_reason.is_kept(),
                 ":stop_reason": update.stop_reason.value().map(|reason| reason.as_str()),
                 ":set_agent": !update.agent_id.is_kept(),
@@ -187,12 +196,12 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    fn set_background(&mut self, standing: &mut Standing, background: bool) -> rusqlite::Result<()> {
+    fn set_background(&mut self, standing: &mut Standing, background: bool, caller: &Caller) -> rusqlite::Result<()> {
         let Some(lane) = self.book.lanes.get(standing.place.lane).cloned() else {
             return Ok(());
         };
         if lane.background != background {
-            standing.place = self.change_lane(standing, LaneKey { background, ..lane.key() })?;
+            standing.place = self.change_lane(standing, LaneKey { background, ..lane.key() }, caller)?;
         }
         Ok(())
     }

@@ -10,27 +10,8 @@ use jobmill::{
 };
 
 use crate::support::{
-    Block, Echo, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound, unadmit,
+    Block, Dice, Echo, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound, unadmit,
 };
-
-/// A small generator of numbers, the same for each run of the same seed (Knuth's MMIX).
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % n
-    }
-
-    fn pick<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())].clone()
-    }
-
-    /// Each with the same chance, in their order.
-    fn some<T: Clone>(&mut self, of: &[T]) -> Vec<T> {
-        of.iter().filter(|_| self.below(2) == 0).cloned().collect()
-    }
-}
 
 fn id(text: &str) -> JobId {
     text.parse().expect("an id")

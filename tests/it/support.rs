@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jobmill::testing::{Harness, ManualClock};
-use jobmill::{Client, Clock, Context, EngineBuilder, ErrorKind, Failure, JobId, NewJob, Payload};
+use jobmill::{Client, Clock, Context, Durability, EngineBuilder, ErrorKind, Failure, JobId, NewJob, Payload};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -47,6 +47,34 @@ pub(crate) fn other(job: Other, _: &Context) -> Result<u64, Failure> {
 
 pub(crate) fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
+}
+
+/// A small generator of numbers, the same for each run of the same seed (Knuth's MMIX).
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % n
+    }
+
+    pub(crate) fn percent(&mut self, chance: usize) -> bool {
+        self.below(100) < chance
+    }
+
+    pub(crate) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())].clone()
+    }
+
+    /// Each with the same chance, in their order.
+    pub(crate) fn some<T: Clone>(&mut self, of: &[T]) -> Vec<T> {
+        of.iter().filter(|_| self.below(2) == 0).cloned().collect()
+    }
+}
+
+/// A harness that has no handlers.
+pub(crate) fn idle() -> jobmill::Result<Harness> {
+    Harness::new(|builder| builder.durability(Durability::Normal))
 }
 
 /// A file name in a directory that goes with the test.
@@ -189,7 +217,7 @@ pub(crate) fn tamper(client: &Client, sql: &str) {
 /// The number of a job's row.
 pub(crate) fn raw(id: JobId) -> i64 {
     let digits = id.to_string();
-    let digits = digits.strip_prefix("job-").expect("the prefix of jobs");
+    let digits = digits.strip_prefix("job-").or(digits.strip_prefix("run-")).expect("the prefix of jobs or runs");
     digits.chars().fold(0, |value, digit| {
         value << 5 | "0123456789abcdefghjkmnpqrstvwxyz".find(digit).expect("a digit of base32") as i64
     })

@@ -71,7 +71,8 @@ CREATE TABLE jobmill_job (
     expires_at          INTEGER,
     timeout_us          INTEGER,
     cancel_requested_at INTEGER,
-    detail              INTEGER,                     -- 1: there is a row in jobmill_detail; null: there is none
+    updated_at          INTEGER,                     -- when it last changed, if none of the moments above tells
+    detail              INTEGER,                     -- bits: 1 there is a row in jobmill_detail, 2 its user has created it
     backoff             TEXT,                        -- JSON; null: the engine's
     agent_id            TEXT,
     source_id           TEXT,                        -- of the metadata, where it can be searched for
@@ -106,9 +107,8 @@ CREATE TABLE jobmill_detail (
     request_config       TEXT,     -- JSON
     ttft_ns              INTEGER,
     total_duration_ns    INTEGER,
-    created_by           TEXT,     -- null: its user
-    updated_by           TEXT,
-    updated_at           INTEGER,  -- when somebody last changed it from outside
+    created_by           TEXT,     -- if not by its user
+    updated_by           TEXT,     -- who last changed it from outside
     callback_sent_at     INTEGER,
     callback_status_code INTEGER,
     callback_error       TEXT

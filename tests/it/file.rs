@@ -123,6 +123,49 @@ fn our_writers_wait_for_the_applications_and_say_busy_in_the_end() -> jobmill::R
     Ok(())
 }
 
+/// A file as the engine's first tables left it: jobs in every state, of users and of nobody.
+#[test]
+fn tables_of_an_older_release_are_brought_up_to_date_with_all_that_they_hold() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let conn = Connection::open(&path).expect("a file");
+    conn.execute_batch(include_str!("../../src/store/migrations/0001_engine.sql")).expect("the first tables");
+    conn.execute_batch(
+        r#"INSERT INTO jobmill_meta VALUES ('version', 1);
+           INSERT INTO jobmill_lane (id, queue, kind, priority, pending, completed, failed, delayed)
+               VALUES (1, 'default', 'echo', 2, 2, 1, 0, 0), (2, 'mail', 'other', 0, 0, 0, 1, 1);
+           INSERT INTO jobmill_job (id, lane, state, attempt, claim, max_attempts, run_at, started_at, completed_at,
+                   ttft_ns, user_id, agent_id, tags, metadata, error, payload, result) VALUES
+               (1024 << 10, 1, 1, 0, 0, 10, NULL, NULL, NULL, NULL, NULL, 'a', NULL, NULL, NULL, CAST('"one"' AS BLOB), NULL),
+               (2048 << 10, 1, 1, 0, 0, 10, NULL, NULL, NULL, NULL, 'ada', NULL, '["t"]', '{"source_id":"s"}', NULL,
+                   CAST('"two"' AS BLOB), NULL),
+               (3072 << 10, 1, 3, 1, 1, 10, NULL, 3100, 3200, 50, 'ada', NULL, NULL, NULL, NULL, CAST('"three"' AS BLOB), CAST('"3"' AS BLOB)),
+               (4096 << 10, 2, 4, 10, 10, 10, NULL, 4100, 4200, NULL, 'bob', NULL, NULL, NULL, 'no', CAST('4' AS BLOB), NULL),
+               (5120 << 10, 2, 7, 1, 1, 10, 9000, 5100, NULL, NULL, NULL, NULL, NULL, NULL, 'once', CAST('5' AS BLOB), NULL);
+           INSERT INTO jobmill_tag VALUES ('t', 2048 << 10);"#,
+    )
+    .expect("what it holds");
+    drop(conn);
+
+    let client = Client::open(&path)?;
+    sound(&client);
+    let ada = client.for_user("ada")?;
+    let of_ada = ada.jobs(Query::new())?.collect::<jobmill::Result<Vec<_>>>()?;
+    let statuses: Vec<Status> = of_ada.iter().map(|job| job.status).collect();
+    assert_eq!(statuses, [Status::Completed, Status::Pending]);
+    assert_eq!((of_ada[0].result::<String>()?, of_ada[0].ttft), ("3".to_owned(), Some(Duration::from_nanos(50))));
+    let by_source = client.list(Query::new().source_id("s").tags(["t"]))?;
+    assert_eq!(by_source.jobs, [of_ada[1].clone()]);
+    assert_eq!(client.stats()?.total.total(), 5);
+    assert_eq!(client.list(Query::new().agents(["a"]))?.jobs[0].payload::<String>()?, "one");
+
+    let engine = Engine::builder(&path).handle(echo).handle(other).inline()?;
+    engine.drain()?;
+    let counts = engine.client().stats()?.total;
+    assert_eq!((counts.completed, counts.failed), (4, 1));
+    sound(engine.client());
+    Ok(())
+}
+
 #[test]
 fn tables_of_a_newer_release_are_refused_and_left_as_they_are() -> jobmill::Result<()> {
     let (directory, path) = file();

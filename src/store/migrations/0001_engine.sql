@@ -6,33 +6,13 @@ CREATE TABLE jobmill_meta (
     value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- A lane is all jobs that are alike: of one queue, kind, priority, type, in the background or not, and with or without a
--- user. It names all that for its jobs and counts them by state, so that a job's row holds one small number instead of
--- words, and no count ever reads a job.
+-- A lane is all jobs of one queue, kind and priority. It names them for its jobs and counts them by state, so that
+-- a job's row holds one small number instead of two words, and no count ever reads a job.
 CREATE TABLE jobmill_lane (
-    id         INTEGER NOT NULL PRIMARY KEY,
-    queue      TEXT    NOT NULL,
-    kind       TEXT    NOT NULL,  -- empty: the jobs are tracked, and run elsewhere
-    priority   INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
-    job_type   INTEGER NOT NULL CHECK (job_type BETWEEN 0 AND 2),  -- 0 job, 1 run, 2 batch
-    background INTEGER NOT NULL CHECK (background IN (0, 1)),
-    owned      INTEGER NOT NULL CHECK (owned IN (0, 1)),           -- whether its jobs have users
-    created    INTEGER NOT NULL DEFAULT 0,
-    pending    INTEGER NOT NULL DEFAULT 0,
-    running    INTEGER NOT NULL DEFAULT 0,
-    completed  INTEGER NOT NULL DEFAULT 0,
-    failed     INTEGER NOT NULL DEFAULT 0,
-    cancelled  INTEGER NOT NULL DEFAULT 0,
-    expired    INTEGER NOT NULL DEFAULT 0,
-    delayed    INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (queue, kind, priority, job_type, background, owned)
-) STRICT;
-
--- A share is all jobs of one user in a lane, counted by state too.
-CREATE TABLE jobmill_share (
     id        INTEGER NOT NULL PRIMARY KEY,
-    lane      INTEGER NOT NULL,
-    user_id   TEXT    NOT NULL,
+    queue     TEXT    NOT NULL,
+    kind      TEXT    NOT NULL,
+    priority  INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
     created   INTEGER NOT NULL DEFAULT 0,
     pending   INTEGER NOT NULL DEFAULT 0,
     running   INTEGER NOT NULL DEFAULT 0,
@@ -41,10 +21,8 @@ CREATE TABLE jobmill_share (
     cancelled INTEGER NOT NULL DEFAULT 0,
     expired   INTEGER NOT NULL DEFAULT 0,
     delayed   INTEGER NOT NULL DEFAULT 0,
-    UNIQUE (user_id, lane)
+    UNIQUE (queue, kind, priority)
 ) STRICT;
--- Serves the round robin between the users who have jobs waiting.
-CREATE INDEX jobmill_share_waiting ON jobmill_share (lane, id) WHERE pending > 0 OR delayed > 0;
 
 -- What is set for a queue as a whole. A queue without a row has nothing set.
 CREATE TABLE jobmill_queue (
@@ -59,7 +37,6 @@ CREATE TABLE jobmill_job (
     -- 0 created, 1 pending, 2 running, 3 completed, 4 failed, 5 cancelled, 6 expired; 7 is pending too, with a run_at
     -- of its own.
     state               INTEGER NOT NULL CHECK (state BETWEEN 0 AND 7),
-    share               INTEGER,                     -- its user's share of the lane; null: it has no user
     attempt             INTEGER NOT NULL DEFAULT 0,
     claim               INTEGER NOT NULL DEFAULT 0,  -- how often it was claimed: the fencing token of the last claim
     max_attempts        INTEGER NOT NULL,
@@ -71,18 +48,15 @@ CREATE TABLE jobmill_job (
     expires_at          INTEGER,
     timeout_us          INTEGER,
     cancel_requested_at INTEGER,
-    updated_at          INTEGER,                     -- when it last changed, if none of the moments above tells
-    detail              INTEGER,                     -- bits: 1 there is a row in jobmill_detail, 2 its user has created it
+    ttft_ns             INTEGER,
     backoff             TEXT,                        -- JSON; null: the engine's
+    user_id             TEXT,
     agent_id            TEXT,
-    source_id           TEXT,                        -- of the metadata, where it can be searched for
-    stop_reason         TEXT,
-    callback_url        TEXT,
     unique_key          TEXT,                        -- with its scope, as in jobmill_unique
     tags                TEXT,                        -- JSON array; null: none
     metadata            TEXT,                        -- JSON object
     error               TEXT,
-    payload             BLOB,                        -- JSON, empty: none; null: in jobmill_payload
+    payload             BLOB,                        -- JSON; null: in jobmill_payload
     result              BLOB                         -- JSON
 ) STRICT;
 
@@ -92,27 +66,6 @@ CREATE INDEX jobmill_job_place ON jobmill_job (lane, state);
 CREATE INDEX jobmill_job_delayed ON jobmill_job (lane, run_at) WHERE state = 7;
 -- Serves the expiry.
 CREATE INDEX jobmill_job_expiry ON jobmill_job (expires_at) WHERE expires_at IS NOT NULL AND state IN (0, 1, 7);
--- Serve the lists of one user, and the claim when users take turns.
-CREATE INDEX jobmill_job_share ON jobmill_job (share, state) WHERE share IS NOT NULL;
-CREATE INDEX jobmill_job_share_delayed ON jobmill_job (share, run_at) WHERE state = 7 AND share IS NOT NULL;
--- Serve the lists by what few jobs have in common. Jobs that have none of it cost nothing here.
-CREATE INDEX jobmill_job_agent ON jobmill_job (agent_id) WHERE agent_id IS NOT NULL;
-CREATE INDEX jobmill_job_source ON jobmill_job (source_id) WHERE source_id IS NOT NULL;
-CREATE INDEX jobmill_job_stop_reason ON jobmill_job (stop_reason) WHERE stop_reason IS NOT NULL;
-
--- What few jobs have, and no step of a life changes: kept out of the job's row, which each step writes anew.
-CREATE TABLE jobmill_detail (
-    job                  INTEGER NOT NULL PRIMARY KEY,
-    organization_id      TEXT,
-    request_config       TEXT,     -- JSON
-    ttft_ns              INTEGER,
-    total_duration_ns    INTEGER,
-    created_by           TEXT,     -- if not by its user
-    updated_by           TEXT,     -- who last changed it from outside
-    callback_sent_at     INTEGER,
-    callback_status_code INTEGER,
-    callback_error       TEXT
-) STRICT;
 
 -- Payloads too long for the job's row, which each change of status writes anew.
 CREATE TABLE jobmill_payload (

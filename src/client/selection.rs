@@ -101,7 +101,7 @@ impl Selection {
     ) -> Result<Bulk> {
         let desk = self.client.desk();
         // Those that come while it goes on are not hunted.
-        let newest = JobId::first_at(desk.clock().now()).raw().max(self.last_id()?);
+        let newest = self.last_id()?;
         let mut query = self.query.clone().order(Order::Ascending).limit(SLICE_JOBS);
         query.before =
             Some(query.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1))).map(JobId::from_raw);

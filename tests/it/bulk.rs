@@ -681,3 +681,21 @@ fn running_jobs_of_a_selection_are_asked_to_stop() -> jobmill::Result<()> {
     sound(&stranger);
     Ok(())
 }
+
+/// A selection went on to jobs that came after it had begun, if they came in the microsecond in which it began or if the
+/// clock was set back: here the callbacks of the jobs that it cancelled.
+#[test]
+fn a_job_that_comes_after_the_beginning_is_not_touched() -> jobmill::Result<()> {
+    let t = idle()?;
+    t.client().enqueue_many((0..201).map(|_| NewJob::tracked().callback_url("https://example.com/")))?;
+    t.advance(secs(1));
+    let bulk = t.client().select(Query::new())?.cancel()?;
+    assert_eq!((bulk.changed, bulk.refused), (201, 0));
+    let stats = t.client().stats()?.total;
+    assert_eq!((stats.cancelled, stats.pending), (201, 201), "each has its callback still");
+    // With a clock that has been set back all that comes later has been there before, as its time tells.
+    t.clock().jump(t.client().list(Query::new().limit(1))?.jobs[0].created_at().saturating_sub(secs(100)));
+    let bulk = t.client().select(Query::new().tracked(true))?.retry()?;
+    assert_eq!(bulk.changed, 201);
+    Ok(())
+}

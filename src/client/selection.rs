@@ -112,13 +112,17 @@ impl Selection {
                 return Ok(bulk);
             };
             let is_last_slice = ids.len() < SLICE_JOBS;
-            let (work, caller) = (work.clone(), self.client.caller().clone());
+            let (work, caller, asked) = (work.clone(), self.client.caller().clone(), query.clone());
             let slice = desk.call(move |turn| {
+                let storage = |error| storage_error("cannot change a job", error);
                 let mut slice = Bulk::default();
                 for id in ids {
-                    match work(turn, id, &caller).map_err(|error| storage_error("cannot change a job", error))? {
-                        Ok(()) => slice.changed += 1,
-                        Err(_) => slice.refused += 1,
+                    // Somebody may have changed it since we looked.
+                    let passes = list::passes(turn.conn, &asked, id).map_err(storage)?;
+                    if passes && work(turn, id, &caller).map_err(storage)?.is_ok() {
+                        slice.changed += 1;
+                    } else {
+                        slice.refused += 1;
                     }
                 }
                 Ok(slice)

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Action, Backoff, Cancelled, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, Job, JobId,
-    JobUpdate, NewJob, Order, Outcome, Payload, Priority, Query, Status, Unique, UniqueScope, Workers,
+    Action, Backoff, Cancelled, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, JobId, NewJob, Order,
+    Outcome, Payload, Priority, Query, Status, Unique, UniqueScope, Workers,
 };
 use serde::{Deserialize, Serialize};
 
@@ -697,5 +697,89 @@ fn a_job_that_comes_after_the_beginning_is_not_touched() -> jobmill::Result<()> 
     t.clock().jump(t.client().list(Query::new().limit(1))?.jobs[0].created_at().saturating_sub(secs(100)));
     let bulk = t.client().select(Query::new().tracked(true))?.retry()?;
     assert_eq!(bulk.changed, 201);
+    Ok(())
+}
+
+/// A job that was made pending once more between the look at the file and the turn was deleted as one that had failed.
+#[test]
+fn a_job_that_has_changed_meanwhile_and_passes_no_more_is_not_touched() -> jobmill::Result<()> {
+    let t = idle()?;
+    let failed = || NewJob::tracked().status(Status::Failed);
+    until("a selection looks before a change is written and writes after it", || {
+        let (keeps, gone) = (t.enqueue(failed()).expect("a job"), t.enqueue(failed()).expect("a job"));
+        let mut conn = t.client().connection().expect("a connection");
+        let tx = conn
+            .transaction_with_behavior(jobmill::rusqlite::TransactionBehavior::Immediate)
+            .expect("the lock of the writer");
+        // What a retry by another program would write.
+        let job = raw(keeps);
+        tx.execute_batch(&format!(
+            "UPDATE jobmill_job SET state = 1, completed_at = NULL WHERE id = {job};
+             UPDATE jobmill_lane SET failed = failed - 1, pending = pending + 1
+             WHERE id = (SELECT lane FROM jobmill_job WHERE id = {job})"
+        ))
+        .expect("a change");
+        let selection = t.client().select(Query::new().statuses([Status::Failed])).expect("a selection");
+        let bulk = std::thread::scope(|scope| {
+            let deletes = scope.spawn(|| selection.delete());
+            // It looks, and waits for the lock, if it comes so far within this time.
+            for _ in 0..50 {
+                t.client().stats().expect("the counts");
+            }
+            tx.commit().expect("a commit");
+            deletes.join().expect("no panic").expect("a deletion")
+        });
+        assert_eq!(bulk.changed, 1);
+        assert_eq!(statuses(t.client(), &[keeps]).expect("it is there"), [Status::Pending]);
+        refused(t.client().get(gone), ErrorKind::NotFound, "there is no job");
+        bulk.refused == 1
+    });
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_selection_by_any_filter_changes_what_passes_it() -> jobmill::Result<()> {
+    let t = idle()?;
+    let other = Client::open_with(t.path(), Durability::Normal)?;
+    type Filter = fn(Query) -> Query;
+    let filters: [Filter; 9] = [
+        |query| query.user("u"),
+        |query| query.agents(["a", "b"]),
+        |query| query.tags(["x", "y"]),
+        |query| query.source_id("7"),
+        |query| query.stop_reason("end_turn"),
+        |query| query.queues(["mail", "default"]).priorities([Priority::High]),
+        |query| query.background(true).tracked(true).job_types([jobmill::JobType::Run]),
+        |query| query.statuses([Status::Pending, Status::Running]),
+        |query| query.user("u").agents(["a"]).tags(["x"]).source_id("7").stop_reason("end_turn").background(true),
+    ];
+    let passes = || {
+        NewJob::tracked()
+            .status(Status::Pending)
+            .user("u")
+            .agent("a")
+            .tags(["x", "y", "z"])
+            .metadata(&serde_json::json!({"source_id": 7}))
+            .stop_reason("end_turn")
+            .queue("mail")
+            .priority(Priority::High)
+            .background(true)
+            .job_type(jobmill::JobType::Run)
+    };
+    // What passes is changed in its turn as it was found: delayed or not, of whichever program.
+    for (nth, filter) in filters.into_iter().enumerate() {
+        let job = if nth % 2 == 0 { passes().delay(secs(60)) } else { passes() };
+        let id = other.enqueue(job)?.id();
+        other.enqueue(NewJob::tracked().user("u"))?;
+        let bulk = t.client().select(filter(Query::new()).before(id).after("job-0000000000002".parse()?))?.delete()?;
+        assert_eq!((bulk.changed, bulk.refused), (0, 0));
+        let bulk = t.client().select(filter(Query::new()))?.set_priority(Priority::Critical)?;
+        let expected = if nth == 0 { 2 } else { 1 };
+        assert_eq!((bulk.changed, bulk.refused), (expected, 0), "filter {nth}");
+        assert_eq!(other.get(id)?.priority, Priority::Critical, "filter {nth}");
+        t.client().select(Query::new())?.delete()?;
+    }
+    sound(t.client());
     Ok(())
 }

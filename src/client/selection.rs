@@ -101,7 +101,7 @@ impl Selection {
     ) -> Result<Bulk> {
         let desk = self.client.desk();
         // Those that come while it goes on are not hunted.
-        let newest = JobId::first_at(desk.clock().now()).raw().max(self.last_id()?);
+        let newest = self.last_id()?;
         let mut query = self.query.clone().order(Order::Ascending).limit(SLICE_JOBS);
         let before = query.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1));
         query.before = Some(JobId::from_raw(before));
@@ -112,13 +112,17 @@ impl Selection {
                 return Ok(bulk);
             };
             let is_last_slice = ids.len() < SLICE_JOBS;
-            let (work, caller) = (work.clone(), self.client.caller().clone());
+            let (work, caller, asked) = (work.clone(), self.client.caller().clone(), query.clone());
             let slice = desk.call(move |turn| {
+                let storage = |error| storage_error("cannot change a job", error);
                 let mut slice = Bulk::default();
                 for id in ids {
-                    match work(turn, id, &caller).map_err(|error| storage_error("cannot change a job", error))? {
-                        Ok(()) => slice.changed += 1,
-                        Err(_) => slice.refused += 1,
+                    // Somebody may have changed it since we looked.
+                    let passes = list::passes(turn.conn, &asked, id).map_err(storage)?;
+                    if passes && work(turn, id, &caller).map_err(storage)?.is_ok() {
+                        slice.changed += 1;
+                    } else {
+                        slice.refused += 1;
                     }
                 }
                 Ok(slice)

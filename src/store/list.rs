@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
 use crate::model::page::{Order, Page, Query};
+use crate::model::stop_reason::StopReason;
 use crate::store::read::{LaneRow, ShareRow, job, lanes, shares_of};
 use crate::store::row::State;
 
@@ -232,7 +233,7 @@ impl<'q> Matches<'q> {
     /// The jobs that pass a query whose rules have been checked.
     pub(crate) fn of(conn: &Connection, query: &'q Query) -> rusqlite::Result<Self> {
         let lanes = lanes(conn)?;
-        let wanted: Vec<&LaneRow> = lanes.iter().filter(|lane| passes(query, lane)).collect();
+        let wanted: Vec<&LaneRow> = lanes.iter().filter(|lane| lane_passes(query, lane)).collect();
         let states: Vec<State> = State::ALL
             .into_iter()
             .filter(|state| query.statuses.is_empty() || query.statuses.contains(&state.status()))
@@ -321,7 +322,7 @@ impl<'q> Matches<'q> {
     }
 }
 
-fn passes(query: &Query, lane: &LaneRow) -> bool {
+fn lane_passes(query: &Query, lane: &LaneRow) -> bool {
     (query.queues.is_empty() || query.queues.contains(&lane.queue))
         && (query.kinds.is_empty() || query.kinds.contains(&lane.kind))
         && (query.priorities.is_empty() || query.priorities.contains(&lane.priority))
@@ -373,4 +374,63 @@ pub(crate) fn ids(conn: &Connection, query: &Query) -> rusqlite::Result<Vec<JobI
         ids.push(id);
     }
     Ok(ids)
+}
+
+/// Whether a job passes the filters of a query still, its cursors and times apart, which do not change.
+pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::Result<bool> {
+    struct Facts {
+        lane: LaneRow,
+        state: State,
+        user: Option<String>,
+        agent: Option<String>,
+        source: Option<String>,
+        stop_reason: Option<String>,
+    }
+    let facts = conn
+        .prepare_cached(
+            "SELECT lane.id, queue, kind, priority, job_type, background, owned, state, user_id, agent_id, source_id,
+                 stop_reason
+             FROM jobmill_job AS job JOIN jobmill_lane AS lane ON lane.id = job.lane
+             LEFT JOIN jobmill_share AS share ON share.id = job.share
+             WHERE job.id = :id",
+        )?
+        .query_row(named_params! { ":id": id }, |row| {
+            Ok(Facts {
+                lane: LaneRow {
+                    id: row.get(0)?,
+                    queue: row.get(1)?,
+                    kind: row.get(2)?,
+                    priority: row.get(3)?,
+                    job_type: row.get(4)?,
+                    background: row.get(5)?,
+                    owned: row.get(6)?,
+                    counts: [0; State::COUNT],
+                },
+                state: row.get(7)?,
+                user: row.get(8)?,
+                agent: row.get(9)?,
+                source: row.get(10)?,
+                stop_reason: row.get(11)?,
+            })
+        })
+        .optional()?;
+    let Some(facts) = facts else { return Ok(false) };
+    let is =
+        |wanted: Option<&str>, value: &Option<String>| wanted.is_none_or(|wanted| value.as_deref() == Some(wanted));
+    let by_row = lane_passes(query, &facts.lane)
+        && (query.statuses.is_empty() || query.statuses.contains(&facts.state.status()))
+        && is(query.user.as_deref(), &facts.user)
+        && (query.agents.is_empty() || facts.agent.is_some_and(|agent| query.agents.contains(&agent)))
+        && is(query.source_id.as_deref(), &facts.source)
+        && is(query.stop_reason.as_ref().map(StopReason::as_str), &facts.stop_reason);
+    if !by_row {
+        return Ok(false);
+    }
+    let mut tagged = conn.prepare_cached("SELECT 1 FROM jobmill_tag WHERE tag = :tag AND job = :job")?;
+    for tag in &query.tags {
+        if !tagged.exists(named_params! { ":tag": tag, ":job": id })? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

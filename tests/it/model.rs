@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Backoff, Cancelled, Clock, Context, Durability, Enqueued, ErrorKind, Failure, Job, JobId, NewJob, Order, Outcome,
-    Payload, Priority, Query, Retention, Status, Timestamp, Unique,
+    Backoff, Bulk, Cancelled, Client, Clock, Context, Deleted, Durability, Enqueued, ErrorKind, Failure, Job, JobId,
+    NewJob, Order, Outcome, Payload, Priority, Query, Refusal, Retention, Status, StatusChange, Timestamp, Unique,
+    UniqueScope,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use serde::{Deserialize, Serialize};
 
 const QUEUES: [&str; 2] = ["left", "right"];
+const USERS: [&str; 2] = ["ann", "bob"];
 const BACKOFF: Duration = Duration::from_secs(10);
 
 /// How one attempt ends.
@@ -93,6 +95,9 @@ fn play(stage: &Stage, job: &Scripted, ctx: &Context) -> Result<Outcome<usize>, 
 /// What is asked for with a new job.
 #[derive(Clone, Debug)]
 struct Wish {
+    user: Option<&'static str>,
+    /// It is tracked, and begins with this status.
+    tracked: Option<Status>,
     queue: &'static str,
     priority: Priority,
     /// Seconds from now; below 0 in the past.
@@ -103,6 +108,18 @@ struct Wish {
     runs: Vec<Run>,
 }
 
+/// What is done to a job from outside.
+#[derive(Clone, Copy, Debug)]
+enum Action {
+    Cancel,
+    Retry,
+    Delete,
+    SetQueue(&'static str),
+    SetPriority(Priority),
+    /// Of a single job only.
+    SetStatus(Status),
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Enqueue(Wish),
@@ -110,8 +127,10 @@ enum Step {
     /// In a transaction of the application's own, which is committed or not.
     EnqueueIn(Wish, bool),
     Drain,
-    Cancel(usize),
-    Retry(usize),
+    /// To one job, by the administrator or by a client that is bound to a user.
+    Do(Action, usize, Option<&'static str>),
+    /// To all jobs in these statuses.
+    DoAll(Action, Vec<Status>, Option<&'static str>),
     Pause(&'static str),
     Resume(&'static str),
     Advance(u64),
@@ -142,6 +161,8 @@ fn wish() -> impl Strategy<Value = Wish> {
     ];
     let run = (prop::bool::weighted(0.1), ending).prop_map(|(asked_to_stop, ending)| Run { asked_to_stop, ending });
     (
+        prop::option::of(prop::sample::select(&USERS[..])),
+        prop::option::weighted(0.2, prop::sample::select(&Status::ALL[..])),
         prop::sample::select(&QUEUES[..]),
         prop::sample::select(&Priority::ALL[..]),
         prop::option::weighted(0.4, -50..100i64),
@@ -150,7 +171,9 @@ fn wish() -> impl Strategy<Value = Wish> {
         prop::option::weighted(0.3, 0..3u8),
         prop::collection::vec(run, 1..4),
     )
-        .prop_map(|(queue, priority, run_in, expires_in, max_attempts, key, runs)| Wish {
+        .prop_map(|(user, tracked, queue, priority, run_in, expires_in, max_attempts, key, runs)| Wish {
+            user,
+            tracked,
             queue,
             priority,
             run_in,
@@ -163,11 +186,25 @@ fn wish() -> impl Strategy<Value = Wish> {
 
 fn step() -> impl Strategy<Value = Step> {
     let any_job = 0..64usize;
+    let by = prop::option::weighted(0.3, prop::sample::select(&USERS[..]));
+    let of_many = prop_oneof![
+        2 => Just(Action::Cancel),
+        3 => Just(Action::Retry),
+        1 => Just(Action::Delete),
+        1 => prop::sample::select(&QUEUES[..]).prop_map(Action::SetQueue),
+        1 => prop::sample::select(&Priority::ALL[..]).prop_map(Action::SetPriority),
+    ]
+    .boxed();
+    let action = prop_oneof![
+        8 => of_many.clone(),
+        3 => prop::sample::select(&Status::ALL[..]).prop_map(Action::SetStatus),
+    ];
     let writing = prop_oneof![
         6 => wish().prop_map(Step::Enqueue),
         1 => prop::collection::vec(wish(), 1..5).prop_map(Step::EnqueueMany),
-        2 => any_job.clone().prop_map(Step::Cancel),
-        3 => any_job.prop_map(Step::Retry),
+        8 => (action, any_job, by.clone()).prop_map(|(action, job, by)| Step::Do(action, job, by)),
+        1 => (of_many, prop::collection::vec(prop::sample::select(&Status::ALL[..]), 0..3), by)
+            .prop_map(|(action, statuses, by)| Step::DoAll(action, statuses, by)),
         1 => prop::sample::select(&QUEUES[..]).prop_map(Step::Pause),
         1 => prop::sample::select(&QUEUES[..]).prop_map(Step::Resume),
     ];
@@ -203,6 +240,8 @@ fn step() -> impl Strategy<Value = Step> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
     id: JobId,
+    user: Option<String>,
+    tracked: bool,
     queue: String,
     priority: Priority,
     status: Status,
@@ -221,6 +260,8 @@ impl Row {
         let told = |error: &String| error.rsplit_once(": ").map_or(error.clone(), |(_, message)| message.to_owned());
         Self {
             id: job.id,
+            user: job.user_id.clone(),
+            tracked: job.is_tracked(),
             queue: job.queue.clone(),
             priority: job.priority,
             status: job.status,
@@ -239,6 +280,8 @@ impl Row {
 #[derive(Clone, Debug)]
 struct Known {
     row: Row,
+    /// It has been deleted.
+    gone: bool,
     /// Its `run_at` is a moment of its own. Otherwise it may run since it was created, whatever the clock says.
     timed: bool,
     key: Option<u8>,
@@ -248,7 +291,7 @@ struct Known {
 
 impl Known {
     fn is_open(&self) -> bool {
-        !self.row.status.is_terminal()
+        !self.gone && !self.row.status.is_terminal()
     }
 
     fn end(&mut self, status: Status, now: Timestamp) {
@@ -319,21 +362,25 @@ impl Model {
         if let Some(key) = wish.key {
             self.keys.insert(key, self.jobs.len());
         }
+        let status = wish.tracked.unwrap_or(Status::Pending);
         let run_at = wish.run_in.and_then(|seconds| moment(seconds, now));
         self.jobs.push(Known {
             row: Row {
                 id,
+                user: wish.user.map(str::to_owned),
+                tracked: wish.tracked.is_some(),
                 queue: wish.queue.to_owned(),
                 priority: wish.priority,
-                status: Status::Pending,
+                status,
                 attempt: 0,
                 max_attempts: wish.max_attempts,
                 run_at: run_at.unwrap_or(id.created_at()),
                 expires_at: wish.expires_in.map(|seconds| now.saturating_add(Duration::from_secs(seconds))),
-                completed_at: None,
+                completed_at: status.is_terminal().then_some(now),
                 error: None,
                 result: None,
             },
+            gone: false,
             timed: run_at.is_some(),
             key: wish.key,
             runs: wish.runs.clone(),
@@ -342,39 +389,79 @@ impl Model {
         Enqueued::New(id)
     }
 
-    fn cancel(&mut self, job: usize, now: Timestamp) -> Result<Cancelled, ErrorKind> {
-        let job = &mut self.jobs[job];
-        match job.row.status {
-            Status::Pending => {
-                job.end(Status::Cancelled, now);
-                Ok(Cancelled::Now)
+    /// Does something to a job that exists for whoever does it, and says what that comes to.
+    fn act(&mut self, action: Action, number: usize, now: Timestamp) -> Answer {
+        let key_is_taken = self.holder(self.jobs[number].key).is_some();
+        let job = &mut self.jobs[number];
+        let status = job.row.status;
+        match action {
+            Action::Cancel => match status {
+                Status::Cancelled => Ok(Done::Already),
+                _ if status.is_terminal() => Err(ErrorKind::Conflict),
+                _ => {
+                    job.end(Status::Cancelled, now);
+                    Ok(Done::Now)
+                }
+            },
+            Action::Retry => {
+                let ended_badly = matches!(status, Status::Failed | Status::Cancelled | Status::Expired);
+                if !ended_badly || key_is_taken {
+                    return Err(ErrorKind::Conflict);
+                }
+                job.wait(now);
+                job.row.completed_at = None;
+                job.row.max_attempts = job.row.max_attempts.max(job.row.attempt + 1);
+                job.row.expires_at = job.row.expires_at.filter(|at| *at > now);
+                if let Some(key) = job.key {
+                    self.keys.insert(key, number);
+                }
+                Ok(Done::Now)
             }
-            Status::Cancelled => Ok(Cancelled::Already),
-            _ => Err(ErrorKind::Conflict),
+            Action::Delete => {
+                job.gone = true;
+                Ok(Done::Now)
+            }
+            Action::SetQueue(_) | Action::SetPriority(_) if !matches!(status, Status::Created | Status::Pending) => {
+                Err(ErrorKind::Conflict)
+            }
+            Action::SetQueue(queue) => {
+                job.row.queue = queue.to_owned();
+                Ok(Done::Now)
+            }
+            Action::SetPriority(priority) => {
+                job.row.priority = priority;
+                Ok(Done::Now)
+            }
+            Action::SetStatus(_) if !job.row.tracked => {
+                Ok(Done::Status(StatusChange::Refused { status, why: Refusal::RunByEngine }))
+            }
+            Action::SetStatus(to) if status.is_terminal() => Ok(Done::Status(match to == status {
+                true => StatusChange::Already,
+                false => StatusChange::Refused { status, why: Refusal::Terminal },
+            })),
+            // The first three statuses stand in their order.
+            Action::SetStatus(to) if !to.is_terminal() && to <= status => {
+                Ok(Done::Status(StatusChange::Refused { status, why: Refusal::Backward }))
+            }
+            Action::SetStatus(to) => {
+                job.row.status = to;
+                job.row.completed_at = to.is_terminal().then_some(now);
+                Ok(Done::Status(StatusChange::Applied))
+            }
         }
     }
 
-    fn retry(&mut self, number: usize, now: Timestamp) -> Result<(), ErrorKind> {
+    /// Whether a job exists for this user, or for the administrator.
+    fn exists_for(&self, number: usize, user: Option<&str>) -> bool {
         let job = &self.jobs[number];
-        let ended_badly = matches!(job.row.status, Status::Failed | Status::Cancelled | Status::Expired);
-        if !ended_badly || self.holder(job.key).is_some() {
-            return Err(ErrorKind::Conflict);
-        }
-        if let Some(key) = job.key {
-            self.keys.insert(key, number);
-        }
-        let job = &mut self.jobs[number];
-        job.wait(now);
-        job.row.completed_at = None;
-        job.row.max_attempts = job.row.max_attempts.max(job.row.attempt + 1);
-        job.row.expires_at = job.row.expires_at.filter(|at| *at > now);
-        Ok(())
+        !job.gone && (user.is_none() || job.row.user.as_deref() == user)
     }
 
     /// What every turn does.
     fn expire(&mut self, now: Timestamp) {
         for job in &mut self.jobs {
-            if job.row.status == Status::Pending && job.row.expires_at.is_some_and(|at| at <= now) {
+            let waits = !job.gone && matches!(job.row.status, Status::Created | Status::Pending);
+            if waits && job.row.expires_at.is_some_and(|at| at <= now) {
                 job.end(Status::Expired, now);
             }
         }
@@ -384,7 +471,9 @@ impl Model {
     fn drain(&mut self, now: Timestamp) -> Vec<JobId> {
         self.expire(now);
         let due = |job: &Known| {
-            job.row.status == Status::Pending
+            !job.gone
+                && !job.row.tracked
+                && job.row.status == Status::Pending
                 && !self.paused.contains(job.row.queue.as_str())
                 && (!job.timed || job.row.run_at <= now)
         };
@@ -399,6 +488,16 @@ impl Model {
         order.into_iter().map(|job| self.jobs[job].row.id).collect()
     }
 }
+
+/// What an action came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Done {
+    Now,
+    Already,
+    Status(StatusChange),
+}
+
+type Answer = Result<Done, ErrorKind>;
 
 fn moment(seconds: i64, now: Timestamp) -> Option<Timestamp> {
     match u64::try_from(seconds) {
@@ -435,10 +534,11 @@ impl Pair {
     }
 
     fn new_job(&self, wish: &Wish, number: usize) -> NewJob {
-        let mut job = NewJob::of(&Scripted { number, runs: wish.runs.clone() })
-            .queue(wish.queue)
-            .priority(wish.priority)
-            .max_attempts(wish.max_attempts);
+        let job = match wish.tracked {
+            Some(status) => NewJob::tracked().status(status),
+            None => NewJob::of(&Scripted { number, runs: wish.runs.clone() }),
+        };
+        let mut job = job.queue(wish.queue).priority(wish.priority).max_attempts(wish.max_attempts);
         match wish.run_in {
             Some(seconds @ ..0) => job = job.run_at(moment(seconds, self.now()).expect("a moment in the past")),
             Some(seconds) => job = job.delay(Duration::from_secs(seconds.unsigned_abs())),
@@ -448,9 +548,13 @@ impl Pair {
             job = job.expires_in(Duration::from_secs(seconds));
         }
         if let Some(key) = wish.key {
-            job = job.unique(Unique::key(format!("key {key}")));
+            // Among tracked jobs as among others.
+            job = job.unique(Unique::key(format!("key {key}")).scope(UniqueScope::Everything));
         }
-        job
+        match wish.user {
+            Some(user) => job.user(user),
+            None => job,
+        }
     }
 
     /// Enqueues by the engine, then by the model, and compares the answers.
@@ -516,18 +620,33 @@ impl Pair {
                 assert_eq!(self.t.drain()?, order.len());
                 assert_eq!(self.stage.take_order(), order);
             }
-            Step::Cancel(_) | Step::Retry(_) if count == 0 => {}
-            Step::Cancel(job) => {
-                let id = self.model.jobs[job % count].row.id;
-                let answer = refusal(self.t.client().cancel(id))?;
-                assert_eq!(answer, self.model.cancel(job % count, now));
+            Step::Do(..) if count == 0 => {}
+            Step::Do(action, job, by) => {
+                let number = job % count;
+                let answer = refusal(act(&self.client(*by)?, *action, self.model.jobs[number].row.id))?;
+                if self.model.exists_for(number, *by) {
+                    assert_eq!(answer, self.model.act(*action, number, now));
+                } else {
+                    assert_eq!(answer, Err(ErrorKind::NotFound));
+                }
                 self.model.expire(now);
             }
-            Step::Retry(job) => {
-                let id = self.model.jobs[job % count].row.id;
-                let answer = refusal(self.t.client().retry(id))?;
-                assert_eq!(answer, self.model.retry(job % count, now));
-                self.model.expire(now);
+            Step::DoAll(action, statuses, by) => {
+                let bulk = act_on_all(&self.client(*by)?, *action, statuses)?;
+                let (mut changed, mut refused) = (0, 0);
+                for number in 0..count {
+                    let status = self.model.jobs[number].row.status;
+                    if self.model.exists_for(number, *by) && (statuses.is_empty() || statuses.contains(&status)) {
+                        match self.model.act(*action, number, now) {
+                            Ok(_) => changed += 1,
+                            Err(_) => refused += 1,
+                        }
+                    }
+                }
+                assert_eq!((bulk.changed, bulk.refused), (changed, refused));
+                if changed + refused > 0 {
+                    self.model.expire(now);
+                }
             }
             Step::Pause(queue) => {
                 self.t.client().pause(queue)?;
@@ -554,7 +673,8 @@ impl Pair {
                 self.t.faults().fail(1, Fault::Before);
                 match self.step(step) {
                     Err(error) => assert_eq!(error.kind(), ErrorKind::Storage, "{error}"),
-                    Ok(()) => assert_eq!(count, 0, "nothing is done without a commit but to no job"),
+                    // Nothing is done without a commit but to no job.
+                    Ok(()) => assert!(count == 0 || matches!(**step, Step::DoAll(..))),
                 }
                 self.t.faults().heal();
                 self.model = before;
@@ -564,6 +684,13 @@ impl Pair {
             }
         }
         Ok(())
+    }
+
+    fn client(&self, user: Option<&str>) -> jobmill::Result<Client> {
+        match user {
+            Some(user) => self.t.client().for_user(user),
+            None => Ok(self.t.client().clone()),
+        }
     }
 
     fn list(
@@ -579,8 +706,7 @@ impl Pair {
                 && queue.is_none_or(|queue| queue == row.queue)
                 && priority.is_none_or(|priority| priority == row.priority)
         };
-        let mut expected: Vec<JobId> =
-            self.model.jobs.iter().map(|job| &job.row).filter(passes).map(|row| row.id).collect();
+        let mut expected: Vec<JobId> = self.rows().iter().filter(passes).map(|row| row.id).collect();
         if order == Order::Descending {
             expected.reverse();
         }
@@ -597,6 +723,11 @@ impl Pair {
         Ok(())
     }
 
+    /// The rows that should be there.
+    fn rows(&self) -> Vec<Row> {
+        self.model.jobs.iter().filter(|job| !job.gone).map(|job| job.row.clone()).collect()
+    }
+
     /// Compares everything that both sides know.
     fn compare(&self) -> jobmill::Result<()> {
         let mut next = Some(Query::new().order(Order::Ascending).limit(1000));
@@ -606,7 +737,7 @@ impl Pair {
             rows.extend(page.jobs.iter().map(Row::of));
             next = page.next;
         }
-        let expected: Vec<Row> = self.model.jobs.iter().map(|job| job.row.clone()).collect();
+        let expected = self.rows();
         assert_eq!(rows, expected);
 
         let stats = self.t.client().stats()?;
@@ -621,7 +752,47 @@ impl Pair {
                 assert_eq!(stats.queues.get(queue).map_or(0, |counts| counts.of(status)), count(Some(queue)));
             }
         }
+        let users = self.t.client().users(None, 10)?;
+        for user in USERS {
+            let counts = users.iter().find(|(name, _)| name == user).map(|(_, counts)| *counts).unwrap_or_default();
+            assert_eq!(self.t.client().for_user(user)?.stats()?.total, counts);
+            for status in Status::ALL {
+                let own = |row: &&Row| row.user.as_deref() == Some(user) && row.status == status;
+                assert_eq!(counts.of(status), expected.iter().filter(own).count() as u64);
+            }
+        }
         Ok(())
+    }
+}
+
+/// Does something to a job.
+fn act(client: &Client, action: Action, id: JobId) -> jobmill::Result<Done> {
+    match action {
+        Action::Cancel => Ok(match client.cancel(id)? {
+            Cancelled::Now => Done::Now,
+            Cancelled::Already => Done::Already,
+            other => panic!("{other:?} where nothing runs"),
+        }),
+        Action::Retry => client.retry(id).map(|()| Done::Now),
+        Action::Delete => {
+            assert_eq!(client.delete(id)?, Deleted::Now);
+            Ok(Done::Now)
+        }
+        Action::SetQueue(queue) => client.set_queue(id, queue).map(|()| Done::Now),
+        Action::SetPriority(priority) => client.set_priority(id, priority).map(|()| Done::Now),
+        Action::SetStatus(to) => client.update_status(id, to).map(Done::Status),
+    }
+}
+
+fn act_on_all(client: &Client, action: Action, statuses: &[Status]) -> jobmill::Result<Bulk> {
+    let selection = client.select(Query::new().statuses(statuses.iter().copied()))?;
+    match action {
+        Action::Cancel => selection.cancel(),
+        Action::Retry => selection.retry(),
+        Action::Delete => selection.delete(),
+        Action::SetQueue(queue) => selection.set_queue(queue),
+        Action::SetPriority(priority) => selection.set_priority(priority),
+        Action::SetStatus(_) => unreachable!("no status is set of many jobs"),
     }
 }
 
@@ -629,7 +800,7 @@ impl Pair {
 fn refusal<T>(answer: jobmill::Result<T>) -> jobmill::Result<Result<T, ErrorKind>> {
     match answer {
         Ok(done) => Ok(Ok(done)),
-        Err(error) if error.kind() == ErrorKind::Conflict => Ok(Err(ErrorKind::Conflict)),
+        Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::NotFound) => Ok(Err(error.kind())),
         Err(error) => Err(error),
     }
 }
@@ -650,8 +821,9 @@ fn follow(program: &[Step]) -> jobmill::Result<()> {
         pair.step(&Step::Drain)?;
     }
     pair.compare()?;
-    let endless =
-        |job: &&Known| job.is_open() && !matches!(job.runs.last().map(|run| run.ending), Some(Ending::Snoozes(_)));
+    let endless = |job: &&Known| {
+        job.is_open() && !job.row.tracked && !matches!(job.runs.last().map(|run| run.ending), Some(Ending::Snoozes(_)))
+    };
     assert_eq!(pair.model.jobs.iter().filter(endless).count(), 0);
     Ok(())
 }

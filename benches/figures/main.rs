@@ -24,11 +24,12 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 11] = [
+    let sections: [Section; 12] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
         ("life", throughput::life),
+        ("counting", throughput::counting),
         ("claim", scale::claim),
         ("history", scale::history),
         ("page", asking::page),

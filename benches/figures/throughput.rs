@@ -1,5 +1,7 @@
 //! How many jobs a second, against the floor.
 
+use jobmill::Durability;
+
 use crate::floor::{self, Floor};
 use crate::ours;
 use crate::report::{DURABILITIES, Report, Target, rate, rounds};
@@ -128,4 +130,44 @@ pub fn life(report: &mut Report) {
             report.ratio(&format!("whole life, {callers} callers, {name}"), &series, Target::AtLeast(0.7));
         }
     }
+}
+
+/// What counting costs: our lives with rates against lives without, and the floor's lives that keep the counts of a lane
+/// against lives that keep none. The audit writes nothing in an ordinary life, which is checked.
+pub fn counting(report: &mut Report) {
+    let directory = floor::directory();
+    for callers in [1, 16] {
+        let count = if callers == 1 { 8000 } else { 48_000 };
+        let ours = |rates: bool| {
+            let path = floor::fresh(&directory, "ours");
+            let (builder, _) = ours::builder(&path, Durability::Normal, 4);
+            let builder = if rates { builder } else { builder.without_rates() };
+            let engine = builder.start().expect("an engine");
+            let rate = rate(count, || {
+                ours::enqueue(engine.client(), count, callers);
+                ours::wait_until_done(engine.client());
+            });
+            assert!(engine.client().audit(None, 1).expect("the audit").is_empty());
+            rate
+        };
+        let bare = |counted: bool| {
+            let floor = Floor::open(&floor::fresh(&directory, "floor"), Durability::Normal);
+            let mut floor = if counted { floor } else { floor.without_counters() };
+            rate(count, || floor.lives(count, callers))
+        };
+        let (mut rates, mut counts) = (Vec::new(), Vec::new());
+        for round in 0..rounds() {
+            // Whoever comes first has the quieter machine now and then.
+            let (with, without) =
+                if round % 2 == 0 { (ours(true), ours(false)) } else { swap((ours(false), ours(true))) };
+            rates.push((with, without));
+            counts.push((bare(true), bare(false)));
+        }
+        report.ratio(&format!("whole life, {callers} callers, with rates"), &rates, Target::AtLeast(0.85));
+        report.ratio(&format!("the floor's, {callers} at a time, with counts"), &counts, Target::AtLeast(0.85));
+    }
+}
+
+fn swap((first, second): (f64, f64)) -> (f64, f64) {
+    (second, first)
 }

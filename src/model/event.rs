@@ -1,6 +1,5 @@
 //! What happened, for those who asked to be told.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use crate::model::alert::Alert;
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
+use crate::model::words::words;
 
 /// Why a job changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -74,11 +74,7 @@ impl Cause {
     }
 }
 
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+words!(Cause, "cause");
 
 /// One change of one job, as a turn notes it for those who are told after its commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,11 @@
 //! Who did what to a job, and when.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::Serialize;
 
-use crate::error::{Error, Result};
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
+use crate::model::words::words;
 
 /// On whose behalf something is asked of the ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,20 +106,7 @@ impl Action {
     }
 }
 
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Action {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        let found = Self::ALL.into_iter().find(|action| action.as_str() == word);
-        found.ok_or_else(|| Error::invalid("action", "must be one of the words of Action"))
-    }
-}
+words!(Action, "action");
 
 /// One line of a job's history.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -149,6 +133,7 @@ pub struct HistoryEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Result;
 
     #[test]
     fn words_read_back() -> Result<()> {

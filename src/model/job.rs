@@ -1,7 +1,5 @@
 //! A job as it stands in the ledger, and the words for where it stands.
 
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -13,6 +11,7 @@ use crate::model::id::JobId;
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
+use crate::model::words::words;
 
 /// Where a job stands.
 ///
@@ -75,24 +74,7 @@ impl Status {
     }
 }
 
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Status {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|status| status.as_str() == word).ok_or_else(|| {
-            Error::invalid(
-                "status",
-                "must be one of created, pending, running, completed, failed, cancelled and expired",
-            )
-        })
-    }
-}
+words!(Status, "status");
 
 impl StopReason {
     /// The terminal status of a run that stops for this reason, as Letta documents it. None for words that it does not
@@ -148,28 +130,9 @@ impl Priority {
     pub(crate) const fn rank(self) -> usize {
         self as usize
     }
-
-    pub(crate) fn from_rank(rank: i64) -> Option<Self> {
-        usize::try_from(rank).ok().and_then(|rank| Self::ALL.get(rank).copied())
-    }
 }
 
-impl fmt::Display for Priority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Priority {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|priority| priority.as_str() == word)
-            .ok_or_else(|| Error::invalid("priority", "must be one of critical, high, default and low"))
-    }
-}
+words!(Priority, "priority");
 
 /// How far a running job says it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -343,7 +306,7 @@ mod tests {
         }
         for priority in Priority::ALL {
             assert_eq!(priority.as_str().parse::<Priority>()?, priority);
-            assert_eq!(Priority::from_rank(priority.rank() as i64), Some(priority));
+            assert_eq!(Priority::ALL[priority.rank()], priority);
         }
         assert!("Pending".parse::<Status>().is_err());
         assert!("urgent".parse::<Priority>().is_err());

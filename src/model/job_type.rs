@@ -1,11 +1,8 @@
 //! What sort of thing a job is.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::model::words::words;
 
 /// What sort of thing a job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,19 +32,4 @@ impl JobType {
     }
 }
 
-impl fmt::Display for JobType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for JobType {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|job_type| job_type.as_str() == word)
-            .ok_or_else(|| Error::invalid("job_type", "must be one of job, run and batch"))
-    }
-}
+words!(JobType, "job_type");

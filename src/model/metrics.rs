@@ -1,17 +1,15 @@
 //! What the jobs of a file did of late: sums and rates over a window of time.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
 use crate::model::histogram::Histogram;
 use crate::model::job::Priority;
 use crate::model::tally::{Resolution, Tally};
 use crate::model::time::Timestamp;
+use crate::model::words::words;
 
 /// How far back to look.
 ///
@@ -66,22 +64,7 @@ impl Window {
     }
 }
 
-impl fmt::Display for Window {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for Window {
-    type Err = Error;
-
-    fn from_str(word: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|window| window.as_str() == word)
-            .ok_or_else(|| Error::invalid("window", "must be one of minute, hour and day"))
-    }
-}
+words!(Window, "window");
 
 /// What some jobs did in a window of time, and how fast.
 ///
@@ -253,6 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::Result;
 
     const NOON: &str = "2026-03-01T12:00:07Z";
 

@@ -24,4 +24,5 @@ pub(crate) mod threshold;
 pub(crate) mod time;
 pub(crate) mod unique;
 pub(crate) mod update;
+pub(crate) mod words;
 pub(crate) mod workers;

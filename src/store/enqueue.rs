@@ -176,7 +176,7 @@ pub(crate) fn count_in(conn: &Connection, place: Place, from: Option<State>, to:
     change[to as usize] += 1;
     lane::add(conn, place.lane, &change)?;
     match place.share {
-        Some(id) => share::add(conn, id, &change),
+        Some(id) => lane::add_to_share(conn, id, &change),
         None => Ok(()),
     }
 }

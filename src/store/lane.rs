@@ -274,15 +274,32 @@ pub(crate) fn find_or_create(conn: &Connection, key: LaneKey<'_>) -> rusqlite::R
     .query_row(names, |row| row.get(0))
 }
 
-/// Adds to the counts of a lane. The parameters go by number, for it is run in every turn.
+/// The statement that adds to the counts of a row. Its parameters go by number, for it is run in every turn.
+macro_rules! add_counts {
+    ($table:literal) => {
+        concat!(
+            "UPDATE ",
+            $table,
+            " SET created = created + ?1, pending = pending + ?2, running = running + ?3, completed = completed + ?4,
+                 failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7, delayed = delayed + ?8
+             WHERE id = ?9"
+        )
+    };
+}
+
+/// Adds to the counts of a lane.
 pub(crate) fn add(conn: &Connection, lane: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
+    add_to(conn, add_counts!("jobmill_lane"), lane, change)
+}
+
+/// Adds to the counts of a share.
+pub(crate) fn add_to_share(conn: &Connection, share: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
+    add_to(conn, add_counts!("jobmill_share"), share, change)
+}
+
+fn add_to(conn: &Connection, sql: &'static str, id: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
     let [created, pending, running, completed, failed, cancelled, expired, delayed] = change;
-    conn.prepare_cached(
-        "UPDATE jobmill_lane SET created = created + ?1, pending = pending + ?2, running = running + ?3,
-             completed = completed + ?4, failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7,
-             delayed = delayed + ?8
-         WHERE id = ?9",
-    )?
-    .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, lane])
-    .map(drop)
+    conn.prepare_cached(sql)?
+        .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, id])
+        .map(drop)
 }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use crate::model::id::JobId;
 use crate::model::page::{Order, Page, Query};
 use crate::model::stop_reason::StopReason;
-use crate::store::read::{LaneRow, ShareRow, job, lanes, shares_of};
+use crate::store::read::{LaneRow, ShareRow, job, lane_row, lanes, shares_of};
 use crate::store::row::State;
 
 /// How many ids a stream reads at first, if there are many, and at most.
@@ -396,16 +396,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         )?
         .query_row(named_params! { ":id": id }, |row| {
             Ok(Facts {
-                lane: LaneRow {
-                    id: row.get(0)?,
-                    queue: row.get(1)?,
-                    kind: row.get(2)?,
-                    priority: row.get(3)?,
-                    job_type: row.get(4)?,
-                    background: row.get(5)?,
-                    owned: row.get(6)?,
-                    counts: [0; State::COUNT],
-                },
+                lane: lane_row(row)?,
                 state: row.get(7)?,
                 user: row.get(8)?,
                 agent: row.get(9)?,

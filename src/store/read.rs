@@ -152,19 +152,22 @@ pub(crate) fn lanes(conn: &Connection) -> rusqlite::Result<Vec<LaneRow>> {
              created, pending, running, completed, failed, cancelled, expired, delayed
          FROM jobmill_lane",
     )?
-    .query_map([], |row| {
-        Ok(LaneRow {
-            id: row.get(0)?,
-            queue: row.get(1)?,
-            kind: row.get(2)?,
-            priority: row.get(3)?,
-            job_type: row.get(4)?,
-            background: row.get(5)?,
-            owned: row.get(6)?,
-            counts: counts(row, 7)?,
-        })
-    })?
+    .query_map([], |row| Ok(LaneRow { counts: counts(row, 7)?, ..lane_row(row)? }))?
     .collect()
+}
+
+/// Makes a lane of the first seven columns of a row, its counts apart.
+pub(crate) fn lane_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<LaneRow> {
+    Ok(LaneRow {
+        id: row.get(0)?,
+        queue: row.get(1)?,
+        kind: row.get(2)?,
+        priority: row.get(3)?,
+        job_type: row.get(4)?,
+        background: row.get(5)?,
+        owned: row.get(6)?,
+        counts: [0; State::COUNT],
+    })
 }
 
 /// Whether a job stands in the file that is not this user's.

@@ -56,21 +56,25 @@ impl State {
     }
 }
 
-impl ToSql for State {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok((*self as i64).into())
-    }
-}
+/// Stores a choice by its number, which is its place among `ALL`.
+macro_rules! by_number {
+    ($($choice:ident),*) => {$(
+        impl ToSql for $choice {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                Ok((*self as i64).into())
+            }
+        }
 
-impl FromSql for State {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let number = value.as_i64()?;
-        usize::try_from(number)
-            .ok()
-            .and_then(|number| Self::ALL.get(number).copied())
-            .ok_or(FromSqlError::OutOfRange(number))
-    }
+        impl FromSql for $choice {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+                let number = value.as_i64()?;
+                let choice = usize::try_from(number).ok().and_then(|number| Self::ALL.get(number).copied());
+                choice.ok_or(FromSqlError::OutOfRange(number))
+            }
+        }
+    )*};
 }
+by_number!(State, Priority, JobType, AttemptOutcome);
 
 impl ToSql for JobId {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
@@ -93,51 +97,6 @@ impl ToSql for Timestamp {
 impl FromSql for Timestamp {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         value.as_i64().map(Self::from_micros)
-    }
-}
-
-impl ToSql for Priority {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok((self.rank() as i64).into())
-    }
-}
-
-impl ToSql for JobType {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok((*self as i64).into())
-    }
-}
-
-impl FromSql for JobType {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let number = value.as_i64()?;
-        usize::try_from(number)
-            .ok()
-            .and_then(|number| Self::ALL.get(number).copied())
-            .ok_or(FromSqlError::OutOfRange(number))
-    }
-}
-
-impl FromSql for Priority {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let rank = value.as_i64()?;
-        Self::from_rank(rank).ok_or(FromSqlError::OutOfRange(rank))
-    }
-}
-
-impl ToSql for AttemptOutcome {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok((*self as i64).into())
-    }
-}
-
-impl FromSql for AttemptOutcome {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        let number = value.as_i64()?;
-        usize::try_from(number)
-            .ok()
-            .and_then(|number| Self::ALL.get(number).copied())
-            .ok_or(FromSqlError::OutOfRange(number))
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, named_params, params};
+use rusqlite::{Connection, OptionalExtension, named_params};
 
+use crate::store::lane::add_to_share;
 use crate::store::row::State;
 
 /// How many shares are remembered by name. More than these are looked up.
@@ -50,7 +51,7 @@ impl Shares {
     pub(crate) fn flush(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         for (share, change) in self.changes.drain() {
             if change != [0; State::COUNT] {
-                add(conn, share, &change)?;
+                add_to_share(conn, share, &change)?;
             }
         }
         Ok(())
@@ -76,19 +77,6 @@ pub(crate) fn find_or_create(conn: &Connection, lane: i64, user: &str) -> rusqli
             .prepare_cached("INSERT INTO jobmill_share (lane, user_id) VALUES (:lane, :user) RETURNING id")?
             .query_row(named_params! { ":user": user, ":lane": lane }, |row| row.get(0)),
     }
-}
-
-/// Adds to the counts of a share.
-pub(crate) fn add(conn: &Connection, share: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
-    let [created, pending, running, completed, failed, cancelled, expired, delayed] = change;
-    conn.prepare_cached(
-        "UPDATE jobmill_share SET created = created + ?1, pending = pending + ?2, running = running + ?3,
-             completed = completed + ?4, failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7,
-             delayed = delayed + ?8
-         WHERE id = ?9",
-    )?
-    .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, share])
-    .map(drop)
 }
 
 /// Removes shares that hold no job any more, for users come and go, and tells how many they were.

@@ -4,6 +4,7 @@ mod ask;
 mod bad_input;
 mod bulk;
 mod cancel;
+mod context;
 mod enqueue;
 mod fair;
 mod faults;

@@ -717,6 +717,7 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
     let mut found = json_of(&t.client().get(id)?);
     let documented = json!({
         "id": id.to_string(),
+        "created_at": "2026-01-01T00:00:00.000000Z",
         "job_type": "run",
         "status": "completed",
         "stop_reason": "end_turn",

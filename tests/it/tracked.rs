@@ -832,3 +832,24 @@ fn each_step_back_to_waiting_is_a_change() -> jobmill::Result<()> {
     assert_eq!((job.status, job.updated_at), (Status::Pending, now(&t)));
     Ok(())
 }
+
+/// Letta read the metadata, merged, and wrote them back: of two merges at once one was lost.
+#[test]
+fn merges_that_race_lose_nothing() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let clients = [Client::open_with(&path, Durability::Normal)?, Client::open_with(&path, Durability::Normal)?];
+    let id = clients[0].enqueue(NewJob::tracked())?.id();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let client = &clients[thread % 2];
+            scope.spawn(move || {
+                for n in 0..25 {
+                    let key = format!("{thread} {n}");
+                    client.update(id, JobUpdate::new().merge_metadata(&json!({key: n}))).expect("a merge");
+                }
+            });
+        }
+    });
+    assert_eq!(clients[0].get(id)?.metadata.map(|metadata| metadata.len()), Some(100));
+    Ok(())
+}

@@ -149,7 +149,8 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Job {
-    /// Its id, which also tells when it was created.
+    /// Its id, which also tells when it was created. In JSON `id` and `created_at`.
+    #[serde(flatten, serialize_with = "with_creation")]
     pub id: JobId,
     /// What sort of thing it is.
     pub job_type: JobType,
@@ -226,6 +227,15 @@ pub struct Job {
     /// The handler's output, as JSON text, once it has completed.
     #[serde(skip)]
     pub result: Option<Vec<u8>>,
+}
+
+fn with_creation<S: Serializer>(id: &JobId, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Head {
+        id: JobId,
+        created_at: Timestamp,
+    }
+    Head { id: *id, created_at: id.created_at() }.serialize(serializer)
 }
 
 fn as_nanos<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -60,6 +60,7 @@ impl Turn<'_> {
         for (id, completed_at, share) in &seen {
             if *completed_at < range.cutoff {
                 delete(self.conn, *id)?;
+                self.book.doomed.remove(id);
                 // Nobody is told: what is kept for its time and goes then has not changed.
                 self.book.count(Place { lane: range.lane, share: *share }, Some(range.state), None);
                 gone += 1;
@@ -87,6 +88,7 @@ impl Turn<'_> {
     /// Deletes a job that nobody runs, and tells of it.
     pub(crate) fn remove(&mut self, id: JobId, place: Place, state: State) -> rusqlite::Result<()> {
         delete(self.conn, id)?;
+        self.book.doomed.remove(&id);
         self.step(Step {
             job: id,
             place,

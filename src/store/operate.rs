@@ -273,7 +273,6 @@ impl Turn<'_> {
         }
         match self.standing(id, &Caller::default())? {
             Some(standing) if standing.state.status().is_terminal() => {
-                self.book.doomed.remove(&id);
                 self.audit(
                     &standing.line(Action::Deleted, &Caller::default(), standing.state).states(standing.state, None),
                 )?;

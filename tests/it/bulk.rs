@@ -783,3 +783,30 @@ fn a_selection_by_any_filter_changes_what_passes_it() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
+
+/// The engine went on looking for a job that was to be deleted after its end, and that somebody had deleted meanwhile: it
+/// took a turn for it five times a second.
+#[test]
+fn who_is_deleted_twice_is_looked_for_no_more() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.durability(Durability::Normal).handle(|_: Echo, ctx: &Context| -> Result<(), Failure> {
+            assert_eq!(ctx.client().delete(ctx.id())?, Deleted::Requested);
+            let mut conn = ctx.client().connection()?;
+            let tx = conn.transaction()?;
+            ctx.complete_in(&tx, &())?;
+            tx.commit()?;
+            assert_eq!(ctx.client().delete(ctx.id())?, Deleted::Now);
+            Ok(())
+        })
+    })?;
+    let id = t.enqueue(Echo::job("x"))?;
+    t.drain()?;
+    refused(t.client().get(id), ErrorKind::NotFound, "there is no job");
+    assert_eq!(traces(t.client(), id), Vec::<String>::new());
+    let commits = t.faults().commits();
+    t.drain()?;
+    t.drain()?;
+    assert_eq!(t.faults().commits(), commits);
+    sound(t.client());
+    Ok(())
+}

@@ -717,6 +717,7 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
     let mut found = json_of(&t.client().get(id)?);
     let documented = json!({
         "id": id.to_string(),
+        "created_at": "2026-01-01T00:00:00.000000Z",
         "job_type": "run",
         "status": "completed",
         "stop_reason": "end_turn",
@@ -829,5 +830,26 @@ fn each_step_back_to_waiting_is_a_change() -> jobmill::Result<()> {
     t.crash()?;
     let job = t.client().get(id)?;
     assert_eq!((job.status, job.updated_at), (Status::Pending, now(&t)));
+    Ok(())
+}
+
+/// Letta read the metadata, merged, and wrote them back: of two merges at once one was lost.
+#[test]
+fn merges_that_race_lose_nothing() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let clients = [Client::open_with(&path, Durability::Normal)?, Client::open_with(&path, Durability::Normal)?];
+    let id = clients[0].enqueue(NewJob::tracked())?.id();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let client = &clients[thread % 2];
+            scope.spawn(move || {
+                for n in 0..25 {
+                    let key = format!("{thread} {n}");
+                    client.update(id, JobUpdate::new().merge_metadata(&json!({key: n}))).expect("a merge");
+                }
+            });
+        }
+    });
+    assert_eq!(clients[0].get(id)?.metadata.map(|metadata| metadata.len()), Some(100));
     Ok(())
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crossbeam_channel::{after, bounded};
 use jobmill::rusqlite;
 use jobmill::{
-    Backoff, Client, Context, Durability, Engine, Enqueued, ErrorKind, Failure, JobId, NewJob, Outcome, Payload,
-    Priority, Query, Retention, Status, Unique, Workers,
+    Backoff, Client, Context, Durability, Engine, Enqueued, ErrorKind, Failure, JobId, JobType, NewJob, Outcome,
+    Payload, Priority, Query, Retention, Status, StatusChange, Unique, Workers,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,7 @@ const OPERATORS: u64 = 3;
 /// More than this many waiting jobs are not added to, so that the last process has an end in sight.
 const BACKLOG_MAX: u64 = 150;
 const QUEUES: [&str; 3] = ["red", "green", "blue"];
+const USERS: [&str; 3] = ["ann", "bob", "cem"];
 
 /// How a job's handler behaves.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -210,8 +211,9 @@ pub(crate) fn run(orders: &Orders) {
         return drain(&engine, &journal);
     }
     let stop = AtomicBool::new(false);
-    // Newest first, so that what other processes enqueued is cancelled and retried here as well.
-    let seen = engine.client().list(Query::new().limit(200)).expect("a page of jobs");
+    // Newest first, so that what other processes enqueued is cancelled and retried here as well. Tracked ones go their way
+    // undisturbed.
+    let seen = engine.client().list(Query::new().tracked(false).limit(200)).expect("a page of jobs");
     let known = Mutex::new(seen.jobs.iter().map(|job| job.id).collect::<Vec<JobId>>());
     // A panic ends the whole process, or its other threads would go on for ever. Handlers may panic as they like.
     let before = std::panic::take_hook();
@@ -256,7 +258,9 @@ fn drain(engine: &Engine, journal: &Journal) {
         client.resume(queue).expect("the queue resumes");
     }
     let open = [Status::Created, Status::Pending, Status::Running];
-    while let Some(job) = client.list(Query::new().statuses(open).limit(1)).expect("a page").jobs.first() {
+    // Nobody will end the tracked ones.
+    let left = || Query::new().statuses(open).tracked(false).limit(1);
+    while let Some(job) = client.list(left()).expect("a page").jobs.first() {
         match client.wait(job.id, Duration::from_secs(60)) {
             Ok(_) => {}
             Err(error) => panic!("{} does not end: {error}: {}", job.id, client.explain(job.id).expect("a reason")),
@@ -277,7 +281,7 @@ struct Operator<'s> {
 impl Operator<'_> {
     /// Does one thing at random. False if the engine has shut down.
     fn act(&mut self) -> bool {
-        let waiting = self.client.stats().expect("the counts").total.pending;
+        let waiting = self.client.stats().expect("the counts").kinds.get(Work::KIND).map_or(0, |counts| counts.pending);
         let acted = match self.rng.within(0..=99) {
             0..=69 if waiting > BACKLOG_MAX => Ok(()),
             0..=34 => self.enqueue_one(),
@@ -285,8 +289,10 @@ impl Operator<'_> {
             45..=54 => self.enqueue_in_own_transaction(),
             55..=62 => self.enqueue_in_a_closure(),
             63..=69 => self.enqueue_unique(),
-            70..=84 => self.cancel(),
-            85..=89 => self.retry(),
+            70..=80 => self.cancel(),
+            81..=82 => self.relocate(),
+            83..=86 => self.track(),
+            87..=89 => self.retry(),
             90..=96 => self.wait(),
             _ => self.pause(),
         };
@@ -324,6 +330,12 @@ impl Operator<'_> {
         }
         if self.rng.percent(5) {
             job = job.expires_in(self.rng.millis(1..=50));
+        }
+        if self.rng.percent(50) {
+            job = job.user(*self.rng.pick(&USERS).expect("a user"));
+        }
+        if self.rng.percent(20) {
+            job = job.job_type(JobType::Run).background(true);
         }
         if self.rng.percent(20) {
             job = job.tags(["even", "odd"].into_iter().take(self.rng.within(1..=2) as usize));
@@ -424,6 +436,39 @@ impl Operator<'_> {
             Err(error) if error.kind() != ErrorKind::Conflict => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Gives a waiting job another place.
+    fn relocate(&mut self) -> jobmill::Result<()> {
+        let Some(id) = self.known() else { return Ok(()) };
+        let moved = if self.rng.percent(50) {
+            self.client.set_queue(id, self.rng.pick(&QUEUES).expect("a queue"))
+        } else {
+            self.client.set_priority(id, *self.rng.pick(&Priority::ALL).expect("a priority"))
+        };
+        match moved {
+            Err(error) if error.kind() != ErrorKind::Conflict => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Records a job of which the work is done elsewhere, and takes it some steps further.
+    fn track(&mut self) -> jobmill::Result<()> {
+        let steps = Status::ALL;
+        let mut at = self.rng.within(0..=6) as usize;
+        let mut job = NewJob::tracked().status(steps[at]);
+        if self.rng.percent(70) {
+            job = job.user(*self.rng.pick(&USERS).expect("a user"));
+        }
+        let id = self.client.enqueue(job)?.id();
+        self.journal.line(&format!("tracked {id} {}", steps[at]));
+        while at < 3 && self.rng.percent(80) {
+            at = self.rng.within(at as u64 + 1..=6) as usize;
+            let change = self.client.update_status(id, steps[at])?;
+            assert_eq!(change, StatusChange::Applied, "{id} to {}", steps[at]);
+            self.journal.line(&format!("tracked {id} {}", steps[at]));
+        }
+        Ok(())
     }
 
     fn wait(&mut self) -> jobmill::Result<()> {

@@ -77,6 +77,8 @@ impl Story {
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) stories: HashMap<i64, Story>,
+    /// The last status of each tracked job that was acknowledged.
+    pub(crate) tracked: HashMap<i64, String>,
     /// Processes that were about to die or to shut down.
     pub(crate) gone: HashMap<u32, Cut>,
     /// What no process should have written, or not in this order.
@@ -112,6 +114,10 @@ impl Account {
             return Some(());
         }
         let id = raw(words.get(1)?)?;
+        if let ["tracked", _, status] = words {
+            self.tracked.insert(id, (*status).to_owned());
+            return Some(());
+        }
         let story = self.stories.entry(id).or_default();
         match words {
             ["enqueued", _] => story.acknowledged = true,
@@ -158,7 +164,8 @@ impl Account {
 
 /// The number that an id's text stands for, which is its row's number.
 pub(crate) fn raw(text: &str) -> Option<i64> {
-    text.strip_prefix("job-")?
+    text.strip_prefix("job-")
+        .or(text.strip_prefix("run-"))?
         .bytes()
         .try_fold(0i64, |value, digit| {
             let place = b"0123456789abcdefghjkmnpqrstvwxyz".iter().position(|known| *known == digit)?;

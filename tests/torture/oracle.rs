@@ -78,13 +78,15 @@ impl Oracle {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(database(&self.directory), flags).expect("the file opens");
         let rows = rows(&conn);
+        let tracked = tracked(&conn);
 
         wrong.extend(file(&conn));
         let client = Client::open_with(database(&self.directory), Durability::Normal).expect("a client");
         wrong.extend(client.verify().expect("the file reads"));
         if drained {
-            wrong.extend(listed(&client, &rows));
+            wrong.extend(listed(&client, &rows, &tracked));
         }
+        wrong.extend(forward(&self.account.tracked, &tracked));
 
         for (&id, story) in &self.account.stories {
             let told = match rows.get(&id) {
@@ -148,7 +150,7 @@ fn rows(conn: &Connection) -> HashMap<i64, Row> {
         .prepare(
             "SELECT id, state, attempt, max_attempts, cancel_requested_at IS NOT NULL, completed_at, unique_key, error,
                     CAST(result AS TEXT), CAST(payload AS TEXT)
-             FROM jobmill_job",
+             FROM jobmill_job WHERE lane IN (SELECT id FROM jobmill_lane WHERE kind <> '')",
         )
         .expect("the table of jobs");
     let rows = statement.query_map([], |row| {
@@ -171,6 +173,31 @@ fn rows(conn: &Connection) -> HashMap<i64, Row> {
     rows.expect("rows").collect::<Result<_, _>>().expect("rows")
 }
 
+/// The statuses of the tracked jobs, as SQL alone tells them.
+fn tracked(conn: &Connection) -> HashMap<i64, i64> {
+    let mut statement = conn
+        .prepare("SELECT id, state FROM jobmill_job WHERE lane IN (SELECT id FROM jobmill_lane WHERE kind = '')")
+        .expect("the table of jobs");
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+    rows.expect("rows").collect::<Result<_, _>>().expect("rows")
+}
+
+/// A tracked job stands where it was last acknowledged to stand, or further, and what had ended stays so.
+fn forward(acknowledged: &HashMap<i64, String>, rows: &HashMap<i64, i64>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (id, status) in acknowledged {
+        let least = Status::ALL.iter().position(|known| known.as_str() == status).expect("a status") as i64;
+        match rows.get(id) {
+            None => wrong.push(format!("{id}: is tracked as {status} and is lost")),
+            Some(state) if *state < least || least > 2 && *state != least => {
+                wrong.push(format!("{id}: is tracked as {status} and stands at {state}"));
+            }
+            Some(_) => {}
+        }
+    }
+    wrong
+}
+
 /// What is wrong with the file itself, and with the counts in it, by statements of our own.
 fn file(conn: &Connection) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -189,12 +216,26 @@ fn file(conn: &Connection) -> Vec<String> {
         if counted != there {
             wrong.push(format!("{counted} jobs are counted as {name}, and there are {there}"));
         }
+        let query = format!(
+            "SELECT user_id, sum({name}), (SELECT count(*) FROM jobmill_job WHERE state = {state} AND share IN
+                 (SELECT id FROM jobmill_share AS own WHERE own.user_id = jobmill_share.user_id))
+             FROM jobmill_share GROUP BY user_id"
+        );
+        let mut statement = conn.prepare(&query).expect("the shares");
+        let mut users = statement.query([]).expect("the shares");
+        while let Some(row) = users.next().expect("a share") {
+            let (user, counted, there): (String, i64, i64) =
+                (row.get(0).expect("a user"), row.get(1).expect("a count"), row.get(2).expect("a count"));
+            if counted != there {
+                wrong.push(format!("{counted} jobs of {user} are counted as {name}, and there are {there}"));
+            }
+        }
     }
     wrong
 }
 
 /// What is wrong with the pages that the client shows.
-fn listed(client: &Client, rows: &HashMap<i64, Row>) -> Vec<String> {
+fn listed(client: &Client, rows: &HashMap<i64, Row>, tracked: &HashMap<i64, i64>) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut next = Some(Query::new().order(Order::Ascending).limit(1000));
     let mut found = 0;
@@ -202,6 +243,9 @@ fn listed(client: &Client, rows: &HashMap<i64, Row>) -> Vec<String> {
         let page = client.list(query).expect("a page");
         for job in &page.jobs {
             found += 1;
+            if job.is_tracked() {
+                continue;
+            }
             match raw(&job.id.to_string()).and_then(|id| rows.get(&id)) {
                 Some(row) if row.status() == job.status && row.attempt == i64::from(job.attempt) => {}
                 row => wrong.push(format!("{} is listed as {} and stands as {row:?}", job.id, job.status)),
@@ -209,8 +253,8 @@ fn listed(client: &Client, rows: &HashMap<i64, Row>) -> Vec<String> {
         }
         next = page.next;
     }
-    if found != rows.len() {
-        wrong.push(format!("{found} jobs are listed, and there are {}", rows.len()));
+    if found != rows.len() + tracked.len() {
+        wrong.push(format!("{found} jobs are listed, and there are {} and {} tracked", rows.len(), tracked.len()));
     }
     wrong
 }

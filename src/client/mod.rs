@@ -647,20 +647,6 @@ impl Client {
         self.operate(id, "redelivered", |turn, id, caller| turn.redeliver(id, caller))
     }
 
-    /// Keeps what the last try of a callback came to.
-    pub(crate) fn record_callback(
-        &self,
-        id: JobId,
-        sent_at: Timestamp,
-        status_code: Option<u16>,
-        error: Option<String>,
-    ) -> Result<()> {
-        self.desk().call(move |turn| {
-            callback::record(turn.conn, id, sent_at, status_code, error.as_deref())
-                .map_err(|error| storage_error("cannot keep what came of a callback", error))
-        })
-    }
-
     /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use crate::model::attempt::Attempt;
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::time::Timestamp;
 
 /// The input of the job that delivers a callback.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +42,18 @@ impl Delivery {
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).tags([Self::tag(self.job_id)])
     }
+}
+
+/// What one try of a callback came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Try {
+    /// The job that the callback tells of.
+    pub(crate) job_id: JobId,
+    pub(crate) sent_at: Timestamp,
+    /// What the receiver answered, if it answered.
+    pub(crate) status_code: Option<u16>,
+    /// Why it counts for nothing, if it does.
+    pub(crate) error: Option<String>,
 }
 
 /// One delivery of a job's callback.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::model::delivery::{CallbackDelivery, Delivery};
+use crate::model::delivery::{CallbackDelivery, Delivery, Try};
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::new_job::Payload;
@@ -77,18 +77,14 @@ pub(crate) fn last_message(conn: &Connection, id: JobId) -> rusqlite::Result<Opt
 }
 
 /// Keeps what the last try of a callback came to.
-pub(crate) fn record(
-    conn: &Connection,
-    id: JobId,
-    sent_at: Timestamp,
-    status_code: Option<u16>,
-    error: Option<&str>,
-) -> rusqlite::Result<()> {
+pub(crate) fn record(conn: &Connection, tried: &Try) -> rusqlite::Result<()> {
     conn.prepare_cached(
         "UPDATE jobmill_job SET callback_sent_at = :sent_at, callback_status_code = :status_code,
              callback_error = :error
          WHERE id = :id",
     )?
-    .execute(named_params! { ":id": id, ":sent_at": sent_at, ":status_code": status_code, ":error": error })
+    .execute(named_params! {
+        ":id": tried.job_id, ":sent_at": tried.sent_at, ":status_code": tried.status_code, ":error": tried.error,
+    })
     .map(drop)
 }

@@ -2,6 +2,7 @@
 
 mod ask;
 mod bad_input;
+mod callback;
 mod cancel;
 mod enqueue;
 mod fair;

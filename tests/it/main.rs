@@ -4,6 +4,7 @@ mod ask;
 mod bad_input;
 mod callback;
 mod cancel;
+mod delivery;
 mod enqueue;
 mod fair;
 mod faults;

@@ -3,8 +3,12 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
 use jobmill::{CallbackDelivery, Callbacks, Client, Job, JobId, Order, Query};
 use serde_json::{Value, json};
+use sha2::Sha256;
 
 use crate::support::http::{Connection, Request, Server};
 
@@ -27,6 +31,19 @@ impl Post {
             body: serde_json::from_slice(&request.body).expect("JSON"),
             request,
         }
+    }
+
+    /// Verifies it by a key in base64, as Standard Webhooks says.
+    pub(crate) fn is_signed_with(&self, key: &str) -> bool {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&STANDARD.decode(key).expect("base64")).expect("any length");
+        let part = |name| self.request.header(name).expect(name);
+        mac.update([part("webhook-id"), ".", part("webhook-timestamp"), "."].concat().as_bytes());
+        mac.update(&self.request.body);
+        let expected = mac.finalize().into_bytes();
+        part("webhook-signature").split(' ').any(|signature| {
+            let signature = STANDARD.decode(signature.strip_prefix("v1,").expect("the version")).expect("base64");
+            signature == expected[..]
+        })
     }
 }
 

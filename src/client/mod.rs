@@ -639,7 +639,7 @@ impl Client {
     }
 
     /// Delivers the callback of a job that has ended once more, to its `callback_url` as it is now, and gives the id of the
-    /// delivering job. The receiver sees the same `webhook-id` as before.
+    /// delivering job. The receiver sees the same `webhook-id` and body as before, if a delivery of this end is kept still.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or has no `callback_url`.

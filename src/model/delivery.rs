@@ -38,10 +38,27 @@ impl Delivery {
         format!("callback:{job}")
     }
 
+    /// By what the receiver knows a repeat, if this job delivers it.
+    pub(crate) fn message_id(&self, delivering: JobId) -> String {
+        self.message_id.clone().unwrap_or_else(|| delivering.to_string())
+    }
+
+    /// Of which end of its job it tells.
+    pub(crate) fn end(&self) -> Option<End> {
+        serde_json::from_str(self.body.get()).ok()
+    }
+
     /// The job that delivers this.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).tags([Self::tag(self.job_id)])
     }
+}
+
+/// An end of a job, of which there may have been others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct End {
+    pub(crate) status: Status,
+    pub(crate) completed_at: Timestamp,
 }
 
 /// What one try of a callback came to.

@@ -292,10 +292,9 @@ impl Turn<'_> {
         if !standing.state.status().is_terminal() {
             return Ok(Err(Refused::Status(standing.state.status())));
         }
-        let Some(mut delivery) = callback::due(self.conn, id)? else {
+        let Some(delivery) = callback::repeat(self.conn, id)? else {
             return Ok(Err(Refused::NoCallback));
         };
-        delivery.message_id = callback::last_message(self.conn, id)?;
         self.audit(&standing.line(Action::Redelivered, caller, standing.state))?;
         Ok(Ok(self.enqueue(&delivery.new_job())?.id()))
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    AttemptOutcome, Backoff, Callbacks, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, Job, JobId,
-    NewJob, Payload, Query, Retention, Status, Workers,
+    Action, AttemptOutcome, Backoff, Callbacks, Client, Context, Deleted, Durability, Engine, ErrorKind, Failure, Job,
+    JobId, JobUpdate, NewJob, Payload, Query, Retention, Status, Workers,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -335,6 +335,70 @@ fn no_secret_stands_in_the_file_or_the_log_or_an_error() -> jobmill::Result<()> 
             assert!(rule || !text.windows(secret.len()).any(|found| found == secret), "{place}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_redelivery_has_the_same_id_and_body_and_goes_where_the_job_says_now() -> jobmill::Result<()> {
+    let (t, mailbox) = (harness(here()), Mailbox::answering(200));
+    let id = ended(t.client(), mailbox.url("/first"))?;
+    t.drain()?;
+    let first = mailbox.only();
+    t.advance(secs(60));
+    let update = JobUpdate::new().callback_url(mailbox.url("/second").as_str()).metadata(&json!({ "n": 2 }));
+    t.client().update(id, update)?;
+    assert_eq!(t.drain()?, 0, "a change of the address tells nobody");
+    for round in 1..=2 {
+        let delivering = t.client().acting_as("ada")?.redeliver(id)?;
+        t.drain()?;
+        let again = mailbox.only();
+        assert_eq!(again.path, "/second");
+        assert_eq!((&again.id, &again.body), (&first.id, &first.body), "it tells the same");
+        let deliveries = t.client().deliveries(id)?;
+        assert_eq!(deliveries.len(), round + 1);
+        assert_eq!((deliveries[round].id, &deliveries[round].message_id), (delivering, &first.id));
+        assert_eq!(t.client().get(id)?.callback_sent_at, Some(now(&t)));
+        t.advance(secs(60));
+    }
+    let told = t.client().history(id)?;
+    let told: Vec<_> = told.iter().filter(|line| line.action == Action::Redelivered).collect();
+    assert_eq!(told.len(), 2);
+    assert!(told.iter().all(|line| line.actor.as_deref() == Some("ada") && line.from == line.to), "{told:?}");
+
+    // One that had no address when it ended is told of for the first time.
+    let id = t.enqueue(NewJob::tracked().status(Status::Failed))?;
+    refused(t.client().redeliver(id), ErrorKind::Conflict, &format!("{id} has no callback_url"));
+    t.client().update(id, JobUpdate::new().callback_url(mailbox.url("/late").as_str()))?;
+    let delivering = t.client().redeliver(id)?;
+    t.drain()?;
+    assert_eq!(mailbox.only().id, delivering.to_string());
+    sound(t.client());
+    Ok(())
+}
+
+/// An end that nobody had been told of was redelivered under the id of the end before it, so that a receiver who drops
+/// repeats never heard of it.
+#[test]
+fn an_end_is_not_redelivered_as_the_one_before_it() -> jobmill::Result<()> {
+    let (t, mailbox) = (harness(here()), Mailbox::answering(200));
+    let id = t.enqueue(Echo::job("x").callback_url(mailbox.url("/")).delay(secs(1)))?;
+    t.client().cancel(id)?;
+    t.drain()?;
+    let cancelled = mailbox.only();
+    assert_eq!(cancelled.body["status"], "cancelled");
+    t.client().retry(id)?;
+    t.client().update(id, JobUpdate::new().callback_url(None))?;
+    t.drain()?;
+    mailbox.take(0);
+    t.client().update(id, JobUpdate::new().callback_url(mailbox.url("/").as_str()))?;
+    t.client().redeliver(id)?;
+    t.drain()?;
+    let completed = mailbox.only();
+    assert_eq!(completed.body["status"], "completed");
+    assert_ne!(completed.id, cancelled.id);
+    t.client().redeliver(id)?;
+    t.drain()?;
+    assert_eq!(mailbox.only().id, completed.id);
     Ok(())
 }
 

@@ -18,7 +18,7 @@ impl Handler for DeliverCallback {
     fn run(&self, delivery: Delivery, ctx: &Context) -> Result<Outcome<u16>, Failure> {
         ctx.check()?;
         let message = Message {
-            id: delivery.message_id.unwrap_or_else(|| ctx.id().to_string()),
+            id: delivery.message_id(ctx.id()),
             url: delivery.url,
             body: delivery.body.get().as_bytes().to_vec(),
         };

@@ -570,6 +570,35 @@ fn nobody_else_runs_or_enqueues_the_engines_own_jobs() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A delivery could be moved to a queue of the application's, where it took its workers, and be given a callback of its
+/// own, so that its end raised another delivery.
+#[test]
+fn a_delivery_stays_where_it_belongs_and_raises_no_callback() -> jobmill::Result<()> {
+    let (t, mailbox) = (harness(here()), Mailbox::answering(200));
+    let client = t.client();
+    client.pause("system")?;
+    let id = ended(client, mailbox.url("/"))?;
+    let delivery = only_delivery(client, id).id;
+    let own = format!("queue: the engine runs {delivery}, and sets this itself");
+    refused(client.set_queue(delivery, "default"), ErrorKind::Conflict, &own);
+    let waiting = t.enqueue(Echo::job("x").delay(secs(1000)))?;
+    let moved = client.select(Query::new().statuses([Status::Pending]))?.set_queue("elsewhere")?;
+    assert_eq!((moved.changed, moved.refused), (1, 1));
+    assert_eq!((client.get(delivery)?.queue, client.get(waiting)?.queue), ("system".into(), "elsewhere".into()));
+    client.set_priority(delivery, jobmill::Priority::Low)?;
+
+    let tell = JobUpdate::new().callback_url(mailbox.url("/again").as_str());
+    let own = format!("callback_url: the engine runs {delivery}, and sets this itself");
+    refused(client.update(delivery, tell), ErrorKind::Conflict, &own);
+    client.update(delivery, JobUpdate::new().metadata(&json!({ "a note": 1 })))?;
+    client.resume("system")?;
+    t.drain()?;
+    assert_eq!(mailbox.only().path, "/");
+    assert_eq!(own_jobs(client).len(), 1);
+    sound(client);
+    Ok(())
+}
+
 #[test]
 fn a_pause_of_the_queue_system_holds_deliveries_and_nothing_else() -> jobmill::Result<()> {
     let (t, mailbox) = (harness(here()), Mailbox::answering(200));

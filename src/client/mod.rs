@@ -34,7 +34,7 @@ use crate::store::enqueue::{self, Enqueued};
 use crate::store::operate::{Cancelled, Deleted, Move, Refused};
 use crate::store::read::{self, Reader};
 use crate::store::update::NotUpdated;
-use crate::store::{Store, Turn, callback, detail, history, housekeeping, list, tally};
+use crate::store::{Store, Turn, callback, history, housekeeping, list, tally};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -662,26 +662,12 @@ impl Client {
     }
 
     /// Delivers the callback of a job that has ended once more, to its `callback_url` as it is now, and gives the id of the
-    /// delivering job. The receiver sees the same `webhook-id` as before.
+    /// delivering job. The receiver sees the same `webhook-id` and body as before, if a delivery of this end is kept still.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or has no `callback_url`.
     pub fn redeliver(&self, id: JobId) -> Result<JobId> {
         self.operate(id, "redelivered", |turn, id, caller| turn.redeliver(id, caller))
-    }
-
-    /// Keeps what the last try of a callback came to.
-    pub(crate) fn record_callback(
-        &self,
-        id: JobId,
-        sent_at: Timestamp,
-        status_code: Option<u16>,
-        error: Option<String>,
-    ) -> Result<()> {
-        self.desk().call(move |turn| {
-            detail::callback_tried(turn.conn, id, sent_at, status_code, error.as_deref())
-                .map_err(|error| storage_error("cannot keep what came of a callback", error))
-        })
     }
 
     /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on.

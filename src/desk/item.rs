@@ -6,14 +6,15 @@ use std::time::Duration;
 use crossbeam_channel::Sender;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::delivery::Try;
 use crate::model::job::Progress;
 use crate::model::retry::Backoff;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::connect::storage_error;
 use crate::store::finish::Verdict;
 use crate::store::row::Claim;
+use crate::store::{Turn, detail};
 
 /// Something that is done in a turn, for a caller who waits.
 pub(super) trait Operation: Send {
@@ -78,6 +79,8 @@ pub(crate) struct Finish {
     pub(crate) worker: Option<u32>,
     /// Where the lock file tells that the attempt has begun, if it has.
     pub(crate) slot: Option<u32>,
+    /// The handler's last words, which are written with the end.
+    pub(crate) note: Option<Note>,
 }
 
 /// What a running handler tells of itself.
@@ -89,6 +92,7 @@ pub(crate) struct Note {
     pub(crate) ttft: Option<Duration>,
     pub(crate) total_duration: Option<Duration>,
     pub(crate) stop_reason: Option<StopReason>,
+    pub(crate) tried: Option<Try>,
 }
 
 /// What waits for a turn.
@@ -104,6 +108,9 @@ impl Item {
         match self {
             Self::Call(call) => call.apply(turn),
             Self::Finish(finish) => {
+                if let Some(note) = &finish.note {
+                    note.apply(turn).map_err(storage)?;
+                }
                 turn.finish(&finish.claim, &finish.verdict, finish.worker, backoff).map_err(storage).map(drop)
             }
             Self::Note(note) => note.apply(turn).map_err(|error| storage_error("cannot keep a note", error)),
@@ -135,6 +142,9 @@ impl Note {
         }
         for (at, line) in &self.lines {
             turn.log_line(id, self.claim.job.attempt, *at, line)?;
+        }
+        if let Some(tried) = &self.tried {
+            detail::callback_tried(turn.conn, tried)?;
         }
         if self.ttft.is_none() && self.total_duration.is_none() && self.stop_reason.is_none() {
             return Ok(());

@@ -100,10 +100,10 @@ pub(crate) fn enforce(desk: &Desk, pool: &Pool) -> bool {
         let error = "the time of the attempt is up, and its handler ignores it".to_owned();
         let verdict = timed_out(error, Retry::Backoff);
         let (claim, worker, slot) = (run.claim.clone(), Some(run.worker), Some(run.slot));
-        ends.push(Finish { claim, verdict, worker, slot });
+        ends.push(Finish { claim, verdict, worker, slot, note: None });
     }
     let stale = pool.stale().into_iter();
-    ends.extend(stale.map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None }));
+    ends.extend(stale.map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None, note: None }));
     let any = !ends.is_empty();
     desk.finish_next_turn(ends);
     any

@@ -162,7 +162,7 @@ impl Engine {
             .pool
             .retire()
             .into_iter()
-            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None })
+            .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None, note: None })
             .collect();
         self.pool.wait_until_idle(timeout);
         let runs = self.pool.abandon_all();
@@ -172,6 +172,7 @@ impl Engine {
             verdict: Verdict::Returned,
             worker: Some(run.worker),
             slot: Some(run.slot),
+            note: None,
         }));
         desk.finish_next_turn(ends);
         self.stop_dispatcher.store(true, Ordering::SeqCst);

@@ -510,7 +510,7 @@ impl Demand for PoolDemand<'_> {
             return 0;
         }
         let settings = &self.pool.settings;
-        if &*lane.queue == SYSTEM_QUEUE {
+        if self.is_apart(lane) {
             return settings.own_workers.saturating_sub(self.claimed[OWN]);
         }
         let rank = lane.priority.rank();
@@ -527,11 +527,15 @@ impl Demand for PoolDemand<'_> {
 
     fn bars(&self, lane: &Lane) -> bool {
         let all_busy = self.claimed[..RANKS].iter().sum::<usize>() >= self.pool.settings.workers.max;
-        self.open && all_busy && &*lane.queue != SYSTEM_QUEUE && self.room_in_queue(lane) > 0
+        self.open && all_busy && !self.is_apart(lane) && self.room_in_queue(lane) > 0
+    }
+
+    fn is_apart(&self, lane: &Lane) -> bool {
+        &*lane.queue == SYSTEM_QUEUE
     }
 
     fn took(&mut self, lane: &Lane) {
-        if &*lane.queue == SYSTEM_QUEUE {
+        if self.is_apart(lane) {
             self.claimed[OWN] += 1;
             return;
         }

@@ -53,17 +53,18 @@ impl Shop {
             }
             ended => ended,
         };
-        if let Some(note) = run.take_note() {
-            self.client.desk().note(note);
-        }
+        let note = run.take_note();
         if run.has_ended() {
+            if let Some(note) = note {
+                self.client.desk().note(note);
+            }
             log::debug!("{} {} ends attempt {}: completed in a transaction", job.kind_name(), job.id, job.attempt);
             self.pool.settled(&[run.slot]);
             return true;
         }
         let verdict = verdict(run, outcome, overdue);
         log::debug!("{} {} ends attempt {}: {verdict}", job.kind_name(), job.id, job.attempt);
-        let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker), slot: Some(run.slot) };
+        let finish = Finish { claim: run.claim.clone(), verdict, worker: Some(run.worker), slot: Some(run.slot), note };
         match left {
             Ended::LastOne => self.client.desk().finish_last(finish),
             _ => self.client.desk().finish(finish),

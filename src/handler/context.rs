@@ -13,6 +13,7 @@ use crate::client::{Client, Transaction};
 use crate::desk::Note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
+use crate::model::delivery::Try;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
 use crate::model::new_job::{NewJob, check_name};
@@ -57,6 +58,7 @@ struct Notes {
     ttft: Option<Duration>,
     total_duration: Option<Duration>,
     stop_reason: Option<StopReason>,
+    tried: Option<Try>,
     /// The first token has been marked, even if that has been handed in already.
     marked: bool,
     logged: usize,
@@ -93,7 +95,7 @@ impl Run {
     pub(crate) fn take_note(&self) -> Option<Note> {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let times = notes.ttft.is_some() || notes.total_duration.is_some() || notes.stop_reason.is_some();
-        if notes.progress.is_none() && notes.lines.is_empty() && !times {
+        if notes.progress.is_none() && notes.lines.is_empty() && !times && notes.tried.is_none() {
             return None;
         }
         Some(Note {
@@ -103,6 +105,7 @@ impl Run {
             ttft: notes.ttft.take(),
             total_duration: notes.total_duration.take(),
             stop_reason: notes.stop_reason.take(),
+            tried: notes.tried.take(),
         })
     }
 
@@ -292,6 +295,11 @@ impl Context {
         check_name("stop_reason", reason.as_str())?;
         self.tell(|notes, _| notes.stop_reason = Some(reason));
         Ok(())
+    }
+
+    /// Records what a callback came to, whose delivery this attempt is. It is written in the turn that ends the attempt.
+    pub(crate) fn tried(&self, tried: Try) {
+        self.run.notes.lock().unwrap_or_else(PoisonError::into_inner).tried = Some(tried);
     }
 
     fn tell(&self, change: impl FnOnce(&mut Notes, Timestamp)) {

@@ -7,6 +7,7 @@ use crate::model::attempt::Attempt;
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::time::Timestamp;
 
 /// The input of the job that delivers a callback.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,10 +38,39 @@ impl Delivery {
         format!("callback:{job}")
     }
 
+    /// By what the receiver knows a repeat, if this job delivers it.
+    pub(crate) fn message_id(&self, delivering: JobId) -> String {
+        self.message_id.clone().unwrap_or_else(|| delivering.to_string())
+    }
+
+    /// Of which end of its job it tells.
+    pub(crate) fn end(&self) -> Option<End> {
+        serde_json::from_str(self.body.get()).ok()
+    }
+
     /// The job that delivers this.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).tags([Self::tag(self.job_id)])
     }
+}
+
+/// An end of a job, of which there may have been others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct End {
+    pub(crate) status: Status,
+    pub(crate) completed_at: Timestamp,
+}
+
+/// What one try of a callback came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Try {
+    /// The job that the callback tells of.
+    pub(crate) job_id: JobId,
+    pub(crate) sent_at: Timestamp,
+    /// What the receiver answered, if it answered.
+    pub(crate) status_code: Option<u16>,
+    /// Why it counts for nothing, if it does.
+    pub(crate) error: Option<String>,
 }
 
 /// One delivery of a job's callback.

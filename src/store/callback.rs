@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::model::delivery::{CallbackDelivery, Delivery};
 use crate::model::id::JobId;
-use crate::model::job::Status;
+use crate::model::job::{Job, Status};
 use crate::model::new_job::Payload;
 use crate::model::time::Timestamp;
 use crate::store::read::{attempts, job};
@@ -43,27 +43,31 @@ pub(crate) fn due(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Deliv
     Ok(body.map(|body| Delivery { job_id: id, message_id: None, url, body }))
 }
 
-/// The jobs that deliver a job's callback, the oldest first.
-fn delivering(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<JobId>> {
-    conn.prepare_cached("SELECT job FROM jobmill_tag WHERE tag = :tag ORDER BY job")?
+/// The jobs that deliver a job's callback, the oldest first, and what each of them carries.
+fn delivering(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<(Job, Delivery)>> {
+    let tagged: Vec<JobId> = conn
+        .prepare_cached("SELECT job FROM jobmill_tag WHERE tag = :tag ORDER BY job")?
         .query_map(named_params! { ":tag": Delivery::tag(id) }, |row| row.get(0))?
-        .collect()
+        .collect::<rusqlite::Result<_>>()?;
+    let mut delivering = Vec::new();
+    for id in tagged {
+        // The tag is a word like others, and somebody else may bear it.
+        let Some(job) = job(conn, id)?.filter(|job| job.kind.as_deref() == Some(Delivery::KIND)) else { continue };
+        let Ok(delivery) = job.payload() else { continue };
+        delivering.push((job, delivery));
+    }
+    Ok(delivering)
 }
 
 /// Every delivery of a job's callback, the oldest first.
 pub(crate) fn deliveries(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<CallbackDelivery>> {
     let mut deliveries = Vec::new();
-    for delivering in delivering(conn, id)? {
-        let Some(job) = job(conn, delivering)?.filter(|job| job.kind.as_deref() == Some(Delivery::KIND)) else {
-            continue;
-        };
-        // The tag is a word like others, and somebody else may bear it.
-        let Ok(delivery) = job.payload::<Delivery>() else { continue };
+    for (job, delivery) in delivering(conn, id)? {
         deliveries.push(CallbackDelivery {
             id: job.id,
             status: job.status,
+            message_id: delivery.message_id(job.id),
             url: delivery.url,
-            message_id: delivery.message_id.unwrap_or_else(|| job.id.to_string()),
             status_code: job.result().ok(),
             attempts: attempts(conn, job.id)?.unwrap_or_default(),
         });
@@ -71,7 +75,15 @@ pub(crate) fn deliveries(conn: &Connection, id: JobId) -> rusqlite::Result<Vec<C
     Ok(deliveries)
 }
 
-/// By what the receiver knows the last delivery of a job's callback.
-pub(crate) fn last_message(conn: &Connection, id: JobId) -> rusqlite::Result<Option<String>> {
-    Ok(deliveries(conn, id)?.pop().map(|delivery| delivery.message_id))
+/// The delivery that tells the end of a job once more. The receiver sees what it was sent the last time, under the same
+/// id, as long as a delivery of that end is kept: a job that was retried has had other ends before.
+pub(crate) fn repeat(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Delivery>> {
+    let Some(due) = due(conn, id)? else {
+        return Ok(None);
+    };
+    let told = delivering(conn, id)?.into_iter().rev().find(|(_, told)| told.end() == due.end());
+    Ok(Some(match told {
+        Some((job, told)) => Delivery { message_id: Some(told.message_id(job.id)), body: told.body, ..due },
+        None => due,
+    }))
 }

@@ -224,11 +224,14 @@ impl Turn<'_> {
             }
             let Some((head, at)) = best else { break };
             let lane = sources[at].lane();
+            let is_apart = |lane: i64| self.book.lanes.get(lane).is_some_and(|lane| demand.is_apart(lane));
             if self.book.lanes.get(lane).is_none_or(|lane| demand.room(lane) == 0) {
-                // The best job waits for a worker, and nothing that comes after it is claimed ahead.
-                break;
+                // The best job waits for a worker, and nothing that comes after it is claimed ahead, but for those that
+                // do not share its workers.
+                sources.retain(|source| is_apart(source.lane()));
+                continue;
             }
-            sources[at].pop(scene.fair, &mut self.book.turns);
+            sources[at].pop(scene.fair && !is_apart(lane), &mut self.book.turns);
             let (rank, .., id) = head.key;
             if let Some(claim) = self.claim_one(&mut statements, owner, lane, head.state, id, rank)? {
                 if let Some(lane) = self.book.lanes.get(lane) {
@@ -243,13 +246,18 @@ impl Turn<'_> {
     /// Whether a job that is about to be written to this lane may be claimed in the same breath: somebody wants it, and
     /// it overtakes nobody.
     pub(crate) fn may_claim_at_once(&mut self, lane: i64) -> Option<i64> {
-        if !self.nothing_waits || self.out.claims.len() >= CLAIM_MAX {
+        if self.out.claims.len() >= CLAIM_MAX {
             return None;
         }
         let owner = self.book.owner?;
         let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
         let demand = self.demand.as_deref_mut()?;
-        if demand.room(lane) == 0 {
+        let overtakes = if demand.is_apart(lane) {
+            self.book.has_ready(self.now, |lane| demand.is_apart(lane))
+        } else {
+            !self.nothing_waits
+        };
+        if overtakes || demand.room(lane) == 0 {
             return None;
         }
         demand.took(lane);

@@ -5,11 +5,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, named_params};
 use serde_json::Value;
 
+use crate::model::delivery::Try;
 use crate::model::history::Caller;
 use crate::model::id::JobId;
 use crate::model::job::Job;
 use crate::model::new_job::NewJob;
-use crate::model::time::Timestamp;
 use crate::model::update::JobUpdate;
 
 /// Reads it into the job's record.
@@ -143,20 +143,16 @@ pub(crate) fn measured(
 }
 
 /// Keeps what the last try of a callback came to.
-pub(crate) fn callback_tried(
-    conn: &Connection,
-    id: JobId,
-    sent_at: Timestamp,
-    status_code: Option<u16>,
-    error: Option<&str>,
-) -> rusqlite::Result<()> {
-    ensure(conn, id)?;
+pub(crate) fn callback_tried(conn: &Connection, tried: &Try) -> rusqlite::Result<()> {
+    ensure(conn, tried.job_id)?;
     conn.prepare_cached(
         "UPDATE jobmill_detail SET callback_sent_at = :sent_at, callback_status_code = :status_code,
              callback_error = :error
          WHERE job = :job",
     )?
-    .execute(named_params! { ":job": id, ":sent_at": sent_at, ":status_code": status_code, ":error": error })
+    .execute(named_params! {
+        ":job": tried.job_id, ":sent_at": tried.sent_at, ":status_code": tried.status_code, ":error": tried.error,
+    })
     .map(drop)
 }
 

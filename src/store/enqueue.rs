@@ -77,7 +77,8 @@ impl<'c> Ledger<'c> for Turn<'c> {
         match row.owner {
             Some(_) => row.state = State::Running,
             // From here on somebody waits.
-            None => self.nothing_waits = false,
+            None if !self.is_apart(row.place.lane) => self.nothing_waits = false,
+            None => {}
         }
     }
 
@@ -112,7 +113,8 @@ impl<'c> Ledger<'c> for Turn<'c> {
         }
         self.step(step);
         if row.owner.is_some() {
-            if self.demand.as_ref().is_some_and(|demand| demand.is_fair_by_user()) {
+            let is_fair = self.demand.as_ref().is_some_and(|demand| demand.is_fair_by_user());
+            if is_fair && !self.is_apart(row.place.lane) {
                 self.book.turns.served(new.user_id.as_deref().unwrap_or_default());
             }
             self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at());
@@ -182,6 +184,11 @@ pub(crate) fn count_in(conn: &Connection, place: Place, from: Option<State>, to:
 }
 
 impl Turn<'_> {
+    /// Whether the jobs of this lane have workers of their own.
+    fn is_apart(&self, lane: i64) -> bool {
+        self.demand.as_ref().zip(self.book.lanes.get(lane)).is_some_and(|(demand, lane)| demand.is_apart(lane))
+    }
+
     /// Enqueues a job whose rules have been checked. If a worker is free for it and nobody waits, it is claimed as it
     /// is written.
     pub(crate) fn enqueue(&mut self, new: &NewJob) -> rusqlite::Result<Enqueued> {

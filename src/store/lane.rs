@@ -75,6 +75,8 @@ pub(crate) trait Demand {
     fn room(&self, lane: &Lane) -> usize;
     /// Whether a job of this sort waits for nothing but a free worker, so that none is claimed ahead that comes after it.
     fn bars(&self, lane: &Lane) -> bool;
+    /// Whether jobs of this sort have workers of their own, so that they keep no others waiting and wait for no others.
+    fn is_apart(&self, lane: &Lane) -> bool;
     /// Takes note of a job of this sort that was claimed.
     fn took(&mut self, lane: &Lane);
     /// A job that has waited this long counts one priority higher.

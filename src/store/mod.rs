@@ -119,7 +119,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) hot: Hot<'a>,
     /// What the workers want. None if nothing is to be claimed.
     pub(crate) demand: Option<&'a mut (dyn Demand + 'a)>,
-    /// Nothing that a worker could take is waiting, so that a new job may be claimed as it is written.
+    /// Nothing that a worker of the application's could take is waiting, so that a new job may be claimed as it is
+    /// written.
     pub(crate) nothing_waits: bool,
     guarded: &'a AtomicBool,
 }
@@ -199,7 +200,8 @@ impl Store {
             }
             run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
-            let nothing_waits = demand.is_some() && !self.book.has_ready(now, |_| true);
+            let nothing_waits =
+                demand.as_ref().is_some_and(|demand| !self.book.has_ready(now, |lane| !demand.is_apart(lane)));
             // The compiler shortens the life of what a reference to a trait object holds only where it is coerced.
             let demand = demand.map(|demand| demand as &mut dyn Demand);
             let mut turn = Turn {

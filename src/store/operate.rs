@@ -7,6 +7,7 @@ use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
+use crate::model::new_job::SYSTEM_QUEUE;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
@@ -131,6 +132,11 @@ impl Turn<'_> {
     /// Whether no handler runs the jobs of this lane.
     pub(crate) fn is_tracked(&self, lane: i64) -> bool {
         self.book.lanes.get(lane).is_some_and(|lane| lane.kind.is_empty())
+    }
+
+    /// Whether the jobs of this lane are the engine's own.
+    pub(crate) fn is_own(&self, lane: i64) -> bool {
+        self.book.lanes.get(lane).is_some_and(|lane| &*lane.queue == SYSTEM_QUEUE)
     }
 
     /// Cancels a job that waits or is tracked, or asks a running one to stop.
@@ -296,10 +302,9 @@ impl Turn<'_> {
         if !standing.state.status().is_terminal() {
             return Ok(Err(Refused::Status(standing.state.status())));
         }
-        let Some(mut delivery) = callback::due(self.conn, id)? else {
+        let Some(delivery) = callback::repeat(self.conn, id)? else {
             return Ok(Err(Refused::NoCallback));
         };
-        delivery.message_id = callback::last_message(self.conn, id)?;
         self.audit(&standing.line(Action::Redelivered, caller, standing.state))?;
         Ok(Ok(self.enqueue(&delivery.new_job())?.id()))
     }
@@ -315,6 +320,9 @@ impl Turn<'_> {
         let Some(lane) = self.book.lanes.get(standing.place.lane).cloned() else {
             return Ok(Err(Refused::NotFound));
         };
+        if to.queue.is_some() && self.is_own(lane.id) {
+            return Ok(Err(Refused::FieldOfTheEngine("queue")));
+        }
         let key = LaneKey {
             priority: to.priority.unwrap_or(lane.priority),
             queue: to.queue.as_deref().unwrap_or(&lane.queue),

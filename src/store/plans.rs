@@ -30,6 +30,10 @@ impl Demand for Greedy {
         false
     }
 
+    fn is_apart(&self, _: &Lane) -> bool {
+        false
+    }
+
     fn took(&mut self, _: &Lane) {}
 
     fn ageing(&self) -> Option<Duration> {

@@ -50,7 +50,10 @@ impl Turn<'_> {
         };
         if !self.is_tracked(standing.place.lane) {
             let running = standing.state == State::Running && update.background.is_some();
-            if let Some(field) = update.field_of_the_engine().or(running.then_some("background")) {
+            // The end of a delivery would be told too, and so on.
+            let tells = self.is_own(standing.place.lane) && !update.callback_url.is_kept();
+            let field = update.field_of_the_engine().or(running.then_some("background"));
+            if let Some(field) = field.or(tells.then_some("callback_url")) {
                 return Ok(Err(NotUpdated::Refused(Refused::FieldOfTheEngine(field))));
             }
         }

@@ -3,8 +3,10 @@
 mod ask;
 mod bad_input;
 mod bulk;
+mod callback;
 mod cancel;
 mod context;
+mod delivery;
 mod enqueue;
 mod fair;
 mod faults;

@@ -3,7 +3,7 @@
 use crate::builtin::callback::courier::{Courier, Delivered, Message, Undelivered};
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
-use crate::model::delivery::Delivery;
+use crate::model::delivery::{Delivery, Try};
 
 /// The handler of deliveries.
 pub(crate) struct DeliverCallback {
@@ -18,19 +18,18 @@ impl Handler for DeliverCallback {
     fn run(&self, delivery: Delivery, ctx: &Context) -> Result<Outcome<u16>, Failure> {
         ctx.check()?;
         let message = Message {
-            id: delivery.message_id.unwrap_or_else(|| ctx.id().to_string()),
+            id: delivery.message_id(ctx.id()),
             url: delivery.url,
             body: delivery.body.get().as_bytes().to_vec(),
         };
-        let client = ctx.client();
-        let now = client.desk().clock().now();
+        let (job_id, now) = (delivery.job_id, ctx.client().desk().clock().now());
         match self.courier.deliver(&message, now) {
             Ok(Delivered { status }) => {
-                client.record_callback(delivery.job_id, now, Some(status), None)?;
+                ctx.tried(Try { job_id, sent_at: now, status_code: Some(status), error: None });
                 Ok(Outcome::Done(status))
             }
             Err(Undelivered { status, error, retry, retry_after }) => {
-                client.record_callback(delivery.job_id, now, status, Some(error.clone()))?;
+                ctx.tried(Try { job_id, sent_at: now, status_code: status, error: Some(error.clone()) });
                 let settings = self.courier.settings();
                 if !retry || ctx.attempt() >= settings.max_attempts {
                     return Err(Failure::fatal(error));

@@ -232,7 +232,10 @@ fn a_path_that_names_no_file_is_refused() {
     refused_path(Path::new(":memory:"), ErrorKind::Invalid, "path: must name a file");
     refused_path(Path::new("a\0b.db"), ErrorKind::Invalid, "path: must not contain a NUL byte");
     refused_path(&inside("a\0b.db"), ErrorKind::Invalid, "path: must not contain a NUL byte");
-    refused_path(directory.path(), ErrorKind::Invalid, &format!("path: {} is a directory", directory.path().display()));
+    // Not the test's own directory: others come and go beside that.
+    let below = inside("below");
+    std::fs::create_dir(&below).expect("a directory");
+    refused_path(&below, ErrorKind::Invalid, &format!("path: {} is a directory", below.display()));
     refused_path(Path::new("/"), ErrorKind::Invalid, "path: / is a directory");
     refused_path(&inside("..").join("nowhere").join(".."), ErrorKind::Invalid, "path: ");
     refused_path(&inside("nowhere").join("jobs.db"), ErrorKind::Storage, "cannot reach the directory of ");

@@ -192,6 +192,18 @@ impl JobUpdate {
         self
     }
 
+    /// Removes the result of a tracked job.
+    pub fn clear_result(mut self) -> Self {
+        self.result = Set::Clear;
+        self
+    }
+
+    /// Removes how far a tracked job is.
+    pub fn clear_progress(mut self) -> Self {
+        self.progress = Set::Clear;
+        self
+    }
+
     /// Sets how far a tracked job is.
     pub fn progress(mut self, done: u64, total: Option<u64>) -> Self {
         self.progress = Set::To(Progress { done, total, note: None });

@@ -8,10 +8,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, par
 use crate::model::event::Cause;
 use crate::model::history::Action;
 use crate::model::id::JobId;
-use crate::model::job::{Priority, Status};
+use crate::model::job::{Job, Priority, Status};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
+use crate::store::detail;
 use crate::store::fair::{Rotation, Turns};
 use crate::store::lane::{Demand, Lane, NextDelayed};
 use crate::store::place::Place;
@@ -341,8 +342,22 @@ impl Turn<'_> {
         claim.job.started_at = Some(self.now);
         claim.fence += 1;
         aside.fetch(self.conn, &mut claim.job)?;
+        if claim.fence > 1 {
+            self.forget_last_attempt(&mut claim.job)?;
+        }
         self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at);
         Ok(Some(claim))
+    }
+
+    /// Clears what the last attempt told of itself, which is not true of the next one.
+    fn forget_last_attempt(&self, job: &mut Job) -> rusqlite::Result<()> {
+        if job.stop_reason.take().is_some() {
+            self.conn
+                .prepare_cached("UPDATE jobmill_job SET stop_reason = NULL WHERE id = :id")?
+                .execute(named_params! { ":id": job.id })?;
+        }
+        let times = [job.ttft.take(), job.total_duration.take()];
+        if times.iter().any(Option::is_some) { detail::forget_times(self.conn, job.id) } else { Ok(()) }
     }
 
     /// Counts a claim.

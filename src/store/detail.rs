@@ -142,6 +142,13 @@ pub(crate) fn measured(
     .map(drop)
 }
 
+/// Clears the times that an attempt told of.
+pub(crate) fn forget_times(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE jobmill_detail SET ttft_ns = NULL, total_duration_ns = NULL WHERE job = :job")?
+        .execute(named_params! { ":job": id })
+        .map(drop)
+}
+
 /// Keeps what the last try of a callback came to.
 pub(crate) fn callback_tried(conn: &Connection, tried: &Try) -> rusqlite::Result<()> {
     ensure(conn, tried.job_id)?;

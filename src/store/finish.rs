@@ -305,6 +305,14 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// Forgets how far a job is.
+    pub(crate) fn clear_progress(&mut self, id: JobId) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("DELETE FROM jobmill_progress WHERE job = :job")?
+            .execute(named_params! { ":job": id })
+            .map(drop)
+    }
+
     /// Keeps the state that the next attempt gets back.
     pub(crate) fn save(&mut self, id: JobId, value: &[u8]) -> rusqlite::Result<()> {
         self.conn

@@ -336,7 +336,7 @@ fn lane_passes(query: &Query, lane: &LaneRow) -> bool {
 fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
     let mut facets: Vec<Vec<Range<'_>>> = Vec::new();
     if !query.agents.is_empty() {
-        // The same agent twice would give its jobs twice.
+        // The same agent twice would be read twice.
         let agents: HashSet<&str> = query.agents.iter().map(String::as_str).collect();
         facets.push(agents.into_iter().map(Range::Agent).collect());
     }

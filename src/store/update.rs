@@ -65,8 +65,10 @@ impl Turn<'_> {
             return Ok(Err(NotUpdated::MetadataTooLong));
         };
         self.set_fields(id, update, metadata, caller)?;
-        if let Some(progress) = update.progress.value() {
-            self.progress(id, progress)?;
+        match &update.progress {
+            Set::To(progress) => self.progress(id, progress)?,
+            Set::Clear => self.clear_progress(id)?,
+            Set::Keep => {}
         }
         if let Some(background) = update.background {
             self.set_background(&mut standing, background, caller)?;

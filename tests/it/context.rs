@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jobmill::rusqlite::TransactionBehavior;
 use jobmill::testing::Harness;
-use jobmill::{Clock, Context, ErrorKind, Failure, NewJob, Outcome, Payload, Progress, Status};
+use jobmill::{Clock, Context, ErrorKind, Failure, NewJob, Outcome, Payload, Progress, Query, Status};
 use serde::{Deserialize, Serialize};
 
 use crate::support::{Echo, Hands, Other, echo, fence_off, query, secs, sound, tamper, with_hands};
@@ -445,5 +445,38 @@ fn nothing_that_a_fenced_attempt_does_changes_its_job() -> jobmill::Result<()> {
         assert_eq!(t.client().log(id)?, []);
         sound(t.client());
     }
+    Ok(())
+}
+
+/// A job that failed and then completed had stopped for the reason "error", after the time of the attempt that failed.
+#[test]
+fn what_an_attempt_told_of_itself_goes_when_the_next_begins() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|_: Echo, ctx: &Context| -> Result<(), Failure> {
+            if ctx.attempt() == 2 {
+                let job = ctx.client().get(ctx.id())?;
+                assert_eq!((job.stop_reason, job.ttft, job.total_duration), (None, None, None));
+                assert_eq!(ctx.job().stop_reason, None);
+                return Ok(());
+            }
+            ctx.first_token();
+            ctx.total_duration(secs(77));
+            ctx.stop_reason("error")?;
+            Err(Failure::retry_after(secs(1), "no"))
+        })
+    })?;
+    let id = t.enqueue(Echo::job(""))?;
+    t.drain()?;
+    let job = t.client().get(id)?;
+    assert_eq!(
+        (job.stop_reason.as_ref().map(|reason| reason.as_str()), job.total_duration),
+        (Some("error"), Some(secs(77)))
+    );
+    t.advance(secs(1));
+    t.drain()?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.stop_reason, job.ttft), (Status::Completed, None, None));
+    assert!(t.client().list(Query::new().stop_reason("error"))?.jobs.is_empty());
+    sound(t.client());
     Ok(())
 }

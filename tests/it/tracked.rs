@@ -853,3 +853,20 @@ fn merges_that_race_lose_nothing() -> jobmill::Result<()> {
     assert_eq!(clients[0].get(id)?.metadata.map(|metadata| metadata.len()), Some(100));
     Ok(())
 }
+
+#[test]
+fn the_result_and_the_progress_of_a_tracked_job_can_be_cleared() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder)?;
+    let id = t.enqueue(NewJob::tracked().status(Status::Running))?;
+    let job = t.client().update(id, JobUpdate::new().result(&"half").progress(1, Some(2)))?;
+    assert_eq!((job.result::<String>()?, job.progress.map(|progress| progress.done)), ("half".to_owned(), Some(1)));
+    let job = t.client().update(id, JobUpdate::new().clear_result().clear_progress())?;
+    assert_eq!((job.result, job.progress), (None, None));
+    // A retry begins with neither an old result nor an old reason.
+    t.client().update(id, JobUpdate::new().status(Status::Failed).result(&1).stop_reason(StopReason::ERROR))?;
+    t.client().retry(id)?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.result, job.stop_reason), (Status::Pending, None, None));
+    sound(t.client());
+    Ok(())
+}

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use crate::model::event::{Cause, Transition};
-use crate::model::job::Status;
 use crate::model::tally::Tally;
 
 /// Counts what this process commits, by lane, until it is written.
@@ -64,15 +63,10 @@ fn count(tally: &mut Tally, transition: &Transition) {
         Cause::Rescued => tally.rescued += 1,
         _ => {}
     }
-    if from != to {
-        match to {
-            Some(Status::Running) => tally.started += 1,
-            Some(Status::Completed) => tally.completed += 1,
-            Some(Status::Failed) => tally.failed += 1,
-            Some(Status::Cancelled) => tally.cancelled += 1,
-            Some(Status::Expired) => tally.expired += 1,
-            Some(Status::Created | Status::Pending) | None => {}
-        }
+    if let Some(to) = to
+        && from.as_ref() != Some(to)
+    {
+        tally.count(*to);
     }
     if let Some(waited) = waited {
         tally.waited.record(*waited);
@@ -88,6 +82,7 @@ mod tests {
 
     use super::*;
     use crate::model::id::JobId;
+    use crate::model::job::Status;
     use crate::model::time::Timestamp;
 
     const WAITED: Duration = Duration::from_millis(3);

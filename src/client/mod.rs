@@ -53,6 +53,17 @@ struct Inner {
     durability: Durability,
 }
 
+impl Drop for Inner {
+    /// Writes what has been counted: without an engine nobody else does, and an engine that has shut down has done it.
+    fn drop(&mut self) {
+        if !self.desk.is_closed()
+            && let Err(error) = self.desk.write_tallies_if_any()
+        {
+            log::warn!("what was counted last is not written: {error}");
+        }
+    }
+}
+
 impl Client {
     /// Opens a file, made if there is none, for a program that runs no jobs itself. Commits are durable as by
     /// [`Durability::Full`].
@@ -201,8 +212,8 @@ impl Client {
     /// Those of [`Client::enqueue`].
     pub fn enqueue_in(&self, transaction: &rusqlite::Transaction<'_>, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = self.admit(job)?;
-        let now = self.desk().clock().now();
-        let enqueued = enqueue::enqueue_in(transaction, &job, now).map_err(cannot_enqueue)?;
+        let (now, counts) = (self.desk().clock().now(), self.desk().press().counts());
+        let enqueued = enqueue::enqueue_in(transaction, &job, now, counts).map_err(cannot_enqueue)?;
         let enqueued = hide_foreign(transaction, enqueued, &self.caller)?;
         self.desk().expect_commit();
         Ok(enqueued)

@@ -157,12 +157,15 @@ impl Desk {
         &self.press
     }
 
-    /// Writes what has been counted and is not written yet.
+    /// Writes what has been counted and is not written yet. In the midst of a turn it stays as it is, for its thread
+    /// cannot wait for the turn's end.
     pub(crate) fn write_tallies(&self) -> Result<()> {
+        if std::ptr::eq(AT.get(), self) {
+            return Ok(());
+        }
         let mut core = self.core.lock();
         self.press.want();
-        let items = self.waiting(&mut core);
-        self.turn(&mut core, None, items)
+        self.call_on(&mut core, |_| Ok(()))
     }
 
     /// The same, if anything has been counted.
@@ -292,6 +295,15 @@ impl Desk {
     /// Hands in what a handler tells of itself.
     pub(crate) fn note(&self, note: Note) {
         self.post(Item::Note(note));
+    }
+
+    /// Keeps what handlers have told for the next turn, whoever takes it, and tells whether that was anything. It is
+    /// taken while no turn can be, so that nothing overtakes it that they tell after it.
+    pub(crate) fn note_next_turn(&self, notes: impl FnOnce() -> Vec<Note>) -> bool {
+        let mut core = self.core.lock();
+        let before = core.backlog.len();
+        core.backlog.extend(notes().into_iter().map(Item::Note));
+        core.backlog.len() > before
     }
 
     /// Tells that the application is about to commit a transaction in which it has enqueued.
@@ -452,6 +464,12 @@ impl Desk {
                 failed = true;
             }
         }
+        self.tell_of_others(core);
+        Ok(self.rest(core, busy, failed))
+    }
+
+    /// Tells that somebody else has written, if somebody has.
+    fn tell_of_others(&self, core: &mut Core) {
         if core.store.take_changed_by_others() {
             self.waiters.notify_all();
             self.press.publish(&[Event::Elsewhere]);
@@ -460,7 +478,6 @@ impl Desk {
                 self.ring_others(core);
             }
         }
-        Ok(self.rest(core, busy, failed))
     }
 
     /// Decides for how long the dispatcher may rest. The turn that somebody else takes next finds it written down.
@@ -517,6 +534,8 @@ impl Desk {
             turn.claim().map_err(storage)
         });
         drop(inside);
+        // What others have done came before what this turn has done to it.
+        self.tell_of_others(core);
         match turned {
             Ok(((), out)) => {
                 if let Some(crew) = crew {

@@ -39,9 +39,14 @@ impl Press {
         self.silent.store(true, Ordering::Relaxed);
     }
 
+    /// Whether what is done is counted.
+    pub(crate) fn counts(&self) -> bool {
+        !self.silent.load(Ordering::Relaxed)
+    }
+
     /// Tells what a turn has changed.
     pub(crate) fn tell(&self, transitions: &[Transition], store: &Store) {
-        if !self.silent.load(Ordering::Relaxed) {
+        if self.counts() {
             self.recorder.observe(transitions);
         }
         if transitions.is_empty() || !self.hub.has_listeners() {

@@ -8,6 +8,7 @@ use crate::desk::{Desk, Finish, Rest};
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::Pool;
 use crate::engine::worker::timed_out;
+use crate::handler::context::NOTE_EVERY;
 use crate::store::finish::{Retry, Verdict};
 
 /// The longest rest while jobs run, over which somebody must watch.
@@ -45,7 +46,7 @@ impl Dispatcher {
     fn take_turns(mut self) {
         let (mut rest, mut busy) = (Duration::ZERO, false);
         let mut failed_wait = FAILED_WAIT;
-        let mut duties_at = Duration::ZERO;
+        let (mut duties_at, mut notes_at) = (Duration::ZERO, Duration::ZERO);
         while !self.stop.load(Ordering::SeqCst) {
             let attended = self.attend(rest, busy);
             let failed = attended.as_ref().map_or(true, |look| look.failed);
@@ -63,6 +64,12 @@ impl Dispatcher {
                 duties_at = now + if self.pool.is_idle() { DUTIES_IDLE } else { DUTIES_EVERY };
                 if enforce(&self.desk, &self.pool) {
                     rest = Duration::ZERO;
+                }
+                if now >= notes_at && !self.pool.is_idle() {
+                    notes_at = now + NOTE_EVERY;
+                    if self.desk.note_next_turn(|| self.pool.notes()) {
+                        rest = Duration::ZERO;
+                    }
                 }
                 self.maintenance.tick();
             }

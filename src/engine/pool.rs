@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::desk::Note;
 use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
 use crate::model::id::JobId;
@@ -323,6 +324,12 @@ impl Pool {
             state.threads -= 1;
         }
         abandoned
+    }
+
+    /// What handlers have told since their last words were handed in, of those that have been silent for a while.
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        let now = self.clock.monotonic();
+        self.state().running.values().filter_map(|run| run.take_old_note(now)).collect()
     }
 
     /// Takes back jobs that were claimed ahead and that no worker has come to take.

@@ -24,7 +24,7 @@ use crate::store::finish::{self, Finished, Verdict};
 use crate::store::row::Claim;
 
 /// Progress and log lines are written no more often than this; what comes between is gathered.
-const NOTE_EVERY: Duration = Duration::from_millis(100);
+pub(crate) const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// The most lines that one attempt may log, and the longest one in bytes. What is more is cut.
 const LOG_LINES_MAX: usize = 1000;
 const LOG_LINE_BYTES: usize = 4096;
@@ -107,6 +107,18 @@ impl Run {
             stop_reason: notes.stop_reason.take(),
             tried: notes.tried.take(),
         })
+    }
+
+    /// The same, if it has been waiting for longer than words are gathered.
+    pub(crate) fn take_old_note(&self, now: Duration) -> Option<Note> {
+        {
+            let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+            if notes.sent_at.is_none_or(|sent_at| now.saturating_sub(sent_at) < NOTE_EVERY) {
+                return None;
+            }
+            notes.sent_at = Some(now);
+        }
+        self.take_note()
     }
 
     /// Whether the handler has ended its job in a transaction.
@@ -384,10 +396,11 @@ impl Context {
     pub fn complete_in<T: Serialize>(&self, transaction: &rusqlite::Transaction<'_>, output: &T) -> Result<()> {
         let result = encode(output).map_err(|failure| Error::invalid("result", failure))?;
         let claim = &self.run.claim;
-        let now = self.client.desk().clock().now();
-        let done = finish::complete_in(transaction, claim, Some(self.run.worker), Some(&result), now)
+        let desk = self.client.desk();
+        let (now, counts) = (desk.clock().now(), desk.press().counts());
+        let done = finish::complete_in(transaction, claim, Some(self.run.worker), Some(&result), now, counts)
             .map_err(|error| storage_error("cannot complete the job", error))?;
-        self.client.desk().expect_commit();
+        desk.expect_commit();
         if done { Ok(()) } else { Err(fenced(claim)) }
     }
 }

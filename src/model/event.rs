@@ -34,7 +34,7 @@ pub enum Cause {
     Cancelled,
     /// Its `expires_at` passed.
     Expired,
-    /// An operator retried, moved or updated it.
+    /// An operator retried, moved or updated it. An update of times and progress alone, which change often, is not told.
     Operator,
     /// It was deleted.
     Deleted,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::histogram::Histogram;
+use crate::model::job::Status;
 use crate::model::time::Timestamp;
 
 /// What happened to the jobs of a lane in a span of time. Its JSON leaves out what is zero, and reads with what other
@@ -84,6 +85,18 @@ impl Tally {
 
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Counts a job that has come to a status.
+    pub(crate) fn count(&mut self, status: Status) {
+        match status {
+            Status::Running => self.started += 1,
+            Status::Completed => self.completed += 1,
+            Status::Failed => self.failed += 1,
+            Status::Cancelled => self.cancelled += 1,
+            Status::Expired => self.expired += 1,
+            Status::Created | Status::Pending => {}
+        }
     }
 }
 

@@ -176,7 +176,8 @@ pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
      WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
-pub(crate) const PLAN_EXPIRED: &str = "SELECT id, lane, share, state FROM jobmill_job INDEXED BY jobmill_job_expiry
+pub(crate) const PLAN_EXPIRED: &str =
+    "SELECT id, lane, share, state, attempt FROM jobmill_job INDEXED BY jobmill_job_expiry
      WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
 
 /// The statements that are run once for each claimed job.
@@ -333,7 +334,7 @@ impl Turn<'_> {
             return Ok(None);
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
-            self.expire_one(id, claim.place, from)?;
+            self.expire_one(id, claim.place, from, claim.job.attempt)?;
             return Ok(None);
         }
         statements.mark.execute(params![id, owner, self.now])?;
@@ -380,13 +381,13 @@ impl Turn<'_> {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(PLAN_EXPIRED)?;
-        let due: Vec<(JobId, Place, State)> = statement
+        let due: Vec<(JobId, Place, State, u32)> = statement
             .query_map(named_params! { ":now": self.now, ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, Place { lane: row.get(1)?, share: row.get(2)? }, row.get(3)?))
+                Ok((row.get(0)?, Place { lane: row.get(1)?, share: row.get(2)? }, row.get(3)?, row.get(4)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, place, state) in &due {
-            self.expire_one(*id, *place, *state)?;
+        for (id, place, state, attempt) in &due {
+            self.expire_one(*id, *place, *state, *attempt)?;
         }
         let more = due.len() == limit;
         let next: Option<i64> = self
@@ -401,7 +402,7 @@ impl Turn<'_> {
         Ok(more)
     }
 
-    fn expire_one(&mut self, id: JobId, place: Place, from: State) -> rusqlite::Result<()> {
+    fn expire_one(&mut self, id: JobId, place: Place, from: State, attempt: u32) -> rusqlite::Result<()> {
         let expired = self
             .conn
             .prepare_cached(
@@ -418,7 +419,7 @@ impl Turn<'_> {
             from: Some(from),
             to: Some(State::Expired),
             cause: Cause::Expired,
-            attempt: 0,
+            attempt,
             waited: None,
             ran: None,
         })

@@ -131,39 +131,45 @@ impl<'c> Ledger<'c> for Turn<'c> {
 }
 
 /// The ledger as it stands in the file.
-struct File<'c>(&'c Connection);
+struct File<'c> {
+    conn: &'c Connection,
+    /// Whether what is done is counted for the rates.
+    counts: bool,
+}
 
 impl<'c> Ledger<'c> for File<'c> {
     fn conn(&self) -> &'c Connection {
-        self.0
+        self.conn
     }
 
     fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place> {
-        let lane = lane::find_or_create(self.0, LaneKey::of(new))?;
+        let lane = lane::find_or_create(self.conn, LaneKey::of(new))?;
         let share = match &new.user_id {
-            Some(user) => Some(share::find_or_create(self.0, lane, user)?),
+            Some(user) => Some(share::find_or_create(self.conn, lane, user)?),
             None => None,
         };
         Ok(Place { lane, share })
     }
 
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
-        Ok(JobId::after(last_id(self.0)?, now, new.job_type))
+        Ok(JobId::after(last_id(self.conn)?, now, new.job_type))
     }
 
     fn claim(&mut self, _: &mut NewRow) {}
 
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
-        self.0.prepare_cached(PLAN_INSERT)?.execute(values).map(drop)
+        self.conn.prepare_cached(PLAN_INSERT)?.execute(values).map(drop)
     }
 
     fn added(&mut self, row: &NewRow, _: &NewJob) -> rusqlite::Result<()> {
-        count_in(self.0, row.place, None, row.state)?;
-        tally::leave(self.0, row.place.lane, &tally::enqueued())?;
+        count_in(self.conn, row.place, None, row.state)?;
+        if self.counts {
+            tally::leave(self.conn, row.place.lane, &tally::enqueued(row.state.status()))?;
+        }
         if row.state.status().is_terminal()
-            && let Some(delivery) = callback::due(self.0, row.id)?
+            && let Some(delivery) = callback::due(self.conn, row.id)?
         {
-            enqueue_in(self.0, &delivery.new_job(), row.now)?;
+            enqueue_in(self.conn, &delivery.new_job(), row.now, self.counts)?;
         }
         Ok(())
     }
@@ -197,9 +203,9 @@ impl Turn<'_> {
     }
 }
 
-/// Enqueues a job whose rules have been checked, in a transaction of the application's own.
-pub(crate) fn enqueue_in(conn: &Connection, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
-    enqueue(&mut File(conn), new, now)
+/// Enqueues a job whose rules have been checked, in a transaction of the application's own. `counts`: for the rates, too.
+pub(crate) fn enqueue_in(conn: &Connection, new: &NewJob, now: Timestamp, counts: bool) -> rusqlite::Result<Enqueued> {
+    enqueue(&mut File { conn, counts }, new, now)
 }
 
 /// What a new job's row will hold that its options do not tell.

@@ -355,22 +355,26 @@ impl Turn<'_> {
 }
 
 /// Completes a claim in a transaction of the application's own, and tells whether the claim was still valid.
+/// `counts`: for the rates, too.
 pub(crate) fn complete_in(
     conn: &Connection,
     claim: &Claim,
     worker: Option<u32>,
     result: Option<&[u8]>,
     now: Timestamp,
+    counts: bool,
 ) -> rusqlite::Result<bool> {
     let mut statement = conn.prepare_cached(PLAN_END_ALL)?;
     if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
     count_in(conn, claim.place, Some(State::Running), State::Completed)?;
-    let ran = claim.job.started_at.map(|started_at| now.since(started_at));
-    tally::leave(conn, claim.place.lane, &tally::completed(ran))?;
+    if counts {
+        let ran = claim.job.started_at.map(|started_at| now.since(started_at));
+        tally::leave(conn, claim.place.lane, &tally::completed(ran))?;
+    }
     if let Some(delivery) = callback::due(conn, claim.job.id)? {
-        enqueue_in(conn, &delivery.new_job(), now)?;
+        enqueue_in(conn, &delivery.new_job(), now, counts)?;
     }
     Ok(true)
 }

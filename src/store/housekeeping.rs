@@ -12,6 +12,7 @@ use crate::model::event::Cause;
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{resolve, storage_error};
+use crate::store::operate::Standing;
 use crate::store::place::Place;
 use crate::store::read::miscounted;
 use crate::store::row::State;
@@ -86,21 +87,12 @@ impl Turn<'_> {
     }
 
     /// Deletes a job that nobody runs, and tells of it.
-    pub(crate) fn remove(&mut self, id: JobId, place: Place, state: State) -> rusqlite::Result<()> {
-        delete(self.conn, id)?;
-        self.book.doomed.remove(&id);
-        self.step(Step {
-            job: id,
-            place,
-            from: Some(state),
-            to: None,
-            cause: Cause::Deleted,
-            attempt: 0,
-            waited: None,
-            ran: None,
-        });
+    pub(crate) fn remove(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        delete(self.conn, standing.id)?;
+        self.book.doomed.remove(&standing.id);
+        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) });
         // Who waits for its end learns that there is nothing to wait for.
-        self.ended(id);
+        self.ended(standing.id);
         self.keep_last_id()
     }
 

@@ -64,8 +64,8 @@ pub(crate) struct Store {
     conn: Connection,
     path: PathBuf,
     book: Book,
-    /// SQLite's number for the writes of others that our memory has seen.
-    data_version: i64,
+    /// SQLite's number for the writes of others that our memory has seen. None before the first look.
+    data_version: Option<i64>,
     /// A turn failed half way, so that our memory may be wrong.
     stale: bool,
     /// Somebody else has written since this was last asked.
@@ -158,7 +158,7 @@ impl Store {
             conn,
             path,
             book: Book::default(),
-            data_version: 0,
+            data_version: None,
             stale: true,
             changed_by_others: false,
             patience,
@@ -222,6 +222,8 @@ impl Store {
         });
         if result.is_err() {
             self.stale = true;
+            // The commit of a turn that failed may have been written after all, and nobody will tell of it.
+            self.changed_by_others = true;
             self.book.lanes.forget();
             self.book.shares.forget();
             if !self.conn.is_autocommit()
@@ -247,12 +249,13 @@ impl Store {
     /// Brings our memory up to date if somebody else has written.
     fn refresh(&mut self) -> rusqlite::Result<()> {
         let version = self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get::<_, i64>(0))?;
-        if version == self.data_version && !self.stale {
+        if self.data_version == Some(version) && !self.stale {
             return Ok(());
         }
         self.book.reload(&self.conn)?;
-        self.changed_by_others |= version != self.data_version;
-        self.data_version = version;
+        // What the file held when it was opened is no change.
+        self.changed_by_others |= self.data_version.is_some_and(|known| known != version);
+        self.data_version = Some(version);
         self.stale = false;
         Ok(())
     }

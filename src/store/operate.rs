@@ -269,7 +269,7 @@ impl Turn<'_> {
             return Ok(Ok(Deleted::Requested));
         }
         self.audit(&standing.line(Action::Deleted, caller, standing.state).states(standing.state, None))?;
-        self.remove(id, standing.place, standing.state)?;
+        self.remove(&standing)?;
         Ok(Ok(Deleted::Now))
     }
 
@@ -283,7 +283,7 @@ impl Turn<'_> {
                 self.audit(
                     &standing.line(Action::Deleted, &Caller::default(), standing.state).states(standing.state, None),
                 )?;
-                self.remove(id, standing.place, standing.state)
+                self.remove(&standing)
             }
             _ => Ok(()),
         }

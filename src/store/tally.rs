@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params};
 
+use crate::model::job::Status;
 use crate::model::metrics::{Metrics, Window};
 use crate::model::prometheus::{Exposition, LaneReading};
 use crate::model::tally::{Resolution, Tally};
@@ -21,7 +22,10 @@ impl Turn<'_> {
     /// Adds what happened up to now, with what transactions of the application's own have left.
     pub(crate) fn add_tallies(&mut self, tallies: &HashMap<i64, Tally>) -> rusqlite::Result<()> {
         self.conn
-            .prepare_cached("INSERT OR IGNORE INTO jobmill_meta (key, value) VALUES ('counted_since', :now)")?
+            .prepare_cached(
+                "INSERT INTO jobmill_meta (key, value) VALUES ('counted_since', :now)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value WHERE value > excluded.value",
+            )?
             .execute(named_params! { ":now": self.now })?;
         let mut statement =
             self.conn.prepare_cached("DELETE FROM jobmill_tally WHERE resolution = :left RETURNING lane, tally")?;
@@ -38,14 +42,18 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Deletes tallies that no window reaches any more.
+    /// Deletes tallies that no window reaches any more, and those that a clock which was set back has left far ahead.
     pub(crate) fn forget_old_tallies(&self) -> rusqlite::Result<()> {
         for window in Window::ALL {
             self.conn
-                .prepare_cached("DELETE FROM jobmill_tally WHERE resolution = :resolution AND bucket < :first")?
+                .prepare_cached(
+                    "DELETE FROM jobmill_tally
+                     WHERE resolution = :resolution AND bucket NOT BETWEEN :first AND :last",
+                )?
                 .execute(named_params! {
-                ":resolution": window.resolution().as_seconds(), ":first": window.first_wanted(self.now),
-            })?;
+                    ":resolution": window.resolution().as_seconds(), ":first": window.first_wanted(self.now),
+                    ":last": self.now.saturating_add(window.length()),
+                })?;
         }
         Ok(())
     }
@@ -56,9 +64,11 @@ pub(crate) fn leave(conn: &Connection, lane: i64, tally: &Tally) -> rusqlite::Re
     add(conn, LEFT, Timestamp::EPOCH, lane, tally)
 }
 
-/// A job was enqueued.
-pub(crate) fn enqueued() -> Tally {
-    Tally { enqueued: 1, ..Tally::default() }
+/// A job was enqueued, or recorded with another status than the first.
+pub(crate) fn enqueued(status: Status) -> Tally {
+    let mut tally = Tally { enqueued: 1, ..Tally::default() };
+    tally.count(status);
+    tally
 }
 
 /// A job was completed, in so much time.
@@ -97,7 +107,7 @@ pub(crate) fn metrics(conn: &Connection, window: Window, now: Timestamp) -> rusq
         .query_row([], |row| row.get(0))
         .optional()?;
     let lanes: HashMap<i64, LaneRow> = lanes(conn)?.into_iter().map(|lane| (lane.id, lane)).collect();
-    let tallies = read(conn, window.resolution(), window.first_wanted(now))?;
+    let tallies = read(conn, window.resolution(), window.first_wanted(now), now)?;
     let named = tallies.iter().filter_map(|(lane, tally)| {
         let lane = lanes.get(lane)?;
         Some((&*lane.queue, &*lane.kind, lane.priority, tally))
@@ -108,7 +118,7 @@ pub(crate) fn metrics(conn: &Connection, window: Window, now: Timestamp) -> rusq
 /// What the file tells Prometheus.
 pub(crate) fn exposition(conn: &Connection, now: Timestamp) -> rusqlite::Result<String> {
     let stats = stats(conn, None, now)?;
-    let ever: HashMap<i64, Tally> = read(conn, Resolution::Ever, Timestamp::EPOCH)?.into_iter().collect();
+    let ever: HashMap<i64, Tally> = read(conn, Resolution::Ever, Timestamp::EPOCH, now)?.into_iter().collect();
     let lanes = lanes(conn)?;
     let nothing = Tally::default();
     let readings: Vec<LaneReading<'_>> = lanes
@@ -126,11 +136,20 @@ pub(crate) fn exposition(conn: &Connection, now: Timestamp) -> rusqlite::Result<
     Ok(text)
 }
 
-/// The tallies of a resolution from a moment on, each with its lane.
-fn read(conn: &Connection, resolution: Resolution, from: Timestamp) -> rusqlite::Result<Vec<(i64, Tally)>> {
-    conn.prepare_cached("SELECT lane, tally FROM jobmill_tally WHERE resolution = :resolution AND bucket >= :from")?
-        .query_map(named_params! { ":resolution": resolution.as_seconds(), ":from": from }, |row| {
-            Ok((row.get(0)?, json(row, 1)?.unwrap_or_default()))
-        })?
-        .collect()
+/// The tallies of a resolution from a moment to another, each with its lane. What lies ahead, a clock that was set back
+/// has left there.
+fn read(
+    conn: &Connection,
+    resolution: Resolution,
+    from: Timestamp,
+    to: Timestamp,
+) -> rusqlite::Result<Vec<(i64, Tally)>> {
+    conn.prepare_cached(
+        "SELECT lane, tally FROM jobmill_tally
+         WHERE resolution = :resolution AND bucket BETWEEN :from AND :to",
+    )?
+    .query_map(named_params! { ":resolution": resolution.as_seconds(), ":from": from, ":to": to }, |row| {
+        Ok((row.get(0)?, json(row, 1)?.unwrap_or_default()))
+    })?
+    .collect()
 }

@@ -70,6 +70,7 @@ impl Turn<'_> {
             Set::Clear => self.clear_progress(id)?,
             Set::Keep => {}
         }
+        let before = standing.place;
         if let Some(background) = update.background {
             self.set_background(&mut standing, background, caller)?;
         }
@@ -78,6 +79,10 @@ impl Turn<'_> {
             (Some(to), Some(StatusChange::Applied)) => self.set_status(&standing, to, fields.as_deref(), caller)?,
             _ if fields.is_some() => {
                 self.audit(&standing.line(Action::Updated, caller, standing.state).note(fields.as_deref()))?;
+                // A move has been told already.
+                if standing.place == before {
+                    self.step(standing.step(standing.state, Cause::Operator));
+                }
             }
             _ => {}
         }

@@ -1,24 +1,30 @@
 //! One binary for all tests from outside, a file for each feature.
 
+mod alerts;
 mod ask;
 mod bad_input;
 mod bulk;
 mod callback;
 mod cancel;
+mod chatty;
 mod context;
 mod delivery;
 mod enqueue;
+mod events;
 mod fair;
 mod faults;
 mod file;
 mod history;
 mod house;
 mod listing;
+mod metrics;
+mod mirror;
 mod model;
 mod order;
 mod paging;
 mod recovery;
 mod run;
+mod stats;
 mod support;
 mod tracked;
 mod unique;

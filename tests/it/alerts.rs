@@ -228,7 +228,7 @@ fn an_alert_says_what_was_seen_and_when() -> jobmill::Result<()> {
     let words: Vec<String> = told.iter().map(ToString::to_string).collect();
     assert_eq!(words, ["mail is stuck: well again at 0", "oldest waiting of all queues above 5s: well again at 0"]);
     assert!(told.iter().all(|alert| alert.state == AlertState::Cleared));
-    assert_eq!(t.client().alerts()?, std::slice::from_ref(&errors));
+    assert_eq!(t.client().alerts()?, std::slice::from_ref(errors));
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! write that begins with the line break and ends with a mark: a kill may cut a write short, and what was cut is
 //! neither taken for a whole line nor does it spoil the next one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -81,6 +81,8 @@ pub(crate) struct Account {
     pub(crate) tracked: HashMap<i64, String>,
     /// Processes that were about to die or to shut down.
     pub(crate) gone: HashMap<u32, Cut>,
+    /// Processes that ended in peace, and so have written all that they have counted.
+    pub(crate) left: HashSet<u32>,
     /// What no process should have written, or not in this order.
     pub(crate) wrong: Vec<String>,
     read_to: u64,
@@ -111,6 +113,10 @@ impl Account {
             for begun in self.stories.values_mut().flat_map(Story::open).filter(|begun| begun.pid == pid) {
                 begun.cut = Some(cut);
             }
+            return Some(());
+        }
+        if let ["left", pid] = words {
+            self.left.insert(pid.parse().ok()?);
             return Some(());
         }
         let id = raw(words.get(1)?)?;

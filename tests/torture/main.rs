@@ -99,14 +99,18 @@ impl Victim {
         self.reap();
     }
 
-    /// Waits until it ends by itself.
-    fn wait(mut self) -> ExitStatus {
+    /// Waits until it ends by itself, and notes whether it did so in peace.
+    fn wait(mut self, journal: &Journal) -> ExitStatus {
         let deadline = SystemClock.monotonic() + PATIENCE;
         while self.process.try_wait().expect("its status").is_none() {
             assert!(SystemClock.monotonic() < deadline, "a process goes on and on");
             let _ = after(Duration::from_millis(2)).recv();
         }
-        self.reap()
+        let status = self.reap();
+        if status.success() {
+            journal.line(&format!("left {}", self.process.id()));
+        }
+        status
     }
 
     fn reap(&mut self) -> ExitStatus {
@@ -171,7 +175,7 @@ fn one_round(rng: &mut Rng, directory: &Path, processes: usize) {
     };
     let end = |rng: &mut Rng, (victim, life_ms): (Victim, u64), at_once: bool| {
         if life_ms > 0 && rng.percent(70) {
-            victim.wait();
+            victim.wait(&journal);
             return;
         }
         if !at_once {
@@ -193,12 +197,13 @@ fn one_round(rng: &mut Rng, directory: &Path, processes: usize) {
 
 /// Lets one process after another run what there is, until one of them sees the end of it.
 fn drain(rng: &mut Rng, directory: &Path) -> u32 {
+    let journal = Journal::open(&child::journal(directory));
     let mut processes = 0;
     loop {
         processes += 1;
         let orders = Orders { directory: directory.to_owned(), seed: rng.next(), life_ms: 0, drain: true };
         // Poison among the jobs may kill it.
-        if Victim::start(&orders).wait().success() {
+        if Victim::start(&orders).wait(&journal).success() {
             return processes;
         }
         assert!(processes < 200, "process after process dies");

@@ -5,6 +5,7 @@
 //! the largest tables (10,000,000). Files lie in a temporary directory (`TMPDIR`).
 
 mod asking;
+mod callbacks;
 mod floor;
 mod idle;
 mod ledger;
@@ -24,7 +25,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 12] = [
+    let sections: [Section; 13] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -34,6 +35,7 @@ fn main() {
         ("history", scale::history),
         ("page", asking::page),
         ("ledger", ledger::ledger),
+        ("callbacks", callbacks::callbacks),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

@@ -69,8 +69,14 @@ pub fn enqueue_many(client: &Client, count: usize, batch: usize) {
 
 /// Waits until no job waits or runs any more: the newest and, by then, nearly always all.
 pub fn wait_until_done(client: &Client) {
+    wait_until_done_with(client, &Query::new());
+}
+
+/// The same for the jobs of a query.
+pub fn wait_until_done_with(client: &Client, query: &Query) {
+    let query = query.clone().statuses([Status::Pending, Status::Running]).limit(1);
     loop {
-        let open = client.list(Query::new().statuses([Status::Pending, Status::Running]).limit(1)).expect("a page");
+        let open = client.list(query.clone()).expect("a page");
         match open.jobs.first() {
             None => return,
             Some(job) => drop(client.wait(job.id, Duration::from_secs(600)).expect("an end")),

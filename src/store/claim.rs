@@ -204,15 +204,17 @@ impl Turn<'_> {
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
         while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
-            let chunk = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
+            let chunk_max = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
             let mut best: Option<(Head, usize)> = None;
             let mut at = 0;
             while at < sources.len() {
                 let source = &mut sources[at];
-                let wanted = |lane: &&Lane| demand.room(lane) > 0 || demand.bars(lane);
-                let lane = self.book.lanes.get(source.lane()).filter(wanted);
-                let head = match lane {
-                    Some(lane) => source.head(&scene, lane.priority, &self.book.turns, chunk)?,
+                let head = match self.book.lanes.get(source.lane()) {
+                    Some(lane) => match demand.room(lane) {
+                        0 if !demand.bars(lane) => None,
+                        // What is read and not wanted would be read again in the next turn.
+                        room => source.head(&scene, lane.priority, &self.book.turns, room.clamp(1, chunk_max))?,
+                    },
                     None => None,
                 };
                 let Some(head) = head else {

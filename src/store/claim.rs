@@ -14,7 +14,7 @@ use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::detail;
 use crate::store::fair::{Rotation, Turns};
-use crate::store::lane::{Demand, Lane, NextDelayed};
+use crate::store::lane::{Demand, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
 use crate::store::step::Step;

@@ -231,6 +231,22 @@ fn what_an_operator_does_is_told() -> jobmill::Result<()> {
 }
 
 #[test]
+fn what_the_retention_removes_is_not_told() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(echo).retention(Retention { completed: Some(secs(60)), ..Retention::FOREVER })
+    })?;
+    let events = t.client().subscribe(10)?;
+    t.enqueue(Echo::job("x"))?;
+    t.drain()?;
+    assert_eq!(changes(&events).len(), 3);
+    t.advance(secs(61));
+    t.engine().maintain()?;
+    assert_eq!(t.client().stats()?.total.total(), 0);
+    assert_eq!(events.try_iter().collect::<Vec<_>>(), []);
+    Ok(())
+}
+
+#[test]
 fn each_step_of_a_tracked_job_is_told() -> jobmill::Result<()> {
     let t = harness()?;
     let client = t.client();

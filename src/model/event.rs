@@ -166,8 +166,8 @@ pub enum Event {
         /// How many were left out here, or, in a second one of these before the next event, how many more.
         missed: u64,
     },
-    /// Somebody else has changed the file, another process or a transaction of the application's own. What was changed
-    /// is not told. Ask anew for what must be known.
+    /// Somebody else has changed the file, another process or a transaction of the application's own; or a commit of ours
+    /// failed, which may have been written after all. What was changed is not told. Ask anew for what must be known.
     Elsewhere,
     /// A threshold was passed, or what it watches is well again.
     Alert(Alert),

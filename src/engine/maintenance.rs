@@ -25,6 +25,8 @@ const BEAT_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often the size of the WAL file is looked at.
 const WAL_EVERY: Duration = Duration::from_secs(1);
+/// How often the caches of a busy process are emptied.
+const CACHE_EVERY: Duration = Duration::from_secs(5);
 /// How often a pruning begins.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// How long the writer is left to others between two slices of pruning.
@@ -56,6 +58,7 @@ pub(crate) struct Maintenance {
     beat_at: Duration,
     rescue_at: Duration,
     wal_at: Duration,
+    cache_at: Duration,
     prune_at: Duration,
     warn_at: Duration,
     watch_at: Duration,
@@ -88,6 +91,7 @@ impl Maintenance {
             beat_at: now,
             rescue_at: now + RESCUE_EVERY,
             wal_at: now + WAL_EVERY,
+            cache_at: now + CACHE_EVERY,
             prune_at: now + PRUNE_EVERY,
             warn_at: now,
             watch_at: now,
@@ -112,6 +116,10 @@ impl Maintenance {
         if now >= self.wal_at {
             self.wal_at = now + WAL_EVERY;
             log_failure("checkpoint", self.bound_wal(now));
+        }
+        if now >= self.cache_at {
+            self.cache_at = now + CACHE_EVERY;
+            log_failure("emptying of the cache", self.desk.with_store(|store| store.empty_cache().map(drop)));
         }
         if now >= self.prune_at {
             let outcome = self.prune();

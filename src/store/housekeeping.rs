@@ -34,6 +34,9 @@ pub(crate) struct PruneRange {
     pub(crate) after: i64,
 }
 
+/// The fewest commits after which the cache may have taken what others need.
+const CACHE_COMMITS: u64 = 1000;
+
 /// What a checkpoint came to, in pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
@@ -171,6 +174,22 @@ impl Store {
         Ok((free - i64::from(pages)).max(0))
     }
 
+    /// Empties SQLite's caches in this process if enough has been written since the last time, and tells whether it was.
+    ///
+    /// Where SQLite is built with `SQLITE_ENABLE_MEMORY_MANAGEMENT`, as the bundled one is, all connections of a process
+    /// share one list of pages, and a connection that writes much takes the pages of those that rest and is never asked
+    /// to give them back. Once all are taken, every other connection loses each page as soon as it lets go of it, and
+    /// reads it from the file again at the next statement. To read what is hot once more now and then is cheaper by far.
+    pub(crate) fn empty_cache(&mut self) -> Result<bool> {
+        if self.commits - self.cache_kept_since < CACHE_COMMITS {
+            return Ok(false);
+        }
+        self.cache_kept_since = self.commits;
+        let storage = |error| storage_error("cannot empty the cache", error);
+        self.connection().execute_batch("PRAGMA shrink_memory").map_err(storage)?;
+        Ok(true)
+    }
+
     /// How many pages are free in the file.
     pub(crate) fn free_pages(&self) -> Result<i64> {
         self.connection()
@@ -210,4 +229,27 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         wrong.push(format!("{unowned} running jobs belong to no open instance"));
     }
     Ok(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::connect::Durability;
+
+    #[test]
+    fn the_cache_is_emptied_only_after_many_commits() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("jobs.db");
+        let mut store = Store::open(&path, Durability::Normal, Duration::ZERO).expect("a store");
+        let write = |store: &mut Store, times| {
+            for _ in 0..times {
+                store.turn(Timestamp::from_micros(1), None, |_| Ok(())).expect("a turn");
+            }
+        };
+        write(&mut store, CACHE_COMMITS - 1);
+        assert!(!store.empty_cache().expect("a look"));
+        write(&mut store, 1);
+        assert!(store.empty_cache().expect("an emptying"));
+        assert!(!store.empty_cache().expect("a look"), "they count from the last time");
+    }
 }

@@ -72,6 +72,8 @@ pub(crate) struct Store {
     changed_by_others: bool,
     patience: Duration,
     commits: u64,
+    /// The number of commits when the cache was emptied last.
+    cache_kept_since: u64,
     faults: Option<Faults>,
     /// A closure of the application's is at work, and no commit may come from it.
     guarded: Arc<AtomicBool>,
@@ -163,6 +165,7 @@ impl Store {
             changed_by_others: false,
             patience,
             commits: 0,
+            cache_kept_since: 0,
             faults: None,
             guarded,
         })

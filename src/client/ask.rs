@@ -205,7 +205,7 @@ impl Client {
     /// `Forbidden` if the client is bound to a user; `Storage` if the file cannot be read.
     pub fn metrics(&self, window: Window) -> Result<Metrics> {
         self.administer("read the rates of everybody")?;
-        self.desk().write_tallies()?;
+        self.desk().write_tallies_if_free()?;
         let now = self.desk().clock().now();
         self.reader().snapshot("cannot read the rates", |conn| tally::metrics(conn, window, now))
     }
@@ -218,7 +218,7 @@ impl Client {
     /// `Forbidden` if the client is bound to a user; `Storage` if the file cannot be read.
     pub fn prometheus(&self) -> Result<String> {
         self.administer("read the metrics of everybody")?;
-        self.desk().write_tallies()?;
+        self.desk().write_tallies_if_free()?;
         let now = self.desk().clock().now();
         self.reader().snapshot("cannot read the metrics", |conn| tally::exposition(conn, now))
     }

@@ -145,6 +145,18 @@ impl Desk {
         self.call_on(&mut core, |_| Ok(()))
     }
 
+    /// The same, but if somebody else keeps the file locked, what was counted last is left for later: it is worth less
+    /// than an answer.
+    pub(crate) fn write_tallies_if_free(&self) -> Result<()> {
+        self.write_tallies().or_else(|error| match error.kind() {
+            ErrorKind::Busy => {
+                log::debug!("the newest counts are not in the file yet: {error}");
+                Ok(())
+            }
+            _ => Err(error),
+        })
+    }
+
     /// The same, if anything has been counted.
     pub(crate) fn write_tallies_if_any(&self) -> Result<()> {
         if self.press.has_counted() { self.write_tallies() } else { Ok(()) }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::liveness::find_dead;
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
-use crate::model::metrics::Metrics;
+use crate::model::metrics::{Metrics, Window};
 use crate::model::retention::Retention;
 use crate::model::threshold::Threshold;
 use crate::model::time::Timestamp;
@@ -63,6 +63,8 @@ pub(crate) struct Maintenance {
     warn_at: Duration,
     watch_at: Duration,
     watchman: Watchman,
+    /// What was read of each window for the thresholds, and when, on the monotonic clock.
+    seen: Vec<(Duration, Metrics)>,
     /// What is left of the pruning under way.
     pruning: Vec<PruneRange>,
     /// Lines of the audit from before this are still to go.
@@ -96,6 +98,7 @@ impl Maintenance {
             warn_at: now,
             watch_at: now,
             watchman: Watchman::new(thresholds),
+            seen: Vec::new(),
             pruning: Vec::new(),
             auditing: None,
             wal_path: wal_path.into(),
@@ -131,14 +134,14 @@ impl Maintenance {
         }
         if now >= self.watch_at && !self.watchman.is_empty() {
             self.watch_at = now + WATCH_EVERY;
-            log_failure("watch over the thresholds", self.watch());
+            log_failure("watch over the thresholds", self.watch(false));
         }
     }
 
     /// Does everything at once, until nothing is left.
     pub(crate) fn run(&mut self) -> Result<()> {
         self.rescue()?;
-        self.watch()?;
+        self.watch(true)?;
         loop {
             self.prune()?;
             if !self.is_pruning() {
@@ -280,22 +283,31 @@ impl Maintenance {
         if self.pruning.is_empty() { self.vacuum() } else { Ok(()) }
     }
 
-    /// Looks at the thresholds, and tells which have been passed and which are well again.
-    fn watch(&mut self) -> Result<()> {
+    /// Looks at the thresholds, and tells which have been passed and which are well again. What was read of the longer
+    /// windows not long ago is used again, unless all is to be read afresh.
+    fn watch(&mut self, afresh: bool) -> Result<()> {
         if self.watchman.is_empty() {
             return Ok(());
         }
         self.desk.write_tallies_if_any()?;
-        let now = self.desk.clock().now();
-        let windows = self.watchman.windows();
+        let (now, looked_at) = (self.desk.clock().now(), self.desk.clock().monotonic());
+        let is_seen = |metrics: &(Duration, Metrics)| {
+            !afresh && looked_at.saturating_sub(metrics.0) < look_again_after(metrics.1.window)
+        };
+        self.seen.retain(is_seen);
+        let seen = &self.seen;
+        let unseen = self.watchman.windows().into_iter().filter(|window| seen.iter().all(|it| it.1.window != *window));
+        let unseen: Vec<Window> = unseen.collect();
         let (stats, metrics) = self.desk.with_store(|store| {
             let conn = store.connection();
             let metrics: rusqlite::Result<Vec<Metrics>> =
-                windows.into_iter().map(|window| tally::metrics(conn, window, now)).collect();
+                unseen.into_iter().map(|window| tally::metrics(conn, window, now)).collect();
             read::stats(conn, None, now)
                 .and_then(|stats| metrics.map(|metrics| (stats, metrics)))
                 .map_err(|error| storage_error("cannot look at the thresholds", error))
         })?;
+        self.seen.extend(metrics.into_iter().map(|metrics| (looked_at, metrics)));
+        let metrics: Vec<Metrics> = self.seen.iter().map(|(_, metrics)| metrics.clone()).collect();
         let waiting = stats.oldest_waiting.iter().map(|(queue, since)| (queue.clone(), now.since(*since)));
         let sight = Sight { stats: &stats, oldest_waiting: &waiting.collect(), metrics: &metrics };
         let changes = self.watchman.look(&sight, now);
@@ -324,6 +336,16 @@ impl Maintenance {
             }
             Ok(())
         })
+    }
+}
+
+/// After how long a window is read again for the thresholds. The longer it is, the more there is to read and the less a
+/// moment changes it.
+const fn look_again_after(window: Window) -> Duration {
+    match window {
+        Window::Minute => Duration::ZERO,
+        Window::Hour => Duration::from_secs(10),
+        Window::Day => Duration::from_secs(60),
     }
 }
 

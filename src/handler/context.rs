@@ -270,7 +270,8 @@ impl Context {
         self.tell(|notes, _| notes.progress = Some(Progress { done, total, note }));
     }
 
-    /// Keeps a line in the job's own log. At most 1000 of each attempt are kept, of at most 4096 bytes.
+    /// Keeps a line in the job's own log. At most 1000 of each attempt are kept, of at most 4096 bytes, and of all attempts
+    /// the newest 10 000.
     pub fn log(&self, line: impl Into<String>) {
         self.tell(|notes, now| {
             notes.logged += 1;

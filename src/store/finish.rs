@@ -18,6 +18,9 @@ use crate::store::row::{Claim, State};
 use crate::store::step::Step;
 use crate::store::{Turn, at_hand, callback, detail, tally};
 
+/// How many lines of a job's log are kept, of all its attempts together.
+const LOG_LINES_KEPT: i64 = 10_000;
+
 /// How an attempt came out, before the rules of retry are applied.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Verdict {
@@ -324,15 +327,27 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    /// Keeps a line of a handler's log.
+    /// Keeps a line of a handler's log, and lets go of the oldest if there are too many.
     pub(crate) fn log_line(&mut self, id: JobId, attempt: u32, at: Timestamp, line: &str) -> rusqlite::Result<()> {
+        let line_no: i64 = self
+            .conn
+            .prepare_cached("SELECT coalesce(max(line_no), 0) + 1 FROM jobmill_log WHERE job = :job")?
+            .query_row(named_params! { ":job": id }, |row| row.get(0))?;
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_log (job, line_no, attempt, at, line)
-                 SELECT :job, coalesce(max(line_no), 0) + 1, :attempt, :at, :line FROM jobmill_log WHERE job = :job",
+                 VALUES (:job, :line_no, :attempt, :at, :line)",
             )?
-            .execute(named_params! { ":job": id, ":attempt": attempt, ":at": at, ":line": line })
-            .map(drop)
+            .execute(named_params! {
+                ":job": id, ":line_no": line_no, ":attempt": attempt, ":at": at, ":line": line,
+            })?;
+        if line_no > LOG_LINES_KEPT {
+            // A job that snoozes or is retried for ever would fill the file.
+            self.conn
+                .prepare_cached("DELETE FROM jobmill_log WHERE job = :job AND line_no <= :gone")?
+                .execute(named_params! { ":job": id, ":gone": line_no - LOG_LINES_KEPT })?;
+        }
+        Ok(())
     }
 
     /// Keeps what a handler tells of its times, and why its run stops.

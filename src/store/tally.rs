@@ -118,7 +118,10 @@ pub(crate) fn metrics(conn: &Connection, window: Window, now: Timestamp) -> rusq
 /// What the file tells Prometheus.
 pub(crate) fn exposition(conn: &Connection, now: Timestamp) -> rusqlite::Result<String> {
     let stats = stats(conn, None, now)?;
-    let ever: HashMap<i64, Tally> = read(conn, Resolution::Ever, Timestamp::EPOCH, now)?.into_iter().collect();
+    let mut ever: HashMap<i64, Tally> = HashMap::new();
+    for (lane, tally) in read(conn, Resolution::Ever, Timestamp::EPOCH, now)? {
+        ever.entry(lane).or_default().merge(&tally);
+    }
     let lanes = lanes(conn)?;
     let nothing = Tally::default();
     let readings: Vec<LaneReading<'_>> = lanes
@@ -136,7 +139,7 @@ pub(crate) fn exposition(conn: &Connection, now: Timestamp) -> rusqlite::Result<
     Ok(text)
 }
 
-/// The tallies of a resolution from a moment to another, each with its lane. What lies ahead, a clock that was set back
+/// The tallies of a resolution from a moment to another, each with its lane, and those that no engine has taken over yet. What lies ahead, a clock that was set back
 /// has left there.
 fn read(
     conn: &Connection,
@@ -146,10 +149,12 @@ fn read(
 ) -> rusqlite::Result<Vec<(i64, Tally)>> {
     conn.prepare_cached(
         "SELECT lane, tally FROM jobmill_tally
-         WHERE resolution = :resolution AND bucket BETWEEN :from AND :to",
+         WHERE resolution = :resolution AND bucket BETWEEN :from AND :to
+         UNION ALL SELECT lane, tally FROM jobmill_tally WHERE resolution = :left",
     )?
-    .query_map(named_params! { ":resolution": resolution.as_seconds(), ":from": from, ":to": to }, |row| {
-        Ok((row.get(0)?, json(row, 1)?.unwrap_or_default()))
-    })?
+    .query_map(
+        named_params! { ":resolution": resolution.as_seconds(), ":from": from, ":to": to, ":left": LEFT },
+        |row| Ok((row.get(0)?, json(row, 1)?.unwrap_or_default())),
+    )?
     .collect()
 }

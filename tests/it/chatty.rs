@@ -209,6 +209,29 @@ fn what_is_told_by_the_clock_is_written_once_in_a_tenth_of_a_second() -> jobmill
     Ok(())
 }
 
+/// A job that was retried for ever filled the file, a thousand lines at a time.
+#[test]
+fn of_all_attempts_together_the_newest_ten_thousand_lines_are_kept() -> jobmill::Result<()> {
+    let mut t = Harness::new(|builder| {
+        builder.handle(|_: Chat, ctx: &Context| -> Result<(), Failure> {
+            for n in 1..=900 {
+                ctx.log(format!("{n} of {}", ctx.attempt()));
+            }
+            Err(Failure::retry_after(secs(1), "again"))
+        })
+    })?;
+    let id = t.enqueue(NewJob::of(&Chat(Talk::Log, 0)).max_attempts(12))?;
+    for _ in 0..12 {
+        t.drain()?;
+        t.advance(secs(2));
+    }
+    let log = t.client().log(id)?;
+    assert_eq!(log.len(), 10_000);
+    assert_eq!((log[0].line.as_str(), log[0].attempt), ("801 of 1", 1));
+    assert_eq!(log[9_999].line, "900 of 12");
+    Ok(())
+}
+
 /// What a table takes in the file, and how many rows it has.
 fn size(client: &Client, table: &str) -> (i64, i64) {
     let bytes = format!("SELECT coalesce(sum(pgsize), 0) FROM dbstat WHERE name = '{table}'");

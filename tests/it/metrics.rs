@@ -562,6 +562,23 @@ fn old_tallies_are_removed_so_that_their_number_is_bounded() -> jobmill::Result<
     Ok(())
 }
 
+/// Asking for rates waited for the write lock, and failed if somebody kept it.
+#[test]
+fn rates_are_told_while_somebody_else_writes() -> jobmill::Result<()> {
+    let mut t = Harness::new(|builder| builder.handle(act).busy_timeout(Duration::from_millis(1)))?;
+    t.enqueue(&Act::ALL[0])?;
+    t.drain()?;
+    t.client().metrics(Window::Minute)?;
+    t.enqueue(&Act::ALL[0])?;
+    let conn = t.client().connection()?;
+    conn.execute_batch("BEGIN IMMEDIATE").expect("a lock");
+    assert_eq!(t.client().metrics(Window::Minute)?.total.enqueued, 1, "the newest is not in the file yet");
+    assert!(t.client().prometheus()?.contains("jobmill_jobs_enqueued_total{"));
+    conn.execute_batch("ROLLBACK").expect("an end");
+    assert_eq!(t.client().metrics(Window::Minute)?.total.enqueued, 2);
+    Ok(())
+}
+
 /// Transactions of the application's own left tallies that nobody ever took.
 #[test]
 fn without_rates_nothing_is_written_but_the_jobs() -> jobmill::Result<()> {

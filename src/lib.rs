@@ -15,6 +15,7 @@ mod handler;
 mod liveness;
 mod metrics;
 mod model;
+pub mod provider;
 mod ring;
 mod store;
 #[cfg(feature = "testing")]
@@ -53,6 +54,7 @@ pub use model::threshold::{Measure, Scope, Threshold};
 pub use model::time::Timestamp;
 pub use model::unique::{Unique, UniqueScope};
 pub use model::update::{JobUpdate, Refusal, StatusChange};
+pub use model::usage::{Price, PriceTable, Usage};
 pub use model::workers::Workers;
 /// The release of `rusqlite` whose transactions this crate takes.
 pub use rusqlite;

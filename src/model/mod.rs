@@ -24,5 +24,6 @@ pub(crate) mod threshold;
 pub(crate) mod time;
 pub(crate) mod unique;
 pub(crate) mod update;
+pub(crate) mod usage;
 pub(crate) mod words;
 pub(crate) mod workers;

@@ -78,6 +78,10 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    pub(crate) fn started_at(&self) -> Option<Timestamp> {
+        self.started_at
+    }
+
     /// A step from here.
     pub(crate) fn step(&self, to: State, cause: Cause) -> Step {
         Step {

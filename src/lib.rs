@@ -21,7 +21,9 @@ mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use builtin::batch::{Batches, WhenUnknown};
 pub use builtin::callback::Callbacks;
+pub use client::batch::{BatchResults, ItemPage, ItemQuery};
 pub use client::jobs::Jobs;
 pub use client::selection::{Bulk, Selection};
 pub use client::{Client, Transaction};

@@ -14,7 +14,7 @@ use crate::model::new_job::{Payload, check_kind};
 /// What an attempt gives: an outcome whose value is JSON already.
 pub(crate) type RawOutcome = Result<Outcome<Vec<u8>>, Failure>;
 
-type Run = Box<dyn Fn(&Context) -> RawOutcome + Send + Sync>;
+pub(crate) type Run = Box<dyn Fn(&Context) -> RawOutcome + Send + Sync>;
 
 /// Every handler of an engine, by kind.
 #[derive(Default)]
@@ -45,8 +45,12 @@ impl Registry {
                 Outcome::Cancel(reason) => Ok(Outcome::Cancel(reason)),
             }
         };
-        let kind = <H::Payload as Payload>::KIND;
-        let entry = Entry { run: Box::new(run), mean_ns: AtomicU64::new(0) };
+        self.add_raw(<H::Payload as Payload>::KIND, Box::new(run))
+    }
+
+    /// Adds what runs a kind.
+    pub(crate) fn add_raw(&mut self, kind: &str, run: Run) -> Result<()> {
+        let entry = Entry { run, mean_ns: AtomicU64::new(0) };
         match self.entries.insert(kind.to_owned(), entry) {
             None => Ok(()),
             Some(_) => Err(Error::invalid("handle", format_args!("the kind {kind} has a handler already"))),

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::builtin::batch::body::{Encoder, OpenItems};
@@ -100,6 +101,7 @@ impl Basket<'_> {
         match written {
             Ok((applied, cancelled)) => {
                 self.sum.items += applied.items;
+                self.agency.items_updated.fetch_add(applied.items, Ordering::Relaxed);
                 self.sum.account |= applied.account;
                 self.stopped |= cancelled || self.ctx.is_shutting_down();
             }

@@ -10,6 +10,7 @@ pub(crate) mod step;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crate::desk::Desk;
@@ -199,6 +200,8 @@ impl Batches {
 pub(crate) struct Agency {
     pub(crate) providers: HashMap<String, Arc<dyn Provider>>,
     pub(crate) settings: Batches,
+    /// Items that results were written for since the last cycle of polls.
+    pub(crate) items_updated: AtomicU64,
 }
 
 impl fmt::Debug for Agency {
@@ -209,7 +212,7 @@ impl fmt::Debug for Agency {
 
 impl Agency {
     pub(crate) fn new(settings: Batches) -> Self {
-        Self { providers: HashMap::new(), settings }
+        Self { providers: HashMap::new(), settings, items_updated: AtomicU64::new(0) }
     }
 
     pub(crate) fn add(&mut self, provider: Arc<dyn Provider>) -> Result<()> {

@@ -179,6 +179,7 @@ impl Submission<'_> {
         if !ours {
             log::error!("{}: its batch belongs to another request", self.row.id);
         }
+        self.ctx.client().desk().wake_poller();
         Ok(Some(Outcome::Done(())))
     }
 

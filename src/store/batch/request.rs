@@ -235,6 +235,28 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// An operator says which batch at the provider a request is. False: that is known, or the batch is another's. None:
+    /// there is no such request.
+    pub(crate) fn adopt_by_hand(&mut self, id: BatchRequestId, remote_id: &str) -> rusqlite::Result<Option<bool>> {
+        let Some(row) = request(self.conn, id)? else { return Ok(None) };
+        if row.state != RequestState::Sent || is_elsewhere(self.conn, &row.account, remote_id, id)? {
+            return Ok(Some(false));
+        }
+        let remote = RemoteBatch::new(remote_id, RemoteState::Running, "{}");
+        self.adopt(&row, &remote, Duration::ZERO).map(Some)
+    }
+
+    /// An operator says that a request was not created. False: it is known what became of it.
+    pub(crate) fn abandon_by_hand(&mut self, id: BatchRequestId) -> rusqlite::Result<Option<bool>> {
+        let Some(row) = request(self.conn, id)? else { return Ok(None) };
+        if row.state != RequestState::Sent {
+            return Ok(Some(false));
+        }
+        self.not_sent(&row, "an operator says that it was not created")?;
+        self.send_later(id)?;
+        Ok(Some(true))
+    }
+
     /// Notes that a batch at the provider is none of ours.
     pub(crate) fn note_foreign(&mut self, account: &str, remote_id: &str) -> rusqlite::Result<()> {
         self.conn

@@ -242,7 +242,9 @@ impl Engine {
     /// Ends as if the process had been killed: nothing is written, running jobs stay so in the file.
     #[cfg(feature = "testing")]
     pub(crate) fn crash(self) {
-        drop(self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take().map(PollerThread::stop));
+        if let Some(poller) = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            poller.stop();
+        }
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.pool.close();
         self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -47,7 +47,7 @@ pub(crate) struct Poller {
 
 /// What one call is to find out.
 enum Task<'a> {
-    One(&'a dyn Provider, RequestRow),
+    One(&'a dyn Provider, Box<RequestRow>),
     /// All of them, by a list of what was created since.
     All(&'a dyn Provider, Vec<RequestRow>, Timestamp),
 }
@@ -128,7 +128,7 @@ impl Poller {
                 Some(oldest) if page > 0 && rows.len() >= LIST_FROM => {
                     tasks.push(Task::All(&**provider, rows, oldest.saturating_sub(CLOCK_SKEW)));
                 }
-                _ => tasks.extend(rows.into_iter().map(|row| Task::One(&**provider, row))),
+                _ => tasks.extend(rows.into_iter().map(|row| Task::One(&**provider, Box::new(row)))),
             }
         }
         (tasks, strange)
@@ -193,7 +193,7 @@ impl Poller {
 
     fn let_go(&self, task: Task<'_>) -> Result<()> {
         let rows = match task {
-            Task::One(_, row) => vec![row],
+            Task::One(_, row) => vec![*row],
             Task::All(_, rows, _) => rows,
         };
         call(self.client.desk(), move |turn| turn.unclaim_polls(&rows))
@@ -267,7 +267,7 @@ impl<'a> Task<'a> {
         match self {
             Self::One(provider, row) => {
                 let id = row.remote_id.clone().unwrap_or_default();
-                vec![Told { row, answer: provider.poll(&id), limits: provider.limits() }]
+                vec![Told { row: *row, answer: provider.poll(&id), limits: provider.limits() }]
             }
             Self::All(provider, rows, since) => match provider.list(since) {
                 Ok(Some(batches)) => {
@@ -277,13 +277,13 @@ impl<'a> Task<'a> {
                     for row in rows {
                         match row.remote_id.as_ref().and_then(|id| known.remove(id)) {
                             Some(batch) => told.push(Told { row, answer: Ok(batch), limits: provider.limits() }),
-                            None => left.push(Task::One(provider, row)),
+                            None => left.push(Task::One(provider, Box::new(row))),
                         }
                     }
                     told
                 }
                 Ok(None) => {
-                    left.extend(rows.into_iter().map(|row| Task::One(provider, row)));
+                    left.extend(rows.into_iter().map(|row| Task::One(provider, Box::new(row))));
                     Vec::new()
                 }
                 Err(error) => {

@@ -473,6 +473,18 @@ pub enum ResultLine<'a> {
     },
 }
 
+impl<'a> ResultLine<'a> {
+    /// The result of a request, with the line as it came.
+    pub fn result(custom_id: &'a str, outcome: ItemOutcome, raw: &'a str) -> Self {
+        Self::Result { custom_id, outcome, raw }
+    }
+
+    /// A line that cannot be read.
+    pub fn unreadable(raw: &'a str, problem: &'a str) -> Self {
+        Self::Unreadable { raw, problem }
+    }
+}
+
 /// What a request came to.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 mod alerts;
 mod ask;
 mod bad_input;
+mod batch;
 mod bulk;
 mod callback;
 mod cancel;

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use sha2::{Digest, Sha256};
+
 use crate::model::id::{BatchItemId, BatchRequestId};
 use crate::provider::{Frame, Outgoing, OwnedOutgoing, Provider, Todo};
 use crate::store::batch::Mark;
@@ -78,6 +80,9 @@ pub(crate) struct BodyReader<'a> {
     buffer: Vec<u8>,
     at: usize,
     closed: bool,
+    hash: Sha256,
+    /// What the hash must come to: what was frozen is sent, or nothing.
+    frozen: Vec<u8>,
 }
 
 impl<'a> BodyReader<'a> {
@@ -86,9 +91,10 @@ impl<'a> BodyReader<'a> {
         reader: &'a Reader,
         request: BatchRequestId,
         encoder: Encoder,
+        frozen: Vec<u8>,
     ) -> Self {
         let (buffer, after) = (Vec::new(), BatchItemId::from_raw(0));
-        Self { provider, reader, request, encoder, after, buffer, at: 0, closed: false }
+        Self { provider, reader, request, encoder, after, buffer, at: 0, closed: false, hash: Sha256::new(), frozen }
     }
 
     fn fill(&mut self) -> std::io::Result<()> {
@@ -111,6 +117,10 @@ impl<'a> BodyReader<'a> {
         if items.len() < CHUNK {
             self.closed = true;
             self.buffer.extend_from_slice(self.encoder.close().as_bytes());
+        }
+        self.hash.update(&self.buffer);
+        if self.closed && self.hash.finalize_reset()[..] != self.frozen[..] {
+            return Err(std::io::Error::other("the body is not the one that was frozen"));
         }
         Ok(())
     }

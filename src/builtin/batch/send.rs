@@ -100,7 +100,7 @@ impl Submission<'_> {
             Ok((file_tag(conn)?.unwrap_or_default(), plan::routes(conn, batch)?))
         })?;
         let encoder = Encoder::new(self.provider, tag, routes, self.row.endpoint.clone());
-        Ok(BodyReader::new(self.provider, reader, self.row.id, encoder))
+        Ok(BodyReader::new(self.provider, reader, self.row.id, encoder, self.row.sha256.clone()))
     }
 
     /// Uploads the body if need be, and has the batch created.
@@ -146,7 +146,7 @@ impl Submission<'_> {
                 self.adopt(remote)
             }
             Err(error) => {
-                log::warn!("{}: its creation failed: {error}", self.row.id);
+                log::warn!("{}: its creation failed, try {}: {error}", self.row.id, self.row.attempt + 1);
                 let fate = error.fate;
                 self.not_done(&error, fate)
             }
@@ -282,7 +282,7 @@ impl Submission<'_> {
                 free.push(candidate);
             }
         }
-        free.sort_by(|left, right| left.batch.created_at.cmp(&right.batch.created_at));
+        free.sort_by_key(|candidate| candidate.batch.created_at);
         let (certain, suspects): (Vec<_>, Vec<_>) = free.into_iter().partition(|candidate| candidate.certain);
         let mut certain = certain.into_iter().map(|candidate| candidate.batch);
         if let Some(first) = certain.next() {

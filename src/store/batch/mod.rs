@@ -37,10 +37,6 @@ impl ItemState {
     pub(crate) const ALL: [Self; 7] =
         [Self::Waiting, Self::Sent, Self::Stepping, Self::Completed, Self::Failed, Self::Cancelled, Self::Expired];
 
-    pub(crate) const fn is_open(self) -> bool {
-        matches!(self, Self::Waiting | Self::Sent | Self::Stepping)
-    }
-
     /// The status of an item whose request stands there.
     pub(crate) const fn status(self, request: Option<RequestState>) -> Status {
         match self {

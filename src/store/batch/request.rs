@@ -35,12 +35,14 @@ pub(crate) struct RequestRow {
     pub(crate) poll_wait: Option<Duration>,
     pub(crate) cancel_requested: bool,
     pub(crate) failures: u32,
+    /// The hash of its body, as it was frozen.
+    pub(crate) sha256: Vec<u8>,
 }
 
 macro_rules! request_columns {
     () => {
         "id, batch, state, provider, account, endpoint, key, items, bytes, tokens, file, uploaded_at, attempt, sent_at, \
-         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures"
+         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures, body_sha256"
     };
 }
 pub(crate) use request_columns;
@@ -68,6 +70,7 @@ pub(crate) fn request_row(row: &Row<'_>) -> rusqlite::Result<RequestRow> {
         poll_wait: row.get::<_, Option<i64>>(17)?.map(|us| Duration::from_micros(us.cast_unsigned())),
         cancel_requested: row.get(18)?,
         failures: row.get(19)?,
+        sha256: row.get::<_, Option<Vec<u8>>>(20)?.unwrap_or_default(),
     })
 }
 

@@ -230,7 +230,7 @@ impl Turn<'_> {
     fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
         self.conn
             .prepare_cached(
-                "SELECT step, max_attempts, job.cancel_requested_at IS NOT NULL OR job.state <> 2, lane.queue,
+                "SELECT batch.step, batch.max_attempts, job.cancel_requested_at IS NOT NULL OR job.state <> 2, lane.queue,
                      lane.priority, (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = job.share)
                  FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
                  JOIN jobmill_lane AS lane ON lane.id = job.lane WHERE batch.job = :batch",

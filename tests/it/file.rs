@@ -328,7 +328,7 @@ fn a_check_finds_a_damaged_page() -> jobmill::Result<()> {
     drop(client);
     let mut bytes = std::fs::read(&path).expect("a file");
     // Every fourth page is wiped, but for the first ones, which hold the schema.
-    for page in bytes.chunks_exact_mut(4096).skip(40).step_by(4) {
+    for page in bytes.chunks_exact_mut(4096).skip(120).step_by(4) {
         page.fill(0xA5);
     }
     std::fs::write(&path, bytes).expect("a file");

@@ -4,6 +4,8 @@
 //! every step and writes down each before it takes the next, so that a crash may fall between any two.
 
 pub(crate) mod http;
+mod local;
+mod slots;
 
 use std::fmt;
 use std::io::Read;
@@ -15,6 +17,7 @@ use serde_json::value::RawValue;
 
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
+pub use crate::provider::local::{IntoReply, Local, LocalError, LocalReply};
 
 /// One account at one provider of batches.
 ///

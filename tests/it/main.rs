@@ -17,6 +17,7 @@ mod file;
 mod history;
 mod house;
 mod listing;
+mod local;
 mod metrics;
 mod mirror;
 mod model;

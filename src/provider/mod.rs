@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
+pub use crate::provider::http::Key;
 
 /// One account at one provider of batches.
 ///

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
+pub use crate::provider::http::Key;
 pub use crate::provider::local::{IntoReply, Local, LocalError, LocalReply};
 
 /// One account at one provider of batches.

@@ -64,15 +64,18 @@ pub struct Local {
 }
 
 /// Runs one request.
-trait Run: Send + Sync {
-    fn run(&self, request: &Outgoing<'_>) -> Ran;
+pub(super) trait Run: Send + Sync {
+    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, LocalError>;
+
+    /// Tells of a rule that the request breaks, so that it need not be tried.
+    fn check(&self, request: &Outgoing<'_>) -> Result<(), LocalError> {
+        let _ = request;
+        Ok(())
+    }
 }
 
-/// What a request came to, and the answer as it came.
-struct Ran {
-    outcome: ItemOutcome,
-    raw: String,
-}
+/// A reply, as JSON.
+pub(super) type Reply = LocalReply<Box<RawValue>>;
 
 impl Local {
     /// The most requests that may run at a time.
@@ -88,20 +91,22 @@ impl Local {
         R: IntoReply,
     {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::new(Account::new(name, "in-process", ""), Vec::new(), Box::new(Function(function)), processors)
+        let account = Account::new(name, "in-process", "");
+        Self::new(account, Vec::new(), Box::new(Function(function))).concurrency(processors)
     }
 
-    fn new(account: Account, endpoints: Vec<String>, runner: Box<dyn Run>, concurrency: usize) -> Self {
+    pub(super) fn new(account: Account, endpoints: Vec<String>, runner: Box<dyn Run>) -> Self {
         // A batch is not sent anywhere, so only the engine's own bookkeeping bounds its size.
         let mut limits = Limits::new(1_000_000, 1 << 40);
         limits.endpoints = endpoints;
         limits.idempotent = true;
         limits.local = true;
-        Self { account, limits, runner, concurrency, slots: Slots::new(concurrency) }
+        Self { account, limits, runner, concurrency: 1, slots: Slots::new(1) }
     }
 
     /// Sets how many requests may run at a time: at least one, at most [`MAX_CONCURRENCY`](Self::MAX_CONCURRENCY), which
-    /// stand for what lies beyond them. Defaults to the number of processors for a function.
+    /// stand for what lies beyond them. Defaults to the number of processors for a function, and to
+    /// 4 for an endpoint.
     pub fn concurrency(mut self, requests: usize) -> Self {
         self.concurrency = requests.clamp(1, Self::MAX_CONCURRENCY);
         self.slots = Slots::new(self.concurrency);
@@ -135,6 +140,7 @@ impl Provider for Local {
             custom_id: &'a str,
             body: &'a RawValue,
         }
+        self.runner.check(item).map_err(|error| error.message)?;
         let from = body.len();
         let line = Line { custom_id: item.custom_id, body: item.body };
         serde_json::to_writer(&mut *body, &line).map_err(|error| error.to_string())?;
@@ -225,10 +231,10 @@ impl Crew<'_> {
         std::thread::scope(|scope| {
             let _closing = Closing(self);
             // As many again may wait for a sink that is busy writing, so that it holds up the threads later.
-            let (hand_in, results) = bounded::<(String, Ran)>(self.size);
+            let (hand_in, results) = bounded(self.size);
             self.hire(scope, 1, hand_in)?;
-            for (custom_id, ran) in results {
-                let line = ResultLine::Result { custom_id: &custom_id, outcome: ran.outcome, raw: &ran.raw };
+            for Ran { custom_id, outcome, raw } in results {
+                let line = ResultLine::Result { custom_id: &custom_id, outcome, raw: &raw };
                 if sink(line) == ControlFlow::Break(()) {
                     break;
                 }
@@ -241,7 +247,7 @@ impl Crew<'_> {
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         number: usize,
-        hand_in: Sender<(String, Ran)>,
+        hand_in: Sender<Ran>,
     ) -> io::Result<()> {
         let thread = std::thread::Builder::new().name(format!("jobmill-local-{number}"));
         thread.spawn_scoped(scope, move || self.work(scope, number, hand_in)).map(|_| ())
@@ -249,7 +255,7 @@ impl Crew<'_> {
 
     /// Runs one request after another. The first thing to do with a request in hand is to see that somebody looks for the
     /// next, so there are never more threads than requests.
-    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: usize, hand_in: Sender<(String, Ran)>) {
+    fn work<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, number: usize, hand_in: Sender<Ran>) {
         let mut hires = number < self.size;
         while let Some(slot) = self.party.take() {
             let Some(item) = self.supply.lock().next() else { break };
@@ -258,16 +264,43 @@ impl Crew<'_> {
             {
                 log::warn!("{number} requests are run at a time and not {}: {error}", self.size);
             }
-            let ran = self.runner.run(&item.as_outgoing());
+            let ran = self.run_one(item);
             // Who waits for the sink needs no slot.
             drop(slot);
-            if hand_in.send((item.custom_id, ran)).is_err() {
+            if hand_in.send(ran).is_err() {
                 break;
             }
         }
         // There is nothing to be had for the others either, who may wait for a slot.
         self.party.close();
     }
+
+    /// Runs a request. A panic is an error like any other.
+    fn run_one(&self, item: OwnedOutgoing) -> Ran {
+        let result = catch_unwind(AssertUnwindSafe(|| self.runner.run(&item.as_outgoing())));
+        let result = result.unwrap_or_else(|panic| {
+            Err(LocalError::new(ItemError::Unknown, format_args!("panicked: {}", said(&*panic))).code("panic"))
+        });
+        let (outcome, raw) = match result {
+            Ok(LocalReply { value: reply, finish, usage }) => {
+                let raw = reply.get().to_owned();
+                (ItemOutcome::Succeeded { reply, finish, usage }, raw)
+            }
+            Err(LocalError { class, code, message, usage }) => {
+                let raw = serde_json::json!({ "error": { "code": code, "message": message } }).to_string();
+                let usage = usage.map_or_else(Usage::default, |usage| *usage);
+                (ItemOutcome::Errored { class, code, message, usage }, raw)
+            }
+        };
+        Ran { custom_id: item.custom_id, outcome, raw }
+    }
+}
+
+/// What a request came to, and the answer as it came.
+struct Ran {
+    custom_id: String,
+    outcome: ItemOutcome,
+    raw: String,
 }
 
 /// Sees to it that nothing more is begun when nobody listens any more, be it that the sink broke or that it panicked.
@@ -288,25 +321,12 @@ where
     F: Fn(&Outgoing<'_>) -> Result<R, LocalError> + Send + Sync,
     R: IntoReply,
 {
-    fn run(&self, request: &Outgoing<'_>) -> Ran {
-        let run = || -> Result<(Box<RawValue>, Finish, Usage), LocalError> {
-            let LocalReply { value, finish, usage } = (self.0)(request)?.into_reply();
-            let reply = to_raw_value(&value).map_err(|error| {
-                LocalError::invalid(format_args!("the reply is no JSON: {error}")).code("unserializable")
-            })?;
-            Ok((reply, finish, usage))
-        };
-        match catch_unwind(AssertUnwindSafe(run)) {
-            Ok(Ok((reply, finish, usage))) => {
-                let raw = reply.get().to_owned();
-                Ran { outcome: ItemOutcome::Succeeded { reply, finish, usage }, raw }
-            }
-            Ok(Err(error)) => error.into_ran(),
-            Err(panic) => {
-                let message = format_args!("panicked: {}", said(&*panic)).to_string();
-                LocalError::new(ItemError::Unknown, message).code("panic").into_ran()
-            }
-        }
+    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, LocalError> {
+        let LocalReply { value, finish, usage } = (self.0)(request)?.into_reply();
+        let value = to_raw_value(&value).map_err(|error| {
+            LocalError::invalid(format_args!("the reply is no JSON: {error}")).code("unserializable")
+        })?;
+        Ok(LocalReply { value, finish, usage })
     }
 }
 
@@ -426,13 +446,6 @@ impl LocalError {
         self.usage = Some(Box::new(usage));
         self
     }
-
-    fn into_ran(self) -> Ran {
-        let Self { class, code, message, usage } = self;
-        let raw = serde_json::json!({ "error": { "code": code, "message": message } }).to_string();
-        let usage = usage.map_or_else(Usage::default, |usage| *usage);
-        Ran { outcome: ItemOutcome::Errored { class, code, message, usage }, raw }
-    }
 }
 
 impl fmt::Display for LocalError {
@@ -461,5 +474,46 @@ impl<'a> Outgoing<'a> {
     /// The body is something else: the request is not valid.
     pub fn parse<T: Deserialize<'a>>(&self) -> Result<T, LocalError> {
         serde_json::from_str(self.body.get()).map_err(|error| LocalError::invalid(format_args!("the body: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// So many requests.
+    struct Count(u64);
+
+    impl Todo for Count {
+        fn next(&mut self) -> Option<OwnedOutgoing> {
+            self.0 = self.0.checked_sub(1)?;
+            let body = RawValue::NULL.to_owned();
+            Some(OwnedOutgoing { custom_id: self.0.to_string(), endpoint: String::new(), model: String::new(), body })
+        }
+    }
+
+    #[test]
+    fn who_listens_no_more_does_not_wait_for_a_slot_that_another_holds() {
+        let provider = Local::function("local", |_| Ok(())).concurrency(1);
+        let other = provider.slots.open();
+        let (give, given) = bounded(1);
+        let (tell, told) = bounded(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut sink = |_: ResultLine<'_>| {
+                    give.send(other.take()).expect("a receiver");
+                    ControlFlow::Break(())
+                };
+                let batch = batch("b", None, RemoteEnd::Completed);
+                provider.results(&batch, &mut Count(100), &mut sink).expect("no error");
+                tell.send(()).expect("a receiver");
+            });
+            let slot = given.recv().expect("the sink is called");
+            let has_returned = told.recv_timeout(Duration::from_secs(30)).is_ok();
+            drop(slot);
+            assert!(has_returned);
+        });
     }
 }

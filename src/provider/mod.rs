@@ -3,7 +3,10 @@
 //! A [`Provider`] knows the wire and nothing else: no database, no clock, no thread that outlives a call. The engine drives
 //! every step and writes down each before it takes the next, so that a crash may fall between any two.
 
+mod anthropic;
 pub(crate) mod http;
+mod setup;
+mod wire;
 
 use std::fmt;
 use std::io::Read;
@@ -15,6 +18,7 @@ use serde_json::value::RawValue;
 
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
+pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
 pub use crate::provider::http::Key;
 
 /// One account at one provider of batches.

@@ -4,7 +4,6 @@ use std::fmt;
 use std::time::Duration;
 
 use ::http::HeaderName;
-use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -12,7 +11,8 @@ use crate::error::Result;
 use crate::provider::http::{Auth, Explained, Http, Key, Settings, check_timeout};
 use crate::provider::local::{Local, LocalError, LocalReply, Reply, Run};
 use crate::provider::reply::{Said, Shape, class_of_code, words};
-use crate::provider::{Account, Body, CallClass, CallError, ItemError, Outgoing};
+use crate::provider::wire;
+use crate::provider::{Account, CallClass, CallError, ItemError, Outgoing};
 
 /// How many requests an endpoint gets at a time: as many as servers on a desk are wont to take.
 const CONCURRENCY: usize = 4;
@@ -189,13 +189,11 @@ struct Chat {
 
 impl Run for Chat {
     fn run(&self, request: &Outgoing<'_>) -> std::result::Result<Reply, LocalError> {
-        self.check(request)?;
         let (endpoint, shape) = self.endpoint(request.endpoint)?;
         let path = if self.has_version { endpoint.strip_prefix("/v1").unwrap_or(endpoint) } else { endpoint };
-        let body = request.body.get().as_bytes();
-        let mut reader = body;
-        let body = Body { length: body.len() as u64, reader: &mut reader };
-        let ask = self.http.post(path).body("application/json", body).within(self.timeout);
+        let body = self.body(request)?;
+        let mut reader = &body[..];
+        let ask = self.http.post(path).body("application/json", body.len() as u64, &mut reader).within(self.timeout);
         let told = ask.send().and_then(|answer| answer.success(explain)?.whole()).map_err(failed)?;
         let unreadable = |problem: &str| LocalError::new(ItemError::Server, problem).code("unreadable");
         let value = RawValue::from_string(told.text).map_err(|_| unreadable("the answer is not JSON"))?;
@@ -210,21 +208,23 @@ impl Run for Chat {
     }
 
     fn check(&self, request: &Outgoing<'_>) -> std::result::Result<(), LocalError> {
-        #[derive(Deserialize)]
-        struct Streams {
-            #[serde(default)]
-            stream: Option<bool>,
-        }
         self.endpoint(request.endpoint)?;
-        let body: Streams = request.parse()?;
-        if body.stream == Some(true) {
-            return Err(LocalError::invalid("the body: stream must not be true in a batch"));
-        }
-        Ok(())
+        self.body(request).map(|_| ())
     }
 }
 
 impl Chat {
+    /// What is sent: the same as in a batch elsewhere.
+    fn body(&self, request: &Outgoing<'_>) -> std::result::Result<Vec<u8>, LocalError> {
+        let shape = match self.speaks {
+            Speaks::OpenAi => wire::Shape::OpenAi,
+            Speaks::Anthropic => wire::Shape::Anthropic,
+        };
+        let mut body = Vec::new();
+        wire::push_body(request, shape, &mut body).map_err(LocalError::invalid)?;
+        Ok(body)
+    }
+
     fn endpoint(&self, asked: &str) -> std::result::Result<(&'static str, Shape), LocalError> {
         let endpoints = self.speaks.endpoints();
         if asked.is_empty() {

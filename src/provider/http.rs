@@ -17,10 +17,10 @@ use ureq::unversioned::transport::{Connector, NextTimeout, RustlsConnector, TcpC
 use ureq::{Agent, AsSendBody, SendBody, Timeout};
 
 use crate::error::{Error, Result};
-pub(crate) use crate::provider::http::answer::{Answer, Explained, Told};
+pub(crate) use crate::provider::http::answer::{Answer, Explained, Told, unreadable};
 pub use crate::provider::http::key::Key;
 use crate::provider::http::key::Secret;
-pub(crate) use crate::provider::http::lines::{Lines, Parsed, give};
+pub(crate) use crate::provider::http::lines::{Parsed, give};
 pub(crate) use crate::provider::http::place::{Place, segment};
 use crate::provider::{Body, CallClass, CallError, CallResult, Fate};
 
@@ -248,10 +248,10 @@ impl<'h> Ask<'h> {
         self
     }
 
-    /// Sets what is sent, and of what type it is. It is read as it is sent.
-    pub(crate) fn body(self, content_type: &str, body: Body<'h>) -> Self {
+    /// Sets what is sent, of what type it is, and how many bytes it has. It is read as it is sent.
+    pub(crate) fn body(self, content_type: &str, length: u64, reader: &'h mut dyn Read) -> Self {
         let mut ask = self.header(header::CONTENT_TYPE, content_type);
-        ask.body = Some(body);
+        ask.body = Some(Body { length, reader });
         ask
     }
 
@@ -527,8 +527,8 @@ mod tests {
         settings.headers.push(("X-Team".to_owned(), "blue".to_owned()));
         let http = Http::new(settings.clone()).expect("good settings");
         let mut bytes: &[u8] = b"hello";
-        let body = Body { length: 5, reader: &mut bytes };
-        let told = http.post("/x?a=b").body("text/plain", body).send().and_then(Answer::whole).expect("an answer");
+        let told =
+            http.post("/x?a=b").body("text/plain", 5, &mut bytes).send().and_then(Answer::whole).expect("an answer");
         assert_eq!(told.text, "{}");
         let came = server.next();
         assert_eq!((&*came.line, &*came.body), ("POST /base/x?a=b&v=1 HTTP/1.1", &b"hello"[..]));
@@ -615,7 +615,7 @@ mod tests {
             settings.announce = false;
             let http = Http::new(settings).expect("good settings");
             let mut bytes = io::repeat(b'x').take(length);
-            refused(http.post("/").body("text/plain", Body { length, reader: &mut bytes }).send())
+            refused(http.post("/").body("text/plain", length, &mut bytes).send())
         };
         let nobody = send(format!("http://{CLOSED_PORT}"), 10);
         assert_eq!((nobody.fate, &*nobody.message), (NotSent, "the connection was refused"));
@@ -663,9 +663,7 @@ mod tests {
     fn a_body_of_another_length_never_arrives_whole() {
         let server = Server::start(|_, connection| drop(connection.request()));
         let http = http(&server);
-        let send = |length, mut bytes: &[u8]| {
-            refused(http.post("/").body("text/plain", Body { length, reader: &mut bytes }).send())
-        };
+        let send = |length, mut bytes: &[u8]| refused(http.post("/").body("text/plain", length, &mut bytes).send());
         let short = send(6, b"hello");
         assert_eq!((&*short.message, short.fate), ("the body is shorter than was said", Fate::Ambiguous));
         let long = send(4, b"hello");
@@ -676,8 +674,7 @@ mod tests {
                 Err(io::Error::other("hunter2"))
             }
         }
-        let body = Body { length: 5, reader: &mut Broken };
-        let broken = refused(http.post("/").body("text/plain", body).send());
+        let broken = refused(http.post("/").body("text/plain", 5, &mut Broken).send());
         assert_eq!((&*broken.message, broken.fate), ("the body could not be read", Fate::NotSent));
     }
 
@@ -693,8 +690,7 @@ mod tests {
             connection.answer(413, &[("Connection", "close")], "");
         });
         let mut bytes = io::repeat(b'x').take(100 << 20);
-        let body = Body { length: 100 << 20, reader: &mut bytes };
-        let error = refused(http(&server).post("/").body("text/plain", body).send());
+        let error = refused(http(&server).post("/").body("text/plain", 100 << 20, &mut bytes).send());
         assert_eq!((error.fate, error.class), (Fate::Rejected, CallClass::TooLarge));
         assert_eq!(bytes.limit(), 100 << 20);
     }

@@ -258,8 +258,9 @@ fn what_can_never_be_sent_is_refused_before_and_sends_nothing() {
     let server = answering(200, ANSWER);
     let provider = Local::chat_openai(server.url("/v1")).build().expect("a provider");
     let table = [
-        (CHAT, r#"{"stream":true}"#, "the body: stream must not be true in a batch"),
-        (CHAT, "3", "the body: invalid type: integer `3`, expected struct Streams at line 1 column 1"),
+        (CHAT, r#"{"stream":true}"#, "body.stream: a batch does not stream"),
+        (CHAT, "3", "body: must be a JSON object"),
+        (CHAT, r#"{"model":"other"}"#, "body.model: must be the item's model"),
         ("/v1/other", "{}", "the endpoint \"/v1/other\" is none of those that are known"),
     ];
     for (endpoint, body, problem) in table {
@@ -328,4 +329,12 @@ fn an_endpoint_is_an_account_of_its_own_whatever_its_key() {
     assert_eq!(one, other_key);
     assert_ne!(one, account(Local::chat_openai("http://127.0.0.1:2/v1")));
     assert_ne!(one, account(Local::chat_openai("http://127.0.0.1:1/v1").name("other")));
+}
+
+#[test]
+fn a_request_that_names_no_model_is_sent_with_its_items() {
+    let server = answering(200, ANSWER);
+    let provider = Local::chat_openai(server.url("/v1")).build().expect("a provider");
+    outcomes(&provider, Same { body: r#"{"messages":[]}"#, ..Same::times(1) });
+    assert_eq!(server.next().body, br#"{"model":"m","messages":[]}"#);
 }

@@ -70,11 +70,6 @@ impl Answer {
         Self { status: head.status.as_u16(), headers: head.headers, body, has_end, secret }
     }
 
-    #[cfg(test)]
-    pub(super) fn status(&self) -> u16 {
-        self.status
-    }
-
     fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok().map(str::trim)
     }

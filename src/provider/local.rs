@@ -1,10 +1,8 @@
 //! A provider that runs the requests of a batch in this very process.
 
-use std::any::Any;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::Scope;
 
 use crossbeam_channel::{Sender, bounded};
@@ -13,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
 use crate::model::usage::Usage;
+use crate::panics;
 use crate::provider::{
     Account, CallClass, CallError, CallResult, Candidate, Create, Fate, Finish, Frame, ItemError, ItemOutcome, Limits,
     Outgoing, OwnedOutgoing, Provider, RemoteBatch, RemoteCounts, RemoteEnd, RemoteState, ResultLine, Sink, Sought,
@@ -277,10 +276,8 @@ impl Crew<'_> {
 
     /// Runs a request. A panic is an error like any other.
     fn run_one(&self, item: OwnedOutgoing) -> Ran {
-        let result = catch_unwind(AssertUnwindSafe(|| self.runner.run(&item.as_outgoing())));
-        let result = result.unwrap_or_else(|panic| {
-            Err(LocalError::new(ItemError::Unknown, format_args!("panicked: {}", said(&*panic))).code("panic"))
-        });
+        let result = panics::caught(|| self.runner.run(&item.as_outgoing()));
+        let result = result.unwrap_or_else(|message| Err(LocalError::new(ItemError::Unknown, message).code("panic")));
         let (outcome, raw) = match result {
             Ok(LocalReply { value: reply, finish, usage }) => {
                 let raw = reply.get().to_owned();
@@ -328,15 +325,6 @@ where
         })?;
         Ok(LocalReply { value, finish, usage })
     }
-}
-
-/// The message of a panic.
-fn said(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("without a message")
 }
 
 /// What a function of [`Local::function`] gives, where more is known of it than its value.

@@ -298,7 +298,8 @@ fn a_key_that_cannot_be_had_is_the_accounts_failure_and_sends_nothing() {
     }
     let panics = Key::from_fn(|| panic!("the keychain"));
     let (class, code, message) = failed(outcome(Local::chat_openai(server.url("/v1")).key(panics)));
-    assert_eq!((class, code.as_str(), message.as_str()), (ItemError::Unknown, "panic", "panicked: the keychain"));
+    assert_eq!((class, code.as_str()), (ItemError::Unknown, "panic"));
+    assert!(message.ends_with(": the keychain"), "{message}");
     assert_eq!(server.connections(), 0);
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::thread::Scope;
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use parking_lot::Mutex;
@@ -84,6 +85,28 @@ impl Local {
     ///
     /// It returns anything that serializes, or a [`LocalReply`] of it. An error or a panic of the function is the result
     /// of that request alone. It cannot be interrupted.
+    ///
+    /// The function by itself is all that there is to test:
+    ///
+    /// ```
+    /// use jobmill::provider::{Local, LocalError, Outgoing};
+    ///
+    /// fn double(request: &Outgoing<'_>) -> Result<i64, LocalError> {
+    ///     let number: i64 = request.parse()?;
+    ///     number.checked_mul(2).ok_or_else(|| LocalError::invalid("too large").code("overflow"))
+    /// }
+    ///
+    /// # fn main() -> Result<(), serde_json::Error> {
+    /// let body = serde_json::from_str("21")?;
+    /// assert_eq!(double(&Outgoing::new("item-1", "", "", body)), Ok(42));
+    /// let body = serde_json::from_str("\"text\"")?;
+    /// assert!(double(&Outgoing::new("item-2", "", "", body)).is_err());
+    ///
+    /// let provider = Local::function("local", double);
+    /// # let _ = provider;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn function<F, R>(name: impl Into<String>, function: F) -> Self
     where
         F: Fn(&Outgoing<'_>) -> Result<R, LocalError> + Send + Sync + 'static,
@@ -100,6 +123,9 @@ impl Local {
         limits.endpoints = endpoints;
         limits.idempotent = true;
         limits.local = true;
+        // It takes as long as its requests take, and to ask for it costs nothing.
+        limits.window = Duration::from_secs(366 * 86_400);
+        limits.poll_min = Duration::ZERO;
         Self { account, limits, runner, concurrency: 1, slots: Slots::new(1) }
     }
 
@@ -467,8 +493,6 @@ impl<'a> Outgoing<'a> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// So many requests.

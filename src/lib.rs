@@ -15,6 +15,7 @@ mod handler;
 mod liveness;
 mod metrics;
 mod model;
+mod panics;
 pub mod provider;
 mod ring;
 mod store;

@@ -29,7 +29,7 @@ use crate::engine::worker::Shop;
 use crate::engine::{Engine, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::context::{Context, States};
-use crate::handler::registry::{FnHandler, Registry, panic_place};
+use crate::handler::registry::{FnHandler, Registry};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
@@ -38,6 +38,7 @@ use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
+use crate::panics;
 use crate::provider::Provider;
 use crate::ring::Bell;
 use crate::store::connect::{DEFAULT_PATIENCE, Durability, storage_error};
@@ -413,7 +414,7 @@ impl EngineBuilder {
             liveness,
             shutting_down: shutting_down.clone(),
         });
-        panic_place::install();
+        panics::install();
         if !self.counts_rates {
             desk.press().count_nothing();
         }

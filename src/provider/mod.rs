@@ -3,7 +3,14 @@
 //! A [`Provider`] knows the wire and nothing else: no database, no clock, no thread that outlives a call. The engine drives
 //! every step and writes down each before it takes the next, so that a crash may fall between any two.
 
+mod anthropic;
+mod chat;
 pub(crate) mod http;
+mod local;
+mod reply;
+mod setup;
+mod slots;
+mod wire;
 
 use std::fmt;
 use std::io::Read;
@@ -15,6 +22,10 @@ use serde_json::value::RawValue;
 
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
+pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
+pub use crate::provider::chat::LocalChat;
+pub use crate::provider::http::Key;
+pub use crate::provider::local::{IntoReply, Local, LocalError, LocalReply};
 
 /// One account at one provider of batches.
 ///

@@ -18,6 +18,8 @@ mod file;
 mod history;
 mod house;
 mod listing;
+mod local;
+mod local_chat;
 mod metrics;
 mod mirror;
 mod model;

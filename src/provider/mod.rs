@@ -5,6 +5,7 @@
 
 mod anthropic;
 pub(crate) mod http;
+mod openai;
 mod setup;
 mod wire;
 
@@ -20,6 +21,7 @@ use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
 pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
 pub use crate::provider::http::Key;
+pub use crate::provider::openai::{Idempotency, OpenAi, OpenAiBuilder, Quirks};
 
 /// One account at one provider of batches.
 ///

@@ -134,8 +134,9 @@ struct Line {
 
 impl Client {
     /// Submits a batch: it is in the file when this returns, and an engine that has its providers takes it from there. The
-    /// items are taken from the iterator and written in slices, so that a batch of any size takes little memory; until the
-    /// last is written, nothing is sent.
+    /// items are taken from the iterator and written in slices of a thousand, so that a batch of any size takes little
+    /// memory; until the last is written, nothing is sent. If the process dies before, a batch of several slices stays
+    /// [`Created`](Status::Created) and is never sent; delete it and submit it again.
     ///
     /// If the batch has a unique key that is held, nothing is written, and the batch that holds it is told.
     ///
@@ -178,35 +179,34 @@ impl Client {
         (job.kind, job.status) = (Some(BATCH_KIND.into()), Some(Status::Created));
         let mut items = Slices { items, place: 0 };
         // The first slice is checked before anything is written, and most batches have no other.
-        let Some(mut slice) = items.next().transpose()? else {
+        let Some(slice) = items.next().transpose()? else {
             return Err(Error::invalid("items", "must be at least one"));
         };
-        let new = batch.clone();
-        let enqueued = self.desk().call(move |turn| turn.create_batch(&new, &job).map_err(cannot_submit))?;
+        let mut next = items.next().transpose()?;
+        let (new, last) = (batch.clone(), next.is_none());
+        let enqueued = self.desk().call(move |turn| {
+            // All or nothing: a batch that fits into one transaction is whole or not there, whatever crashes.
+            let created = turn.guarded(|mut turn| {
+                let enqueued = turn.create_batch(&new, &job).map_err(cannot_submit)?;
+                if let Enqueued::New(id) = enqueued {
+                    add(&mut turn, id, &new.provider, &slice, last)?;
+                }
+                Ok(enqueued)
+            })?;
+            created.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
         let Enqueued::New(id) = enqueued else { return Ok(enqueued) };
-        let written = loop {
-            let next = match items.next().transpose() {
-                Ok(next) => next,
-                Err(error) => break Err(error),
-            };
-            let (provider, last) = (batch.provider.clone(), next.is_none());
-            let written =
-                self.desk().call(move |turn| match turn.add_items(id, &provider, &slice).map_err(cannot_submit)? {
-                    Ok(()) if last => turn.release_batch(id).map(drop).map_err(cannot_submit),
-                    Ok(()) => Ok(()),
-                    Err(NotAdded::KeyTwice(key)) => {
-                        Err(Error::invalid("items", format_args!("two of them have the key {key:?}")))
-                    }
-                    Err(NotAdded::Closed) => {
-                        Err(Error::new(ErrorKind::Conflict, format!("{id} was ended while its items were written")))
-                    }
-                });
-            match (written, next) {
-                (Err(error), _) => break Err(error),
-                (Ok(()), None) => break Ok(()),
-                (Ok(()), Some(next)) => slice = next,
+        let mut written = Ok(());
+        while let Some(slice) = next.take() {
+            written = items.next().transpose().and_then(|following| {
+                let (provider, last) = (batch.provider.clone(), following.is_none());
+                next = following;
+                self.desk().call(move |turn| add(turn, id, &provider, &slice, last))
+            });
+            if written.is_err() {
+                break;
             }
-        };
+        }
         if let Err(error) = written {
             // What is left of it is removed with its job.
             let _ = self.delete(id);
@@ -393,6 +393,18 @@ impl Client {
                 format!("it is known what became of {id}, or the batch is another's"),
             )),
             None => Err(Error::new(ErrorKind::NotFound, format!("there is no request {id}"))),
+        }
+    }
+}
+
+/// Adds items to a batch, and lets it go with the last.
+fn add(turn: &mut Turn<'_>, id: JobId, provider: &str, slice: &[ReadyItem], last: bool) -> Result<()> {
+    match turn.add_items(id, provider, slice).map_err(cannot_submit)? {
+        Ok(()) if last => turn.release_batch(id).map(drop).map_err(cannot_submit),
+        Ok(()) => Ok(()),
+        Err(NotAdded::KeyTwice(key)) => Err(Error::invalid("items", format_args!("two of them have the key {key:?}"))),
+        Err(NotAdded::Closed) => {
+            Err(Error::new(ErrorKind::Conflict, format!("{id} was ended while its items were written")))
         }
     }
 }

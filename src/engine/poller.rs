@@ -28,6 +28,8 @@ const FIRST_WAIT: Duration = Duration::from_secs(30);
 const GROWTH: f64 = 1.5;
 /// Of how many batches at one account it asks by a list rather than one by one.
 const LIST_FROM: usize = 4;
+/// How long a batch may be overdue before it is said that its account is not here.
+const STRANGE_AFTER: Duration = Duration::from_secs(600);
 /// How often what nobody is at is taken up again, and what belongs to deleted batches is removed.
 const TIDY_EVERY: Duration = Duration::from_secs(60);
 /// A batch whose time was up this long ago is asked about once an hour.
@@ -70,7 +72,8 @@ impl Poller {
         let desk = self.client.desk();
         let (started_at, began) = (desk.clock().now(), desk.clock().monotonic());
         let limit = self.agency.settings.poll_batch_size;
-        let due = call(desk, move |turn| turn.claim_polls(limit, LEASE))?;
+        let accounts = self.agency.accounts();
+        let due = call(desk, move |turn| turn.claim_polls(&accounts, limit, LEASE))?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
         cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
@@ -224,6 +227,10 @@ impl Poller {
     pub(crate) fn tidy(&self) -> Result<()> {
         let desk = self.client.desk();
         call(desk, |turn| turn.resume_batches())?;
+        let accounts = self.agency.accounts();
+        for account in call(desk, move |turn| turn.note_strange(&accounts, STRANGE_AFTER))? {
+            log::warn!("batches wait for the account {account}, which is not here");
+        }
         in_slices(desk, |turn| turn.fail_lost_steps(SLICE).map(|lost| lost == SLICE))?;
         in_slices(desk, |turn| turn.purge_batches(SLICE))
     }

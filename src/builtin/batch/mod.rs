@@ -68,6 +68,8 @@ pub struct Batches {
     pub(crate) items_in_flight: Option<u64>,
     pub(crate) tokens_in_flight: Option<u64>,
     pub(crate) delete_after_harvest: bool,
+    /// Fingerprints of old keys, each with the name of the provider that has the new one.
+    pub(crate) renewed: Vec<(String, String)>,
 }
 
 impl Default for Batches {
@@ -91,6 +93,7 @@ impl Batches {
             items_in_flight: None,
             tokens_in_flight: None,
             delete_after_harvest: false,
+            renewed: Vec::new(),
         }
     }
 
@@ -168,6 +171,14 @@ impl Batches {
         self
     }
 
+    /// Says that a provider's key has been renewed: batches of the account with this fingerprint
+    /// ([`BatchRequest::account`](crate::BatchRequest::account)) are the account's that the provider of this name has now.
+    /// Without it they wait for their own key, for another account would not find them. Defaults to none.
+    pub fn renewed_key(mut self, old_fingerprint: impl Into<String>, provider: impl Into<String>) -> Self {
+        self.renewed.push((old_fingerprint.into(), provider.into()));
+        self
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let day = Duration::from_secs(86_400);
         if !(Duration::from_secs(1)..=day).contains(&self.poll_interval) {
@@ -228,9 +239,18 @@ impl Agency {
         self.providers.get(name).map(|provider| (provider, provider.account()))
     }
 
+    /// Every account that is here, as a JSON array.
+    pub(crate) fn accounts(&self) -> String {
+        let own = self.providers.values().map(|provider| provider.account().fingerprint);
+        let renewed = self.settings.renewed.iter().map(|(old, _)| old.clone());
+        serde_json::to_string(&own.chain(renewed).collect::<Vec<String>>()).unwrap_or_default()
+    }
+
     /// The provider of this name, if it is for this account: another key would not find what was sent by the first.
     pub(crate) fn for_account(&self, name: &str, fingerprint: &str) -> Option<&Arc<dyn Provider>> {
-        self.provider(name).filter(|(_, account)| account.fingerprint == fingerprint).map(|(provider, _)| provider)
+        let renewed = || self.settings.renewed.iter().any(|(old, now)| old == fingerprint && now == name);
+        let fits = |account: &Account| account.fingerprint == fingerprint || renewed();
+        self.provider(name).filter(|(_, account)| fits(account)).map(|(provider, _)| provider)
     }
 }
 

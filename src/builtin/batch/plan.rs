@@ -17,10 +17,12 @@ use crate::model::usage::Usage;
 use crate::provider::{Account, Limits, Provider};
 use crate::store::batch::account;
 use crate::store::batch::file_tag;
-use crate::store::batch::plan::{self, Begin, NewRequest, PlanState, Route, Sealed, WaitingItem};
+use crate::store::batch::plan::{self, Begin, NewRequest, PlanState, Room, Route, Sealed, WaitingItem};
 
 /// How many items are read and bound at a time.
 const CHUNK: usize = 200;
+/// How long items wait that another batch was quicker than.
+const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
 /// How long items wait for room at an account, or for a provider that is not here.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
@@ -198,8 +200,14 @@ impl Planner {
         }
         let settings = &self.agency.settings;
         let cap = |own: Option<u64>, set: Option<u64>| own.unwrap_or(u64::MAX).min(set.unwrap_or(u64::MAX));
-        let room_items = cap(group.limits.items_in_flight, settings.items_in_flight).saturating_sub(under_way.items);
-        let room_tokens = cap(group.limits.tokens_in_flight, settings.tokens_in_flight).saturating_sub(of_model.tokens);
+        let room = Room {
+            account: group.account.fingerprint.clone(),
+            model: group.model.clone(),
+            items: cap(group.limits.items_in_flight, settings.items_in_flight),
+            tokens: cap(group.limits.tokens_in_flight, settings.tokens_in_flight),
+        };
+        let room_items = room.items.saturating_sub(under_way.items);
+        let room_tokens = room.tokens.saturating_sub(of_model.tokens);
         let most_items = room_items.min(group.limits.items as u64).min(learnt.items.unwrap_or(u64::MAX));
         let most_tokens = room_tokens.min(learnt.tokens.unwrap_or(u64::MAX));
         // An item that is larger than any room goes alone.
@@ -288,8 +296,12 @@ impl Planner {
         hash.update(encoder.close().as_bytes());
         sealed.bytes += encoder.close().len() as u64;
         sealed.sha256 = hash.finalize().into();
-        call(desk, move |turn| turn.seal(batch, request, &sealed))?;
-        Ok(Planned::Request)
+        if call(desk, move |turn| turn.seal(batch, request, &sealed, &room))? {
+            return Ok(Planned::Request);
+        }
+        in_slices(desk, move |turn| turn.unbind(batch, request, false, SLICE))?;
+        call(desk, move |turn| turn.drop_empty(request))?;
+        Ok(Planned::Wait(WAIT_FOR_TURN, "another batch has taken the room at the account".to_owned()))
     }
 
     fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<BatchRequestId> {

@@ -66,6 +66,16 @@ pub(crate) struct Sealed {
     pub(crate) sha256: [u8; 32],
 }
 
+/// How much may be under way at an account.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    pub(crate) account: String,
+    /// The tokens are those of one model, if one is given.
+    pub(crate) model: Option<String>,
+    pub(crate) items: u64,
+    pub(crate) tokens: u64,
+}
+
 /// What is under way at an account, over all batches.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct UnderWay {
@@ -170,9 +180,22 @@ impl Turn<'_> {
         Ok(true)
     }
 
-    /// Freezes a request. From here on it is sent, whatever crashes.
-    pub(crate) fn seal(&mut self, batch: JobId, request: BatchRequestId, sealed: &Sealed) -> rusqlite::Result<bool> {
+    /// Freezes a request. From here on it is sent, whatever crashes. False: the batch is closed, or another request has
+    /// taken the room at the account meanwhile.
+    pub(crate) fn seal(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        sealed: &Sealed,
+        room: &Room,
+    ) -> rusqlite::Result<bool> {
         if !self.is_batch_open(batch)? {
+            return Ok(false);
+        }
+        let all = under_way(self.conn, &room.account, None)?;
+        let of_model = under_way(self.conn, &room.account, room.model.as_deref())?;
+        let alone = of_model.tokens == 0;
+        if all.items + sealed.items > room.items || (of_model.tokens + sealed.tokens > room.tokens && !alone) {
             return Ok(false);
         }
         self.conn

@@ -21,16 +21,23 @@ pub(crate) const PLAN_DUE: &str = concat!(
     request_columns!(),
     " FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
      WHERE state = 3 AND next_poll_at <= :now AND (poll_until IS NULL OR poll_until <= :now)
+         AND account IN (SELECT value FROM json_each(:accounts))
      ORDER BY next_poll_at LIMIT :limit"
 );
 
 impl Turn<'_> {
-    /// Takes the requests that are due for the caller to ask about, whom nobody else asks about meanwhile.
-    pub(crate) fn claim_polls(&mut self, limit: usize, lease: Duration) -> rusqlite::Result<Vec<RequestRow>> {
+    /// Takes the requests of these accounts that are due for the caller to ask about, about which nobody else asks
+    /// meanwhile. The accounts are a JSON array.
+    pub(crate) fn claim_polls(
+        &mut self,
+        accounts: &str,
+        limit: usize,
+        lease: Duration,
+    ) -> rusqlite::Result<Vec<RequestRow>> {
         let due: Vec<RequestRow> = self
             .conn
             .prepare_cached(PLAN_DUE)?
-            .query_map(named_params! { ":now": self.now, ":limit": limit as i64 }, request_row)?
+            .query_map(named_params! { ":now": self.now, ":accounts": accounts, ":limit": limit as i64 }, request_row)?
             .collect::<rusqlite::Result<_>>()?;
         let mut claim = self.conn.prepare_cached(
             "UPDATE jobmill_batch_request SET poll_owner = :owner, poll_until = :until WHERE id = :id",
@@ -116,6 +123,21 @@ impl Turn<'_> {
             "UPDATE jobmill_batch_request SET poll_owner = NULL, poll_until = NULL WHERE id = :id AND state = 3",
         )?;
         rows.iter().try_for_each(|row| statement.execute(named_params! { ":id": row.id }).map(drop))
+    }
+
+    /// Says of requests that have been due for long that nobody here may ask about them. The accounts are a JSON array.
+    pub(crate) fn note_strange(&mut self, accounts: &str, overdue: Duration) -> rusqlite::Result<Vec<String>> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET error = 'the account ' || account || ' is not here'
+                 WHERE state = 3 AND next_poll_at < :before
+                     AND account NOT IN (SELECT value FROM json_each(:accounts))
+                 RETURNING account",
+            )?
+            .query_map(named_params! { ":accounts": accounts, ":before": self.now.saturating_sub(overdue) }, |row| {
+                row.get(0)
+            })?
+            .collect()
     }
 
     /// Makes every request due at once.

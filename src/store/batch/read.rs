@@ -7,6 +7,7 @@ use crate::model::batch::{BatchItemRecord, BatchRequest, ItemCounts, ItemResult,
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::page::Order;
+use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
 use crate::provider::RemoteBatch;
 use crate::store::batch::{ItemState, RequestState};
@@ -278,6 +279,45 @@ pub(crate) fn requests(
         },
     )?
     .collect()
+}
+
+/// What holds up a batch, in words: what went wrong with its requests last, accounts that are left alone, what its planner
+/// waits for.
+pub(crate) fn held_up(conn: &Connection, batch: JobId, now: Timestamp) -> rusqlite::Result<Vec<String>> {
+    let mut held_up: Vec<String> = conn
+        .prepare_cached(
+            "SELECT id, error FROM jobmill_batch_request
+             WHERE batch = :batch AND state < 5 AND error IS NOT NULL ORDER BY id LIMIT 10",
+        )?
+        .query_map(named_params! { ":batch": batch }, |row| {
+            Ok(format!("{}: {}", row.get::<_, BatchRequestId>(0)?, row.get::<_, String>(1)?))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let blocked: Vec<String> = conn
+        .prepare_cached(
+            "SELECT DISTINCT account.account, blocked_until, coalesce(reason, '')
+             FROM jobmill_batch_account AS account JOIN jobmill_batch_request AS request USING (account)
+             WHERE request.batch = :batch AND blocked_until > :now",
+        )?
+        .query_map(named_params! { ":batch": batch, ":now": now }, |row| {
+            let (account, until, reason): (String, Timestamp, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(format!("nothing is sent to {account} until {until}: {reason}"))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    held_up.extend(blocked);
+    let planner: Option<String> = conn
+        .prepare_cached(
+            "SELECT progress.note FROM jobmill_unique AS held JOIN jobmill_progress AS progress ON progress.job = held.job
+             WHERE held.key = :key",
+        )?
+        .query_row(
+            named_params! { ":key": format!("kind\u{1f}jobmill.batch.plan\u{1f}{batch}") },
+            |row| row.get(0),
+        )
+        .optional()?
+        .flatten();
+    held_up.extend(planner);
+    Ok(held_up)
 }
 
 /// What the poller's last cycles came to, the newest first.

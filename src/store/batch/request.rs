@@ -301,6 +301,13 @@ impl Turn<'_> {
                  WHERE id = :id AND state = 4",
             )?
             .execute(named_params! { ":id": row.id, ":now": self.now })?;
+        // What was learnt of a quota need not hold for ever.
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_account SET tokens_max = tokens_max + tokens_max / 4 + 1
+                 WHERE account = :account AND tokens_max IS NOT NULL",
+            )?
+            .execute(named_params! { ":account": row.account })?;
         self.settle(row.batch)
     }
 }

@@ -57,11 +57,12 @@ struct Item {
     step_number: u32,
     sends: u32,
     attempt: u32,
+    applied: u32,
     model: String,
 }
 
 /// Reads an item that a result is for.
-const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, route.model
+const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, route.model
      FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
      WHERE item.id = ?1";
 
@@ -73,7 +74,7 @@ const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
          cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
          output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
          reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
-         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14
+         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = max(applied, ?15)
      WHERE id = ?1";
 
 /// What becomes of an item.
@@ -97,6 +98,8 @@ impl Turn<'_> {
             // The batch has been deleted. What was paid for it, nobody asks any more.
             return Ok(Applied::default());
         };
+        // A twin holds items that were bound to another request, and is paid beside it.
+        let twin = request.items == 0;
         let conn = self.conn;
         let mut find = conn.prepare_cached(PLAN_ITEM)?;
         let mut apply = conn.prepare_cached(PLAN_APPLY)?;
@@ -119,7 +122,8 @@ impl Turn<'_> {
                             step_number: row.get(3)?,
                             sends: row.get(4)?,
                             attempt: row.get(5)?,
-                            model: row.get(6)?,
+                            applied: row.get(6)?,
+                            model: row.get(7)?,
                         })
                     })
                     .optional()?
@@ -131,6 +135,10 @@ impl Turn<'_> {
                 self.stray(request, row, "unknown", Some((usage, None)), &mut change)?;
                 continue;
             };
+            // What is read once more, after a crash or a connection that broke, was counted the first time.
+            if !twin && mark.sends <= item.applied {
+                continue;
+            }
             let cost = usage.and_then(|usage| prices.and_then(|prices| prices.cost_nanos(&item.model, usage)));
             let succeeded = matches!(outcome, ItemOutcome::Succeeded { .. });
             let awaited = item.state == ItemState::Sent && item.request == Some(request.id) && item.sends == mark.sends;
@@ -169,6 +177,7 @@ impl Turn<'_> {
                 count(told.reasoning),
                 cost.unwrap_or(0),
                 i64::from(usage.is_some() && cost.is_none()),
+                mark.sends,
             ])?;
             if let ItemOutcome::Succeeded { reply, .. } = outcome {
                 keep.execute(params![mark.item, reply.get()])?;
@@ -283,7 +292,7 @@ impl Turn<'_> {
                 ":request": request.id, ":custom_id": row.custom_id, ":why": why,
                 ":line": cut(&row.line, STRAY_BYTES), ":cost": cost,
             })?;
-        // Read once more after a crash, it is no other stray. That an item's own result comes again is none either.
+        // Read once more after a crash, it is no other stray.
         if kept == 1 {
             change.stray();
             if let Some((Some(usage), cost)) = paid {

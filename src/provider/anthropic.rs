@@ -288,7 +288,8 @@ fn is_of_account(code: &str, message: &str) -> bool {
         || ["credit balance", "spend limit", "api usage limits"].iter().any(|words| message.contains(words))
 }
 
-fn explain(said: &Value, answer: &Answer) -> Explained {
+/// What a refusal says.
+pub(super) fn explain(said: &Value, answer: &Answer) -> Explained {
     let error = &said["error"];
     let kind = text(&error["type"]);
     let code = wire::code(&error["details"]["error_code"]);
@@ -370,7 +371,8 @@ fn parse(line: &str) -> std::result::Result<Parsed<'_>, String> {
     Ok(Parsed { custom_id: line.custom_id, outcome })
 }
 
-fn class(kind: &str, code: &str, message: &str) -> ItemError {
+/// What kind of failure of a request it is.
+pub(super) fn class(kind: &str, code: &str, message: &str) -> ItemError {
     match kind {
         _ if is_of_account(code, message) => ItemError::Account,
         "authentication_error" | "billing_error" | "permission_error" => ItemError::Account,
@@ -384,7 +386,8 @@ fn class(kind: &str, code: &str, message: &str) -> ItemError {
     }
 }
 
-fn finish(reason: &str) -> Finish {
+/// Why a model stopped.
+pub(super) fn finish(reason: &str) -> Finish {
     match reason {
         "end_turn" | "stop_sequence" => Finish::Stop,
         "max_tokens" | "model_context_window_exceeded" => Finish::Length,
@@ -403,4 +406,84 @@ pub(crate) fn usage(said: &Value) -> Usage {
     usage = usage.reasoning(count(&said["output_tokens_details"]["thinking_tokens"]));
     (usage.input, usage.output) = (input, count(&said["output_tokens"]));
     usage
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(line: &Value) -> String {
+        let line = line.to_string();
+        match parse(&line).map(|parsed| parsed.outcome) {
+            Err(problem) => problem,
+            Ok(ItemOutcome::Succeeded { finish, usage, .. }) => {
+                format!("{finish:?} {:?}/{:?}", usage.input, usage.output)
+            }
+            Ok(ItemOutcome::Errored { class, code, message, .. }) => format!("{class:?} {code}: {message}"),
+            Ok(other) => format!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn each_kind_of_result_is_read() {
+        let line = |result: Value| json!({"custom_id": "a", "result": result});
+        let good = |reason: Value| {
+            line(json!({"type": "succeeded", "message": {"id": "msg_1", "content": [], "stop_reason": reason,
+                "usage": {"input_tokens": 1, "output_tokens": 2}}}))
+        };
+        let bad = |kind: &str, message: &str| {
+            line(json!({"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": message}}}))
+        };
+        let low = "Your credit balance is too low to access the Anthropic API.";
+        let table = [
+            (good(json!("end_turn")), "Stop Some(1)/Some(2)".to_owned()),
+            (good(json!("stop_sequence")), "Stop Some(1)/Some(2)".to_owned()),
+            (good(json!("max_tokens")), "Length Some(1)/Some(2)".to_owned()),
+            (good(json!("model_context_window_exceeded")), "Length Some(1)/Some(2)".to_owned()),
+            (good(json!("tool_use")), "ToolUse Some(1)/Some(2)".to_owned()),
+            (good(json!("refusal")), "Refusal Some(1)/Some(2)".to_owned()),
+            (good(json!("pause_turn")), "Other Some(1)/Some(2)".to_owned()),
+            (good(json!(null)), "Other Some(1)/Some(2)".to_owned()),
+            (bad("invalid_request_error", "m"), "Invalid invalid_request_error: m".to_owned()),
+            // Seen in the wild: a whole batch of these, for want of money.
+            (bad("invalid_request_error", low), format!("Account invalid_request_error: {low}")),
+            (
+                bad("invalid_request_error", "Output blocked by content filtering policy"),
+                "Content invalid_request_error: Output blocked by content filtering policy".to_owned(),
+            ),
+            (bad("billing_error", "m"), "Account billing_error: m".to_owned()),
+            (bad("permission_error", "m"), "Account permission_error: m".to_owned()),
+            (bad("rate_limit_error", "m"), "RateLimited rate_limit_error: m".to_owned()),
+            (bad("overloaded_error", "m"), "Server overloaded_error: m".to_owned()),
+            (bad("api_error", "m"), "Server api_error: m".to_owned()),
+            (bad("new_error", "m"), "Unknown new_error: m".to_owned()),
+            (
+                line(json!({"type": "errored", "error": {"type": "api_error", "message": "m"}})),
+                "Server api_error: m".to_owned(),
+            ),
+            (line(json!({"type": "errored"})), "Unknown : ".to_owned()),
+            (line(json!({"type": "canceled"})), "Cancelled".to_owned()),
+            (line(json!({"type": "expired"})), "Expired".to_owned()),
+            (line(json!({"type": "paused"})), "Unknown paused: a result of a kind that is not known".to_owned()),
+            (line(json!({"type": "succeeded"})), "a success without a message".to_owned()),
+            (json!({"result": {"type": "expired"}}), "the line is not what was promised".to_owned()),
+        ];
+        for (line, expected) in table {
+            assert_eq!(read(&line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_input_includes_what_was_cached() {
+        let usage =
+            usage(&json!({"input_tokens": 3, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 20,
+            "cache_creation": {"ephemeral_5m_input_tokens": 20}, "output_tokens": 7, "service_tier": "batch",
+            "output_tokens_details": {"thinking_tokens": 5}}));
+        assert_eq!(usage, Usage::of(123, 7).cached(Some(100), Some(20)).reasoning(Some(5)));
+        let bare = super::usage(&json!({"input_tokens": 3, "cache_read_input_tokens": null, "output_tokens": 7}));
+        assert_eq!(bare, Usage::of(3, 7));
+        assert!(super::usage(&Value::Null).is_unknown());
+    }
 }

@@ -471,10 +471,6 @@ impl Resolver for Names {
 }
 
 #[cfg(test)]
-#[path = "../../tests/it/support/http.rs"]
-mod server;
-
-#[cfg(test)]
 mod tests {
     use std::io::Write;
     use std::ops::ControlFlow;
@@ -482,8 +478,8 @@ mod tests {
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
-    use super::server::{CLOSED_PORT, Server};
     use super::*;
+    use crate::builtin::callback::server::{CLOSED_PORT, Server};
 
     const LONG: Duration = Duration::from_secs(30);
     const KEY: &str = "sk-test-0123456789";

@@ -7,7 +7,7 @@ mod anthropic;
 mod chat;
 pub(crate) mod http;
 mod local;
-mod reply;
+mod openai;
 mod setup;
 mod slots;
 mod wire;
@@ -26,6 +26,7 @@ pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
 pub use crate::provider::chat::LocalChat;
 pub use crate::provider::http::Key;
 pub use crate::provider::local::{IntoReply, Local, LocalError, LocalReply};
+pub use crate::provider::openai::{Idempotency, OpenAi, OpenAiBuilder, Quirks};
 
 /// One account at one provider of batches.
 ///

@@ -177,7 +177,7 @@ impl fmt::Debug for Callbacks {
 
 #[cfg(test)]
 #[path = "../../../tests/it/support/http.rs"]
-mod server;
+pub(crate) mod server;
 
 #[cfg(test)]
 mod tests {

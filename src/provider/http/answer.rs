@@ -210,7 +210,8 @@ mod tests {
         const DATE: (&str, &str) = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
         let day = Some(MAX_RETRY_AFTER);
         let ms = |ms| Some(Duration::from_millis(ms));
-        let table: [(&[(&str, &str)], Option<Duration>); 17] = [
+        type Headers = &'static [(&'static str, &'static str)];
+        let table: [(Headers, Option<Duration>); 17] = [
             (&[], None),
             (&[("retry-after", "10")], ms(10_000)),
             (&[("retry-after", " 1.5 ")], ms(1500)),

@@ -135,9 +135,7 @@ impl LocalChat {
     /// Sends a header with each request. One that is set again replaces the other. Defaults to none but for
     /// `anthropic-version`, which is `2023-06-01` where the shape has it.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        let name = name.into();
-        self.settings.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
-        self.settings.headers.push((name, value.into()));
+        self.settings.headers.push((name.into(), value.into()));
         self
     }
 

@@ -265,7 +265,7 @@ fn sql_stands_in_the_store_alone() {
     ];
     let mut sources = sources();
     for source in &mut sources {
-        // HTTP has a word of the same name.
+        // HTTP has a word in common with it.
         source.code = source.code.replace("Method::DELETE", "");
     }
     assert_eq!(found(&sources, &words, |source| source.room() == "store"), Vec::<String>::new());

@@ -24,6 +24,7 @@ mod mirror;
 mod model;
 mod order;
 mod paging;
+mod provider;
 mod recovery;
 mod run;
 mod stats;

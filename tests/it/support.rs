@@ -1,6 +1,7 @@
 //! Payloads, handlers and helpers that several features share.
 
 pub(crate) mod http;
+pub(crate) mod provider_server;
 pub(crate) mod receiver;
 
 use std::path::PathBuf;

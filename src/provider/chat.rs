@@ -8,11 +8,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::Result;
-use crate::provider::http::{Auth, Explained, Http, Key, Settings, check_timeout};
+use crate::provider::http::{Auth, Http, Key, Settings, check_timeout};
 use crate::provider::local::{Local, LocalError, LocalReply, Reply, Run};
-use crate::provider::reply::{Said, Shape, class_of_code, words};
-use crate::provider::wire;
-use crate::provider::{Account, CallClass, CallError, ItemError, Outgoing};
+use crate::provider::{Account, CallClass, CallError, ItemError, ItemOutcome, Outgoing, anthropic, openai, wire};
 
 /// How many requests an endpoint gets at a time: as many as servers on a desk are wont to take.
 const CONCURRENCY: usize = 4;
@@ -55,16 +53,23 @@ enum Speaks {
     Anthropic,
 }
 
+/// What can be asked.
+struct Endpoint {
+    path: &'static str,
+    /// The list by which its replies are known.
+    field: &'static str,
+}
+
 impl Speaks {
     /// The endpoints that it has, the default first.
-    fn endpoints(self) -> &'static [(&'static str, Shape)] {
+    fn endpoints(self) -> &'static [Endpoint] {
         match self {
             Self::OpenAi => &[
-                ("/v1/chat/completions", Shape::Chat),
-                ("/v1/responses", Shape::Responses),
-                ("/v1/embeddings", Shape::Embeddings),
+                Endpoint { path: "/v1/chat/completions", field: "choices" },
+                Endpoint { path: "/v1/responses", field: "output" },
+                Endpoint { path: "/v1/embeddings", field: "data" },
             ],
-            Self::Anthropic => &[("/v1/messages", Shape::Messages)],
+            Self::Anthropic => &[Endpoint { path: "/v1/messages", field: "content" }],
         }
     }
 }
@@ -130,9 +135,7 @@ impl LocalChat {
     /// Sends a header with each request. One that is set again replaces the other. Defaults to none but for
     /// `anthropic-version`, which is `2023-06-01` where the shape has it.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        let name = name.into();
-        self.settings.headers.retain(|(known, _)| !known.eq_ignore_ascii_case(&name));
-        self.settings.headers.push((name, value.into()));
+        self.settings.headers.push((name.into(), value.into()));
         self
     }
 
@@ -172,7 +175,7 @@ impl LocalChat {
         };
         // The key has no part in it: nothing is kept under it elsewhere, and a batch may go on with another.
         let account = Account::new(name, url, "");
-        let endpoints = speaks.endpoints().iter().map(|(endpoint, _)| (*endpoint).to_owned()).collect();
+        let endpoints = speaks.endpoints().iter().map(|endpoint| endpoint.path.to_owned()).collect();
         let chat = Chat { http, speaks, has_version, timeout };
         Ok(Local::new(account, endpoints, Box::new(chat)).concurrency(concurrency))
     }
@@ -189,22 +192,20 @@ struct Chat {
 
 impl Run for Chat {
     fn run(&self, request: &Outgoing<'_>) -> std::result::Result<Reply, LocalError> {
-        let (endpoint, shape) = self.endpoint(request.endpoint)?;
-        let path = if self.has_version { endpoint.strip_prefix("/v1").unwrap_or(endpoint) } else { endpoint };
+        let endpoint = self.endpoint(request.endpoint)?;
         let body = self.body(request)?;
         let mut reader = &body[..];
+        let path = endpoint.path;
+        let path = if self.has_version { path.strip_prefix("/v1").unwrap_or(path) } else { path };
         let ask = self.http.post(path).body("application/json", body.len() as u64, &mut reader).within(self.timeout);
-        let told = ask.send().and_then(|answer| answer.success(explain)?.whole()).map_err(failed)?;
-        let unreadable = |problem: &str| LocalError::new(ItemError::Server, problem).code("unreadable");
-        let value = RawValue::from_string(told.text).map_err(|_| unreadable("the answer is not JSON"))?;
-        let said = serde_json::from_str(value.get()).map(|reply: Value| shape.read(&reply));
-        match said.map_err(|_| unreadable("the answer is not JSON"))? {
-            Said::Answer(finish, usage) => Ok(LocalReply::of(value).finish(finish).usage(usage)),
-            Said::Failure { class, code, message, usage } => {
-                Err(LocalError::new(class, message).code(code).usage(usage))
-            }
-            Said::Nothing => Err(unreadable("the answer is no reply of the shape that was asked for")),
-        }
+        let explain = match self.speaks {
+            Speaks::OpenAi => openai::explain,
+            Speaks::Anthropic => anthropic::explain,
+        };
+        let told = ask.send().and_then(|answer| answer.success(explain)?.whole());
+        let told = told.map_err(|error| self.failed(error))?;
+        let reply = RawValue::from_string(told.text).map_err(|_| unreadable("the answer is not JSON"))?;
+        self.read(endpoint, reply)
     }
 
     fn check(&self, request: &Outgoing<'_>) -> std::result::Result<(), LocalError> {
@@ -214,6 +215,15 @@ impl Run for Chat {
 }
 
 impl Chat {
+    fn endpoint(&self, asked: &str) -> std::result::Result<&'static Endpoint, LocalError> {
+        let endpoints = self.speaks.endpoints();
+        if asked.is_empty() {
+            return Ok(&endpoints[0]);
+        }
+        let found = endpoints.iter().find(|endpoint| endpoint.path == asked);
+        found.ok_or_else(|| LocalError::invalid(format_args!("the endpoint {asked:?} is none of those that are known")))
+    }
+
     /// What is sent: the same as in a batch elsewhere.
     fn body(&self, request: &Outgoing<'_>) -> std::result::Result<Vec<u8>, LocalError> {
         let shape = match self.speaks {
@@ -225,42 +235,66 @@ impl Chat {
         Ok(body)
     }
 
-    fn endpoint(&self, asked: &str) -> std::result::Result<(&'static str, Shape), LocalError> {
-        let endpoints = self.speaks.endpoints();
-        if asked.is_empty() {
-            return Ok(endpoints[0]);
+    /// Reads an answer that came as a success.
+    fn read(&self, endpoint: &Endpoint, reply: Box<RawValue>) -> std::result::Result<Reply, LocalError> {
+        let said: Value = serde_json::from_str(reply.get()).map_err(|_| unreadable("the answer is not JSON"))?;
+        let (list, error) = (said[endpoint.field].as_array(), &said["error"]);
+        let is_none = match list {
+            Some(list) => list.is_empty() && endpoint.field == "choices",
+            None => error.is_null(),
+        };
+        if is_none {
+            return Err(unreadable("the answer is no reply of the shape that was asked for"));
         }
-        let found = endpoints.iter().find(|(endpoint, _)| *endpoint == asked).copied();
-        found.ok_or_else(|| LocalError::invalid(format_args!("the endpoint {asked:?} is none of those that are known")))
+        match self.speaks {
+            Speaks::OpenAi => match openai::line::reply_of(&reply) {
+                Ok(ItemOutcome::Succeeded { reply, finish, usage }) => {
+                    Ok(LocalReply::of(reply).finish(finish).usage(usage))
+                }
+                Ok(ItemOutcome::Errored { class, code, message, usage }) => {
+                    Err(LocalError::new(class, message).code(code).usage(usage))
+                }
+                _ => Err(unreadable("the answer is no reply of the shape that was asked for")),
+            },
+            Speaks::Anthropic if list.is_some() => {
+                let finish = anthropic::finish(said["stop_reason"].as_str().unwrap_or_default());
+                Ok(LocalReply::of(reply).finish(finish).usage(anthropic::usage(&said["usage"])))
+            }
+            Speaks::Anthropic => {
+                let word = |field: &str| error[field].as_str().unwrap_or_default();
+                let class = anthropic::class(word("type"), "", word("message"));
+                Err(LocalError::new(class, word("message")).code(word("type")))
+            }
+        }
+    }
+
+    /// What a call that failed means for the request.
+    fn failed(&self, error: CallError) -> LocalError {
+        let by_call = match error.class {
+            CallClass::Invalid | CallClass::NotFound | CallClass::TooLarge | CallClass::Unsupported => {
+                ItemError::Invalid
+            }
+            CallClass::Account => ItemError::Account,
+            CallClass::RateLimited => ItemError::RateLimited,
+            CallClass::Server | CallClass::Transport => ItemError::Server,
+        };
+        let word = error.code.as_deref().unwrap_or_default();
+        let by_word = match self.speaks {
+            Speaks::OpenAi => openai::line::class([word, ""], None),
+            Speaks::Anthropic => anthropic::class(word, word, &error.message),
+        };
+        // A filter's refusal and a spent quota come under the statuses of other failures.
+        let class = if matches!(by_word, ItemError::Content | ItemError::Account) { by_word } else { by_call };
+        let code = match (error.code, error.status) {
+            (Some(code), _) => code,
+            (None, Some(status)) => status.to_string(),
+            (None, None) if error.class == CallClass::Transport => "transport".to_owned(),
+            (None, None) => "not_sent".to_owned(),
+        };
+        LocalError::new(class, error.message).code(code)
     }
 }
 
-/// What an error of these shapes says.
-fn explain(said: &Value, _: &crate::provider::http::Answer) -> Explained {
-    // Some servers put the error at the top.
-    let error = if said["error"].is_null() { said } else { &said["error"] };
-    let (code, message) = words(error);
-    Explained { class: None, code, message }
-}
-
-/// What a call that failed means for the request.
-fn failed(error: CallError) -> LocalError {
-    let by_call = match error.class {
-        CallClass::Invalid | CallClass::NotFound | CallClass::TooLarge | CallClass::Unsupported => ItemError::Invalid,
-        CallClass::Account => ItemError::Account,
-        CallClass::RateLimited => ItemError::RateLimited,
-        CallClass::Server | CallClass::Transport => ItemError::Server,
-    };
-    // A spent quota comes as 429 too, and a refusal by a filter as 400.
-    let class = match (by_call, error.code.as_deref().and_then(class_of_code)) {
-        (ItemError::Invalid | ItemError::RateLimited, Some(class @ (ItemError::Account | ItemError::Content))) => class,
-        _ => by_call,
-    };
-    let code = match (&error.code, error.status) {
-        (Some(code), _) => code.clone(),
-        (None, Some(status)) => status.to_string(),
-        (None, None) if error.class == CallClass::Transport => "transport".to_owned(),
-        (None, None) => "not_sent".to_owned(),
-    };
-    LocalError::new(class, error.message).code(code)
+fn unreadable(problem: &str) -> LocalError {
+    LocalError::new(ItemError::Server, problem).code("unreadable")
 }

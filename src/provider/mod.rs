@@ -8,7 +8,6 @@ mod chat;
 pub(crate) mod http;
 mod local;
 mod openai;
-mod reply;
 mod setup;
 mod slots;
 mod wire;

@@ -263,7 +263,11 @@ fn sql_stands_in_the_store_alone() {
         "VACUUM",
         "ATTACH",
     ];
-    let sources = sources();
+    let mut sources = sources();
+    for source in &mut sources {
+        // HTTP has a word in common with it.
+        source.code = source.code.replace("Method::DELETE", "");
+    }
     assert_eq!(found(&sources, &words, |source| source.room() == "store"), Vec::<String>::new());
     assert!(!found(&sources, &words, |source| source.room() != "store").is_empty(), "the search finds what there is");
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -154,7 +154,7 @@ fn an_answer_that_is_no_success_says_what_kind_of_failure_it_is() {
         (429, error, ItemError::RateLimited, "t"),
         (429, r#"{"error":{"code":"insufficient_quota"}}"#, ItemError::Account, "insufficient_quota"),
         (500, "no JSON", ItemError::Server, "500"),
-        (500, r#"{"object":"error","type":"invalid_request_error"}"#, ItemError::Server, "invalid_request_error"),
+        (500, r#"{"object":"error","type":"invalid_request_error"}"#, ItemError::Server, "500"),
         (503, "", ItemError::Server, "503"),
         (529, r#"{"type":"error","error":{"type":"overloaded_error"}}"#, ItemError::Server, "overloaded_error"),
     ];
@@ -203,7 +203,8 @@ fn a_server_that_is_not_there_or_breaks_off_or_is_silent_is_the_servers_failure(
 
     let silent = Server::start(|_, connection| {
         connection.request();
-        connection.hang();
+        // Who waits longer sees the connection end.
+        connection.pause(PATIENCE);
     });
     let chat = Local::chat_openai(silent.url("/v1")).timeout(Duration::from_millis(100));
     let (class, code, message) = failed(outcome(chat));
@@ -239,6 +240,7 @@ fn four_requests_are_under_way_at_a_time_unless_said_otherwise() {
         let chat = Local::chat_openai(server.url("/v1"));
         let chat = asked.map_or(chat.clone(), |asked| chat.concurrency(asked));
         let provider = chat.build().expect("a provider");
+        assert!(format!("{provider:?}").contains(&format!("concurrency: {expected},")), "{provider:?}");
         std::thread::scope(|scope| {
             let came = scope.spawn(|| outcomes(&provider, Same::times(20)));
             for _ in 0..expected {
@@ -338,4 +340,52 @@ fn a_request_that_names_no_model_is_sent_with_its_items() {
     let provider = Local::chat_openai(server.url("/v1")).build().expect("a provider");
     outcomes(&provider, Same { body: r#"{"messages":[]}"#, ..Same::times(1) });
     assert_eq!(server.next().body, br#"{"model":"m","messages":[]}"#);
+}
+
+#[test]
+fn anthropics_failures_are_known_by_their_words() {
+    let credit =
+        r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low"}}"#;
+    let filter = r#"{"error":{"type":"invalid_request_error","message":"Output blocked by content filtering policy"}}"#;
+    let table = [
+        (200, r#"{"type":"error","error":{"type":"overloaded_error"}}"#, ItemError::Server, "overloaded_error"),
+        (200, r#"{"type":"message"}"#, ItemError::Server, "unreadable"),
+        (400, r#"{"error":{"type":"invalid_request_error"}}"#, ItemError::Invalid, "invalid_request_error"),
+        (400, credit, ItemError::Account, "invalid_request_error"),
+        (400, filter, ItemError::Content, "invalid_request_error"),
+        (401, r#"{"error":{"type":"authentication_error"}}"#, ItemError::Account, "authentication_error"),
+        (404, r#"{"error":{"type":"not_found_error"}}"#, ItemError::Invalid, "not_found_error"),
+        (429, r#"{"error":{"type":"rate_limit_error"}}"#, ItemError::RateLimited, "rate_limit_error"),
+        (529, r#"{"error":{"type":"overloaded_error"}}"#, ItemError::Server, "overloaded_error"),
+    ];
+    for (status, body, class, code) in table {
+        let server = answering(status, body);
+        let provider = Local::chat_anthropic(server.url("")).build().expect("a provider");
+        let outcome = outcomes(&provider, Same { endpoint: "", ..Same::times(1) }).remove("0").expect("a result");
+        let (was, word, _) = failed(outcome);
+        assert_eq!((was, word.as_str()), (class, code), "{status} {body}");
+    }
+}
+
+#[test]
+fn responses_and_embeddings_are_read_as_such() {
+    let response = r#"{"object":"response","status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},
+        "output":[],"usage":{"input_tokens":3,"output_tokens":4}}"#;
+    let unfinished =
+        r#"{"object":"response","status":"failed","error":{"code":"server_error","message":"m"},"output":[]}"#;
+    let embedding = r#"{"object":"list","data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":3,"total_tokens":3}}"#;
+    let came = |endpoint: &'static str, body: &'static str| {
+        let server = answering(200, body);
+        let provider = Local::chat_openai(server.url("/v1")).build().expect("a provider");
+        outcomes(&provider, Same { endpoint, ..Same::times(1) }).remove("0").expect("a result")
+    };
+    let ItemOutcome::Succeeded { finish, usage, .. } = came("/v1/responses", response) else { panic!("it succeeds") };
+    assert_eq!((finish, usage), (Finish::Length, Usage::of(3, 4)));
+    let (class, code, _) = failed(came("/v1/responses", unfinished));
+    assert_eq!((class, code.as_str()), (ItemError::Server, "server_error"));
+    let ItemOutcome::Succeeded { finish, usage, .. } = came("/v1/embeddings", embedding) else { panic!("it succeeds") };
+    assert_eq!((finish, usage.input, usage.output), (Finish::Stop, Some(3), None));
+    // One is not taken for the other.
+    let (_, code, _) = failed(came(CHAT, embedding));
+    assert_eq!(code, "unreadable");
 }

@@ -25,6 +25,7 @@ mod mirror;
 mod model;
 mod order;
 mod paging;
+mod provider;
 mod recovery;
 mod run;
 mod stats;

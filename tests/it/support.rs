@@ -2,6 +2,7 @@
 
 pub(crate) mod fake;
 pub(crate) mod http;
+pub(crate) mod provider_server;
 pub(crate) mod receiver;
 
 use std::path::PathBuf;

@@ -1,6 +1,8 @@
 //! For the tests of programs that use jobmill: a clock that stands still, an engine without threads on a file of its
 //! own, crashes and failing commits at will. Behind the feature `testing`.
 
+mod conformance;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,7 @@ use crate::model::job::{Job, Status};
 use crate::model::new_job::NewJob;
 use crate::model::time::Timestamp;
 pub use crate::store::Fault;
+pub use crate::testing::conformance::Conformance;
 
 /// A clock that moves only when it is told to. Clones share the time.
 ///

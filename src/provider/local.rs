@@ -196,7 +196,9 @@ impl Provider for Local {
     fn results(&self, batch: &RemoteBatch, todo: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
         if batch.state == RemoteState::Ended(RemoteEnd::Cancelled) {
             while let Some(item) = todo.next() {
-                let line = ResultLine::Result { custom_id: &item.custom_id, outcome: ItemOutcome::Cancelled, raw: "" };
+                let outcome = ItemOutcome::Cancelled;
+                let raw = r#"{"error":{"code":"cancelled","message":"the batch was cancelled"}}"#;
+                let line = ResultLine::Result { custom_id: &item.custom_id, outcome, raw };
                 if sink(line).is_break() {
                     break;
                 }

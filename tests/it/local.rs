@@ -13,6 +13,7 @@ use jobmill::provider::{
     Create, Finish, ItemError, ItemOutcome, Local, LocalError, LocalReply, Outgoing, OwnedOutgoing, Provider,
     RemoteBatch, RemoteEnd, RemoteState, ResultLine, Sought, Todo,
 };
+use jobmill::testing::Conformance;
 use jobmill::{Timestamp, Usage};
 use serde_json::value::RawValue;
 
@@ -486,4 +487,10 @@ fn an_item_of_the_body_is_one_line_and_the_same_each_time() {
     };
     assert_eq!(encoded(), "before\n{\"custom_id\":\"a\",\"body\":{    \"text\": \"two\\nlines\" }}");
     assert_eq!(encoded(), encoded());
+}
+
+#[test]
+fn the_suite_for_providers_finds_nothing_wrong() {
+    let provider = Local::function("local", |request| Ok(request.body.get().len()));
+    assert_eq!(Conformance::new(&provider).broken(), Vec::<String>::new());
 }

@@ -9,6 +9,7 @@ use jobmill::provider::{
     Finish, ItemError, ItemOutcome, Key, Local, LocalChat, OwnedOutgoing, Provider, RemoteBatch, RemoteEnd,
     RemoteState, ResultLine, Todo,
 };
+use jobmill::testing::Conformance;
 use jobmill::{ErrorKind, Usage};
 use serde_json::value::RawValue;
 
@@ -388,4 +389,21 @@ fn responses_and_embeddings_are_read_as_such() {
     // One is not taken for the other.
     let (_, code, _) = failed(came(CHAT, embedding));
     assert_eq!(code, "unreadable");
+}
+
+#[test]
+fn the_suite_for_providers_finds_nothing_wrong() {
+    const SECRET: &str = "sk-of-the-suite-0123456789";
+    let server = Server::start(|_, connection| {
+        let Some(request) = connection.request() else { return };
+        let body = if request.line.contains("/messages") { r#"{"content":[]}"# } else { ANSWER };
+        connection.answer(200, &[], body);
+    });
+    let chats = [Local::chat_openai(server.url("/v1")), Local::chat_anthropic(server.url(""))];
+    for chat in chats {
+        let provider = chat.key(Key::fixed(SECRET)).build().expect("a provider");
+        assert_eq!(Conformance::new(&provider).secret(SECRET).broken(), Vec::<String>::new());
+    }
+    // All results twice, at least one once, and all of the batch that was not cancelled before it had ended.
+    assert!(server.connections() >= 2 * (3 + 3 + 1 + 3));
 }

@@ -39,7 +39,7 @@ pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
 pub use model::batch::{
-    Batch, BatchItem, BatchItemRecord, BatchReply, BatchRequest, ItemCounts, ItemResult, NewBatch, PollCycle,
+    Batch, BatchItem, BatchItemRecord, BatchReply, BatchRequest, Estimate, ItemCounts, ItemResult, NewBatch, PollCycle,
     RequestStatus, Spent, Step, StepStatus,
 };
 pub use model::delivery::CallbackDelivery;

@@ -11,7 +11,7 @@ use crate::model::job_type::JobType;
 use crate::model::new_job::{NewJob, check_name};
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
-use crate::model::usage::Usage;
+use crate::model::usage::{PriceTable, Usage};
 
 /// The kind of the jobs that are LLM batches.
 pub(crate) const BATCH_KIND: &str = "jobmill.batch";
@@ -192,6 +192,7 @@ pub struct NewBatch {
     pub(crate) max_steps: u32,
     pub(crate) max_attempts: u32,
     pub(crate) budget: Option<f64>,
+    pub(crate) request_items: Option<u64>,
 }
 
 impl NewBatch {
@@ -204,7 +205,15 @@ impl NewBatch {
     pub fn new(provider: impl Into<String>) -> Self {
         let job = NewJob::tracked().job_type(JobType::Batch);
 
-        Self { job, provider: provider.into(), step: None, max_steps: 50, max_attempts: 3, budget: None }
+        Self {
+            job,
+            provider: provider.into(),
+            step: None,
+            max_steps: 50,
+            max_attempts: 3,
+            budget: None,
+            request_items: None,
+        }
     }
 
     /// Sets the step that is given each reply and decides whether its item goes on, by the name under which an engine
@@ -233,6 +242,14 @@ impl NewBatch {
     /// refused. Defaults to no bound.
     pub fn budget(mut self, amount: f64) -> Self {
         self.budget = Some(amount);
+        self
+    }
+
+    /// Sets the most items that go to the provider together, at least one: the fewer, the sooner the first of them come
+    /// back, and the less is lost with a request that the provider refuses as a whole. Defaults to as many as the provider
+    /// takes.
+    pub fn request_items(mut self, items: u64) -> Self {
+        self.request_items = Some(items);
         self
     }
 
@@ -302,6 +319,9 @@ impl NewBatch {
                 return Err(Error::invalid(field, format_args!("must be from 1 to {max}")));
             }
         }
+        if self.request_items.is_some_and(|items| items == 0 || items > i64::MAX as u64) {
+            return Err(Error::invalid("request_items", "must be at least 1"));
+        }
         if self.budget.is_some_and(|budget| !(0.0..=1e9).contains(&budget)) {
             return Err(Error::invalid("budget", "must be from 0 to 1000000000"));
         }
@@ -311,6 +331,61 @@ impl NewBatch {
     /// The budget in billionths of the currency's unit.
     pub(crate) fn budget_nanos(&self) -> Option<i64> {
         self.budget.map(|budget| (budget * 1e9).round() as i64)
+    }
+}
+
+/// The longest output of a request that does not say how long it may be, in tokens.
+pub(crate) const OUTPUT_GUESS: u64 = 4096;
+
+/// What requests will use up and cost at most, reckoned before any is sent: the input by its length, the output by the
+/// longest that each allows, or 4096 tokens.
+///
+/// ```
+/// use jobmill::{BatchItem, Estimate, Price, PriceTable};
+///
+/// # fn main() -> jobmill::Result<()> {
+/// let prices = PriceTable::new("2026-11", "USD").model("small", Price::new(1.0, 5.0));
+/// let item = BatchItem::new(&serde_json::json!({ "model": "small", "max_tokens": 1000, "prompt": "What is a mill?" }));
+/// let estimate = Estimate::of([item], Some(&prices))?;
+/// assert_eq!((estimate.items, estimate.output, estimate.unpriced), (1, 1000, 0));
+/// assert!(estimate.cost_nanos < 3_000_000);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Estimate {
+    /// How many requests.
+    pub items: u64,
+    /// Estimated tokens of their input.
+    pub input: u64,
+    /// The most tokens of their output.
+    pub output: u64,
+    /// What those cost that have a price, in billionths of the currency's unit.
+    pub cost_nanos: i64,
+    /// Requests of models without a price.
+    pub unpriced: u64,
+}
+
+impl Estimate {
+    /// Reckons requests, by a price table if there is one.
+    ///
+    /// # Errors
+    /// `Invalid` if a request breaks a rule, with its place, the field and the rule.
+    pub fn of(items: impl IntoIterator<Item = BatchItem>, prices: Option<&PriceTable>) -> Result<Self> {
+        let mut sum = Self::default();
+        for item in items {
+            let item = item.check(sum.items)?;
+            let most = Usage::of(item.tokens, item.max_output.unwrap_or(OUTPUT_GUESS));
+            sum.items += 1;
+            sum.input = sum.input.saturating_add(most.input.unwrap_or(0));
+            sum.output = sum.output.saturating_add(most.output.unwrap_or(0));
+            match prices.and_then(|prices| prices.cost_nanos(&item.model, &most)) {
+                Some(cost) => sum.cost_nanos = sum.cost_nanos.saturating_add(cost),
+                None => sum.unpriced += 1,
+            }
+        }
+        Ok(sum)
     }
 }
 

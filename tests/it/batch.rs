@@ -5,13 +5,13 @@ use std::collections::HashSet;
 use jobmill::provider::{CallClass, CallError, Fate, ItemError, RemoteEnd, RemoteState};
 use jobmill::testing::Harness;
 use jobmill::{
-    BatchItem, Batches, Cancelled, ErrorKind, Failure, ItemQuery, JobId, NewBatch, Price, PriceTable, RequestStatus,
-    Status, Step, WhenUnknown,
+    BatchItem, Batches, Cancelled, Engine, ErrorKind, Failure, ItemQuery, JobId, NewBatch, Price, PriceTable,
+    RequestStatus, Status, Step, WhenUnknown,
 };
 use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, errored, succeeded};
-use crate::support::secs;
+use crate::support::{PATIENCE, secs, until};
 
 fn item(n: usize) -> BatchItem {
     BatchItem::new(&json!({ "model": "m", "max_tokens": 5, "n": n })).key(format!("key-{n}"))
@@ -122,11 +122,19 @@ fn a_batch_is_split_by_what_its_provider_takes() -> jobmill::Result<()> {
     pass(&t, 600);
     assert_eq!(t.client().batch(id)?.items.completed, 10);
 
+    // By what the batch itself wants: groups of messages, as the queue extension's.
+    let grouped = t.client().submit(NewBatch::new("fake").request_items(3), items(7))?.id();
+    t.drain()?;
+    assert_eq!(sizes(&fake)[3..], [3, 3, 1]);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!(t.client().batch(grouped)?.items.completed, 7);
+
     // By bytes: a line has some 90 of them.
     fake.inside().limits.bytes = 300;
     let id = submit(&t, 5);
     t.drain()?;
-    assert!(sizes(&fake)[3..].iter().all(|size| *size <= 3), "{:?}", sizes(&fake));
+    assert!(sizes(&fake)[6..].iter().all(|size| *size <= 3), "{:?}", sizes(&fake));
     // By model.
     fake.inside().limits.bytes = 1 << 20;
     fake.inside().limits.one_model = true;
@@ -680,6 +688,96 @@ fn a_deleted_batch_leaves_nothing_behind() -> jobmill::Result<()> {
             .query_row(&format!("SELECT count(*) FROM jobmill_batch{table}"), [], |row| row.get(0))
             .expect("a count");
         assert_eq!(rows, 0, "jobmill_batch{table}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_engine_with_threads_polls_by_itself_and_when_it_is_asked_to() -> jobmill::Result<()> {
+    let (fake, directory) = (Fake::new("fake"), tempfile::tempdir().expect("a directory"));
+    fake.inside().limits.poll_min = secs(0);
+    let engine = Engine::builder(directory.path().join("jobs.db"))
+        .provider(fake.clone())
+        .batches(Batches::new().poll_interval(secs(1)))
+        .start()?;
+    let client = engine.client();
+    let first = client.submit(NewBatch::new("fake"), items(2))?.id();
+    let sent = |id| {
+        until("the batch is at its provider", || {
+            !client.batch_requests(id, &[RequestStatus::Running], None, 1).expect("requests").is_empty()
+        });
+    };
+    sent(first);
+    fake.complete_all();
+    assert_eq!(client.wait(first, PATIENCE)?.status, Status::Completed, "within a second or two");
+
+    fake.inside().limits.poll_min = secs(3600);
+    let second = client.submit(NewBatch::new("fake"), items(2))?.id();
+    sent(second);
+    fake.complete_all();
+    assert!(client.poll_now()? <= 1);
+    assert_eq!(client.wait(second, PATIENCE)?.status, Status::Completed);
+    engine.shutdown(PATIENCE)?;
+    assert_eq!(fake.count("create"), 2);
+    Ok(())
+}
+
+#[test]
+fn many_batches_of_an_account_are_asked_about_by_one_list() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().lists = true;
+    fake.inside().limits.list_page = 100;
+    let ids: Vec<JobId> = (0..10).map(|_| submit(&t, 1)).collect();
+    t.drain()?;
+    // One of them the list does not tell of.
+    let hidden = fake.inside().batches[3].created_at;
+    fake.inside().batches[3].created_at = jobmill::Timestamp::from_micros(0);
+    t.advance(secs(60));
+    let cycle = t.engine().poll()?;
+    assert_eq!((cycle.total, cycle.running, cycle.calls), (10, 10, 2), "a list, and one by itself");
+    fake.inside().batches[3].created_at = hidden;
+    fake.complete_all();
+    pass(&t, 600);
+    assert!(ids.iter().all(|id| status(&t, *id) == Status::Completed));
+    Ok(())
+}
+
+#[test]
+fn what_holds_up_a_batch_is_explained() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let strange = t.client().submit(NewBatch::new("nobody"), items(1))?.id();
+    t.drain()?;
+    let explained = t.client().explain(strange)?.to_string();
+    assert!(explained.contains("1 of its items wait") && explained.contains("no provider named nobody"), "{explained}");
+    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
+    let id = submit(&t, 2);
+    t.drain()?;
+    let explained = t.client().explain(id)?.to_string();
+    assert!(explained.contains("2 are at a provider") && explained.contains("nothing is sent to fake|"), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn a_key_that_was_renewed_must_be_said_to_be() -> jobmill::Result<()> {
+    let (old, directory) = (Fake::new("fake"), tempfile::tempdir().expect("a directory"));
+    let path = directory.path().join("jobs.db");
+    let engine = Engine::builder(&path).provider(old.clone()).inline()?;
+    let id = engine.client().submit(NewBatch::new("fake"), items(1))?.id();
+    engine.drain()?;
+    let account = engine.client().batch_requests(id, &[], None, 1)?[0].account.clone();
+    old.complete_all();
+    drop(engine);
+    for (settings, expected) in
+        [(Batches::new(), Status::Running), (Batches::new().renewed_key(account, "fake"), Status::Completed)]
+    {
+        let fake = old.with_key("another");
+        let engine = Engine::builder(&path).provider(fake).batches(settings).inline()?;
+        for _ in 0..3 {
+            engine.client().poll_now()?;
+            engine.poll()?;
+            engine.drain()?;
+        }
+        assert_eq!(engine.client().get(id)?.status, expected);
     }
     Ok(())
 }

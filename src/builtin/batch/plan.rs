@@ -11,6 +11,7 @@ use crate::builtin::batch::{Agency, SLICE, call, failed, in_slices, until};
 use crate::error::Result;
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
+use crate::model::batch::OUTPUT_GUESS;
 use crate::model::batch_job::PlanBatch;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::usage::Usage;
@@ -26,8 +27,6 @@ const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
 /// How long items wait for room at an account, or for a provider that is not here.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
-/// The longest output of a request that does not say, in tokens, for what it may cost.
-const OUTPUT_GUESS: u64 = 4096;
 
 /// The handler of plans.
 pub(crate) struct Planner {
@@ -209,6 +208,7 @@ impl Planner {
         let room_items = room.items.saturating_sub(under_way.items);
         let room_tokens = room.tokens.saturating_sub(of_model.tokens);
         let most_items = room_items.min(group.limits.items as u64).min(learnt.items.unwrap_or(u64::MAX));
+        let most_items = most_items.min(state.request_items.unwrap_or(u64::MAX));
         let most_tokens = room_tokens.min(learnt.tokens.unwrap_or(u64::MAX));
         // An item that is larger than any room goes alone.
         let alone = of_model.tokens == 0;

@@ -29,12 +29,14 @@ impl Turn<'_> {
         if let Enqueued::New(id) = enqueued {
             self.conn
                 .prepare_cached(
-                    "INSERT INTO jobmill_batch (job, provider, step, max_steps, max_attempts, budget_nanos)
-                     VALUES (:job, :provider, :step, :max_steps, :max_attempts, :budget_nanos)",
+                    "INSERT INTO jobmill_batch (job, provider, step, max_steps, max_attempts, budget_nanos,
+                         request_items)
+                     VALUES (:job, :provider, :step, :max_steps, :max_attempts, :budget_nanos, :request_items)",
                 )?
                 .execute(named_params! {
                     ":job": id, ":provider": new.provider, ":step": new.step, ":max_steps": new.max_steps,
                     ":max_attempts": new.max_attempts, ":budget_nanos": new.budget_nanos(),
+                    ":request_items": new.request_items.map(u64::cast_signed),
                 })?;
         }
         Ok(enqueued)

@@ -32,6 +32,8 @@ pub(crate) struct WaitingItem {
 pub(crate) struct PlanState {
     pub(crate) routes: Vec<Route>,
     pub(crate) budget_nanos: Option<i64>,
+    /// The most items of one request.
+    pub(crate) request_items: Option<u64>,
     /// What is paid, and what open requests may come to.
     pub(crate) committed_nanos: i64,
     /// A request that a planner before us has left half done.
@@ -108,10 +110,12 @@ impl Turn<'_> {
                 return Ok(Begin::Busy);
             }
         }
-        let (budget_nanos, paid) = self
+        let (budget_nanos, paid, request_items) = self
             .conn
-            .prepare_cached("SELECT budget_nanos, cost_nanos FROM jobmill_batch WHERE job = :batch")?
-            .query_row(named_params! { ":batch": batch }, |row| Ok((row.get(0)?, row.get::<_, i64>(1)?)))?;
+            .prepare_cached("SELECT budget_nanos, cost_nanos, request_items FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| {
+                Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
+            })?;
         let reserved: i64 = self
             .conn
             .prepare_cached(
@@ -121,6 +125,7 @@ impl Turn<'_> {
         Ok(Begin::Go(PlanState {
             routes: routes(self.conn, batch)?,
             budget_nanos,
+            request_items: request_items.map(i64::cast_unsigned),
             committed_nanos: paid.saturating_add(reserved),
             left: left.map(|(id, _)| id),
         }))

@@ -8,6 +8,7 @@ CREATE TABLE jobmill_batch (
     max_steps    INTEGER NOT NULL,
     max_attempts INTEGER NOT NULL,
     budget_nanos INTEGER,
+    request_items INTEGER,                      -- the most items of one request; null: as many as its provider takes
     -- How many items stand where.
     waiting      INTEGER NOT NULL DEFAULT 0,
     sent         INTEGER NOT NULL DEFAULT 0,

@@ -62,6 +62,7 @@ pub(crate) struct Inside {
 #[derive(Clone)]
 pub(crate) struct Fake {
     name: String,
+    key: &'static str,
     inside: Arc<Mutex<Inside>>,
 }
 
@@ -99,7 +100,12 @@ impl Fake {
             deleted: Vec::new(),
             lists: false,
         };
-        Self { name: name.to_owned(), inside: Arc::new(Mutex::new(inside)) }
+        Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
+    }
+
+    /// The same provider, by another key.
+    pub(crate) fn with_key(&self, key: &'static str) -> Self {
+        Self { key, ..self.clone() }
     }
 
     pub(crate) fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -153,7 +159,7 @@ fn missing() -> CallError {
 
 impl Provider for Fake {
     fn account(&self) -> Account {
-        Account::new(self.name.as_str(), "fake://test", "secret")
+        Account::new(self.name.as_str(), "fake://test", self.key)
     }
 
     fn limits(&self) -> Limits {

@@ -13,22 +13,22 @@ use serde_json::{Value, json};
 use crate::support::fake::{Creation, Fake, errored, succeeded};
 use crate::support::{PATIENCE, secs, until};
 
-fn item(n: usize) -> BatchItem {
+pub(crate) fn item(n: usize) -> BatchItem {
     BatchItem::new(&json!({ "model": "m", "max_tokens": 5, "n": n })).key(format!("key-{n}"))
 }
 
-fn items(count: usize) -> impl Iterator<Item = BatchItem> {
+pub(crate) fn items(count: usize) -> impl Iterator<Item = BatchItem> {
     (0..count).map(item)
 }
 
 /// An engine with this provider and these settings.
-fn with(fake: &Fake, settings: Batches) -> Harness {
+pub(crate) fn with(fake: &Fake, settings: Batches) -> Harness {
     let fake = fake.clone();
     let harness = Harness::new(move |builder| builder.provider(fake.clone()).batches(settings.clone()));
     harness.expect("an engine")
 }
 
-fn start() -> (Fake, Harness) {
+pub(crate) fn start() -> (Fake, Harness) {
     let fake = Fake::new("fake");
     let harness = with(&fake, Batches::new());
     fake.inside().now = harness.client().batch_clock();
@@ -36,7 +36,7 @@ fn start() -> (Fake, Harness) {
 }
 
 /// What the clock of the test shows, for the fake.
-trait BatchClock {
+pub(crate) trait BatchClock {
     fn batch_clock(&self) -> jobmill::Timestamp;
 }
 
@@ -47,12 +47,12 @@ impl BatchClock for jobmill::Client {
     }
 }
 
-fn submit(t: &Harness, count: usize) -> JobId {
+pub(crate) fn submit(t: &Harness, count: usize) -> JobId {
     t.client().submit(NewBatch::new("fake"), items(count)).expect("a batch").id()
 }
 
 /// Lets time pass until nothing changes any more, polling on the way.
-fn pass(t: &Harness, seconds: u64) {
+pub(crate) fn pass(t: &Harness, seconds: u64) {
     let mut left = seconds;
     while left > 0 {
         let step = left.min(30);
@@ -64,7 +64,7 @@ fn pass(t: &Harness, seconds: u64) {
     }
 }
 
-fn status(t: &Harness, id: JobId) -> Status {
+pub(crate) fn status(t: &Harness, id: JobId) -> Status {
     t.client().get(id).expect("the job").status
 }
 

@@ -20,6 +20,7 @@ mod house;
 mod listing;
 mod local;
 mod local_chat;
+mod losses;
 mod metrics;
 mod mirror;
 mod model;

@@ -25,6 +25,8 @@ const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
 const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
 /// The first poll of a batch, unless its provider wants it later.
 const FIRST_POLL: Duration = Duration::from_secs(30);
+/// After how many failures in a row nothing is sent to an account for a while.
+const FAILURES_IN_A_ROW: u32 = 3;
 /// How often batches that might be ours are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// The shortest time after which a batch that cannot be found was not created, for lists may lag.
@@ -208,8 +210,15 @@ impl Submission<'_> {
                 self.release(&text, Learnt { items: Some(half), tokens: None })
             }
             class if error.is_retryable() || class == CallClass::NotFound && self.row.file.is_none() => {
-                self.write(move |turn, row| turn.not_sent(row, &text))?;
-                Ok(Some(Outcome::Snooze(error.retry_after.unwrap_or_else(|| backoff(self.row.failures)))))
+                // What holds for the whole account, each of its requests need not find out for itself.
+                let limited = class == CallClass::RateLimited;
+                let breaks = limited || self.row.failures + 1 >= FAILURES_IN_A_ROW;
+                let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
+                self.write(move |turn, row| {
+                    turn.not_sent(row, &text)?;
+                    if breaks { turn.block(&row.account, Some(wait), &text).map(drop) } else { Ok(()) }
+                })?;
+                Ok(Some(Outcome::Snooze(wait)))
             }
             _ => self.fail(&text),
         }

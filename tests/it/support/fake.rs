@@ -56,6 +56,8 @@ pub(crate) struct Inside {
     pub(crate) calls: Vec<&'static str>,
     pub(crate) deleted: Vec<String>,
     pub(crate) lists: bool,
+    /// What happens while a poll is under way.
+    pub(crate) on_poll: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// The fake provider. It clones.
@@ -99,6 +101,7 @@ impl Fake {
             calls: Vec::new(),
             deleted: Vec::new(),
             lists: false,
+            on_poll: None,
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
     }
@@ -254,6 +257,11 @@ impl Provider for Fake {
     fn poll(&self, id: &str) -> CallResult<RemoteBatch> {
         let mut inside = self.inside();
         inside.calls.push("poll");
+        if let Some(meanwhile) = inside.on_poll.take() {
+            drop(inside);
+            meanwhile();
+            inside = self.inside();
+        }
         if let Some(error) = inside.polls.pop_front() {
             return Err(error);
         }

@@ -290,6 +290,19 @@ fn a_creation_without_an_answer_is_ambiguous_and_found_by_looking() {
 }
 
 #[test]
+fn a_creation_that_takes_too_long_is_ambiguous() {
+    let server = ProviderServer::start(Shape::Anthropic);
+    let provider = anthropic(server.url()).limits(|limits| limits.create_timeout = secs(1)).build();
+    let provider = provider.expect("good settings");
+    let (release, held) = crossbeam_channel::bounded(0);
+    server.fault(Route::Create, Fault::Hold(held));
+    let error = refused(&provider, "k");
+    assert_eq!((error.fate, error.class, &*error.message), (Fate::Ambiguous, CallClass::Transport, "timed out"));
+    drop(release);
+    assert_eq!(provider.find(&sought("k", None, 2)).expect("a list").len(), 1);
+}
+
+#[test]
 fn a_creation_that_was_refused_may_be_sent_again() {
     let error = |shape: Shape, kind: &str| match shape {
         Shape::Anthropic => json!({"type": "error", "error": {"type": kind, "message": "m"}}).to_string(),

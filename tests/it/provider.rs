@@ -425,6 +425,22 @@ fn results_on_another_host_are_not_asked_for() {
 }
 
 #[test]
+fn results_that_are_not_kept_any_more_are_not_found() {
+    let (server, provider) = start(Shape::Anthropic);
+    let mut batch = ended(&server, &*provider, 1);
+    let told = |archived: serde_json::Value| {
+        json!({"id": batch.id, "processing_status": "ended", "results_url": null, "archived_at": archived}).to_string()
+    };
+    batch.raw = told(json!(null));
+    // It is asked once more, for what is known may be older than the end.
+    assert_eq!(results(&*provider, &batch), (vec!["k-0 good".to_owned()], Ok(())));
+    server.fault(Route::Poll, Fault::Answer(200, Vec::new(), told(json!("2026-01-31T00:00:00Z"))));
+    assert_eq!(results(&*provider, &batch).1.expect_err("gone").class, CallClass::NotFound);
+    server.fault(Route::Poll, Fault::Answer(200, Vec::new(), told(json!(null))));
+    assert_eq!(results(&*provider, &batch).1.expect_err("no address").class, CallClass::Server);
+}
+
+#[test]
 fn results_come_in_any_order_and_form() {
     for shape in SHAPES {
         let (server, provider) = start(shape);

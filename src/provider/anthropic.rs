@@ -3,14 +3,14 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use ::http::{HeaderName, header};
+use ::http::HeaderName;
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::model::time::Timestamp;
-use crate::provider::http::{Answer, Auth, Explained, Http, Key, Parsed, Told, give, segment, unreadable};
+use crate::provider::http::{Answer, Auth, Explained, Http, Key, Parsed, Place, Told, give, segment, unreadable};
 use crate::provider::setup::{Setup, setters};
 use crate::provider::wire::{self, ListPage, Shape, count, moment, pages, text};
 use crate::provider::{
@@ -89,7 +89,9 @@ impl AnthropicBuilder {
         limits.list_page = 100;
         limits.retention = Some(Duration::from_secs(29 * 86_400));
         limits.items_in_flight = Some(200_000);
-        let (http, account, limits) = self.setup.build("anthropic", auth, true, headers, limits)?;
+        // A server that is not Anthropic's own may refuse a body for being announced, and that would look final.
+        let announce = Place::parse(&self.setup.base_url)?.authority() == "api.anthropic.com";
+        let (http, account, limits) = self.setup.build("anthropic", auth, announce, headers, limits)?;
         Ok(Anthropic { http, account: account.api_version(self.version), limits })
     }
 }
@@ -204,7 +206,7 @@ impl Provider for Anthropic {
                 unreadable("the provider names no address of the results")
             });
         };
-        let ask = self.http.get_at(&url)?.streaming().header(header::ACCEPT, "application/binary");
+        let ask = self.http.get_at(&url)?.streaming();
         give(ask.send()?.success(explain)?.lines(), total, sink, parse).map(drop)
     }
 

@@ -116,8 +116,8 @@ impl fmt::Debug for Http {
 enum Patience {
     /// So long in all.
     Whole(Duration),
-    /// As long as something moves.
-    Stream,
+    /// As long as something moves. The answer may begin after so long.
+    Stream(Duration),
 }
 
 impl Http {
@@ -263,7 +263,13 @@ impl<'h> Ask<'h> {
 
     /// Lets the call take as long as something moves.
     pub(crate) fn streaming(mut self) -> Self {
-        self.patience = Patience::Stream;
+        self.patience = Patience::Stream(self.http.stall_timeout);
+        self
+    }
+
+    /// Lets the call take as long as its body moves, and then so long until the answer.
+    pub(crate) fn uploading(mut self, time: Duration) -> Self {
+        self.patience = Patience::Stream(time);
         self
     }
 
@@ -334,10 +340,10 @@ fn run(
     let config = agent.configure_request(request);
     let config = match patience {
         Patience::Whole(time) => config.timeout_per_call(Some(time)),
-        Patience::Stream => config
+        Patience::Stream(answer) => config
             .timeout_send_request(Some(http.stall_timeout))
-            .timeout_recv_response(Some(http.call_timeout.max(http.stall_timeout)))
-            .timeout_per_read(Some(http.stall_timeout))
+            .timeout_recv_response(Some(answer))
+            .timeout_per_read(Some(answer))
             .timeout_per_write(Some(http.stall_timeout)),
     };
     agent.run(config.build())
@@ -475,6 +481,7 @@ mod tests {
     use std::io::Write;
     use std::ops::ControlFlow;
 
+    use crossbeam_channel::bounded;
     use flate2::Compression;
     use flate2::write::GzEncoder;
 
@@ -743,6 +750,40 @@ mod tests {
         };
         let error = give(lines, None, &mut sink, |_| Err("not read".to_owned())).expect_err("no end");
         (count, error)
+    }
+
+    #[test]
+    fn a_connection_that_was_closed_meanwhile_is_not_used_again() {
+        let (closed, closes) = bounded(1);
+        let server = Server::start(move |_, connection| {
+            connection.reply(200, &[], "{}");
+            let _ = connection.stream.shutdown(std::net::Shutdown::Both);
+            let _ = closed.send(());
+        });
+        let http = http(&server);
+        for _ in 0..3 {
+            assert!(http.get("/").send().and_then(Answer::whole).is_ok());
+            closes.recv_timeout(LONG).expect("a server that closes");
+        }
+        assert_eq!(server.connections(), 3);
+    }
+
+    #[test]
+    fn what_is_asked_often_uses_its_connection_again_and_what_acts_does_not() {
+        let server = Server::start(|_, connection| {
+            while connection.request().is_some() {
+                connection.answer(200, &[], "{}");
+            }
+        });
+        let http = http(&server);
+        for _ in 0..3 {
+            assert!(http.get("/").send().and_then(Answer::whole).is_ok());
+        }
+        assert_eq!(server.connections(), 1);
+        for _ in 0..3 {
+            assert!(http.post("/").send().and_then(Answer::whole).is_ok());
+        }
+        assert_eq!(server.connections(), 4);
     }
 
     #[test]

@@ -197,7 +197,7 @@ impl Provider for OpenAi {
         // What the body's reader has beyond its length would push the tail away.
         let mut exact = Exact { reader: body.reader, left: body.length };
         let mut whole = head.as_bytes().chain(&mut exact).chain(tail.as_bytes());
-        let ask = self.http.post("/files").streaming();
+        let ask = self.http.post("/files").uploading(self.limits.create_timeout);
         let ask = ask.body(&format!("multipart/form-data; boundary={boundary}"), length, &mut whole);
         let told = ask.send()?.success(explain)?.whole()?;
         let said: Value = serde_json::from_str(&told.text).map_err(|_| unreadable("the answer is not JSON"))?;

@@ -290,6 +290,19 @@ fn a_creation_without_an_answer_is_ambiguous_and_found_by_looking() {
 }
 
 #[test]
+fn a_creation_that_takes_too_long_is_ambiguous() {
+    let server = ProviderServer::start(Shape::Anthropic);
+    let provider = anthropic(server.url()).limits(|limits| limits.create_timeout = secs(1)).build();
+    let provider = provider.expect("good settings");
+    let (release, held) = crossbeam_channel::bounded(0);
+    server.fault(Route::Create, Fault::Hold(held));
+    let error = refused(&provider, "k");
+    assert_eq!((error.fate, error.class, &*error.message), (Fate::Ambiguous, CallClass::Transport, "timed out"));
+    drop(release);
+    assert_eq!(provider.find(&sought("k", None, 2)).expect("a list").len(), 1);
+}
+
+#[test]
 fn a_creation_that_was_refused_may_be_sent_again() {
     let error = |shape: Shape, kind: &str| match shape {
         Shape::Anthropic => json!({"type": "error", "error": {"type": kind, "message": "m"}}).to_string(),
@@ -409,6 +422,22 @@ fn results_on_another_host_are_not_asked_for() {
         let (lines, end) = results(&*provider, &batch);
         assert_eq!((lines.len(), end.is_ok()), if url == "/nowhere" { (0, false) } else { (2, true) }, "{url}");
     }
+}
+
+#[test]
+fn results_that_are_not_kept_any_more_are_not_found() {
+    let (server, provider) = start(Shape::Anthropic);
+    let mut batch = ended(&server, &*provider, 1);
+    let told = |archived: serde_json::Value| {
+        json!({"id": batch.id, "processing_status": "ended", "results_url": null, "archived_at": archived}).to_string()
+    };
+    batch.raw = told(json!(null));
+    // It is asked once more, for what is known may be older than the end.
+    assert_eq!(results(&*provider, &batch), (vec!["k-0 good".to_owned()], Ok(())));
+    server.fault(Route::Poll, Fault::Answer(200, Vec::new(), told(json!("2026-01-31T00:00:00Z"))));
+    assert_eq!(results(&*provider, &batch).1.expect_err("gone").class, CallClass::NotFound);
+    server.fault(Route::Poll, Fault::Answer(200, Vec::new(), told(json!(null))));
+    assert_eq!(results(&*provider, &batch).1.expect_err("no address").class, CallClass::Server);
 }
 
 #[test]

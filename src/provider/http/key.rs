@@ -106,8 +106,9 @@ impl Secret {
     /// A text without the key, without parts of it, and without what looks like a key.
     pub(crate) fn redact(&self, text: &str) -> String {
         let text = match self.as_str() {
-            Some(key) => text.replace(key, GONE),
-            None => text.to_owned(),
+            Some(key) if key.len() >= TELLING_BYTES => text.replace(key, GONE),
+            // One so short is a word, and stands in others.
+            _ => text.to_owned(),
         };
         let is_between = |c: char| c.is_whitespace() || "\"'`,;()<>{}=&?".contains(c);
         let mut clean = String::with_capacity(text.len());
@@ -134,7 +135,8 @@ impl Secret {
 
     fn shows_in(&self, word: &str) -> bool {
         self.as_str().is_some_and(|key| {
-            key.as_bytes().windows(TELLING_BYTES).any(|part| word.as_bytes().windows(TELLING_BYTES).any(|w| w == part))
+            let mut parts = key.as_bytes().windows(TELLING_BYTES);
+            word == key || parts.any(|part| word.as_bytes().windows(TELLING_BYTES).any(|bytes| bytes == part))
         })
     }
 }
@@ -189,6 +191,6 @@ mod tests {
             assert_eq!(secret.redact(text), clean, "{text}");
         }
         assert_eq!(Secret(None).redact("sk-0123456789"), "[redacted]");
-        assert_eq!(Secret(Some("k".to_owned())).redact("ask"), "as[redacted]");
+        assert_eq!(Secret::of("k").redact("ask k, not k"), "ask [redacted], not [redacted]");
     }
 }

@@ -13,6 +13,8 @@ use crate::provider::{CallClass, CallError, CallResult, Fate, ItemOutcome, Resul
 const MAX_LINE_BYTES: usize = 64 << 20;
 /// How much of a line is shown that cannot be read.
 const HEAD_BYTES: usize = 500;
+/// The longest message of a failure that is told apart from its line.
+const MAX_MESSAGE_BYTES: usize = 4 << 10;
 /// How much memory is kept between two lines.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -123,6 +125,7 @@ pub(crate) fn give(
             Ok(text) => match parse(text) {
                 Ok(Parsed { custom_id, mut outcome }) => {
                     if let ItemOutcome::Errored { message, .. } = &mut outcome {
+                        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
                         *message = secret.redact(message);
                     }
                     if sink(ResultLine::Result { custom_id: &custom_id, outcome, raw: text }).is_break() {

@@ -611,7 +611,10 @@ fn a_body_goes_as_a_file_where_the_provider_wants_one_and_is_found_again() -> jo
 
 #[test]
 fn a_crash_at_any_commit_loses_no_item_and_pays_for_none_twice() -> jobmill::Result<()> {
-    for fault in [jobmill::testing::Fault::Before, jobmill::testing::Fault::After] {
+    use jobmill::testing::Fault;
+
+    // One commit fails, or is not heard of; or nothing is written any more from there on, as if the process had died.
+    for (fault, dead) in [(Fault::Before, false), (Fault::After, false), (Fault::Before, true)] {
         let mut last = None;
         for n in 1..200 {
             let fake = Fake::new("fake");
@@ -620,7 +623,11 @@ fn a_crash_at_any_commit_loses_no_item_and_pays_for_none_twice() -> jobmill::Res
             fake.inside().now = t.client().batch_clock();
             let id = submit(&t, 3);
             let before = t.faults().commits();
-            t.faults().fail(before + n, fault);
+            if dead {
+                t.faults().fail_from(n, fault)
+            } else {
+                t.faults().fail(n, fault)
+            }
             let mut crashed = false;
             for _ in 0..40 {
                 t.advance(secs(30));
@@ -636,10 +643,10 @@ fn a_crash_at_any_commit_loses_no_item_and_pays_for_none_twice() -> jobmill::Res
                 }
             }
             let batch = t.client().batch(id)?;
-            assert_eq!((batch.job.status, batch.items.completed), (Status::Completed, 3), "{fault:?} at {n}");
-            assert_eq!(batch.spent.usage.input, Some(30), "{fault:?} at {n}");
+            assert_eq!((batch.job.status, batch.items.completed), (Status::Completed, 3), "{fault:?}, {dead}, at {n}");
+            assert_eq!(batch.spent.usage.input, Some(30), "{fault:?}, {dead}, at {n}");
             let keys: HashSet<String> = fake.inside().batches.iter().map(|held| held.key.clone()).collect();
-            assert_eq!((fake.inside().batches.len(), keys.len()), (1, 1), "{fault:?} at {n}: made once");
+            assert_eq!((fake.inside().batches.len(), keys.len()), (1, 1), "{fault:?}, {dead}, at {n}: made once");
             if !crashed {
                 last = Some(n);
                 break;

@@ -296,6 +296,29 @@ fn who_would_rather_pay_twice_gets_each_item_once() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A list that lags for longer than anybody waits makes a twin: it costs money, and never correctness.
+#[test]
+fn a_batch_that_was_made_twice_is_paid_twice_and_counts_once() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().lags = true;
+    fake.inside().creations.extend([Creation::AnswerLost, Creation::AnswerLost]);
+    let id = submit(&t, 3);
+    pass(&t, 420);
+    assert_eq!(fake.count("create"), 2);
+    fake.inside().lags = false;
+    pass(&t, 120);
+    let requests = t.client().batch_requests(id, &[], None, 10)?;
+    assert_eq!((requests.len(), requests[0].remote_id.as_deref()), (2, Some("remote-0")), "the oldest is ours");
+    assert!(fake.inside().batches[1].cancelled && !fake.inside().batches[0].cancelled);
+    fake.complete_all();
+    pass(&t, 1200);
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.completed, batch.strays), (Status::Completed, 3, 3));
+    assert_eq!(batch.spent.usage.input, Some(60), "it was paid twice");
+    assert_eq!(t.client().batch_item(id, "key-0")?.usage.input, Some(10), "and each item has its own");
+    Ok(())
+}
+
 #[test]
 fn an_operator_decides_about_a_batch_that_nobody_knows_of() -> jobmill::Result<()> {
     let fake = Fake::new("fake");
@@ -421,6 +444,20 @@ fn a_cancelled_batch_keeps_what_was_done_and_submits_no_more() -> jobmill::Resul
     assert_eq!((batch.job.status, batch.items.completed, batch.items.cancelled), (Status::Cancelled, 1, 3));
     assert_eq!(fake.count("create"), 1);
     assert_eq!(t.client().cancel(id)?, Cancelled::Already);
+    Ok(())
+}
+
+#[test]
+fn items_that_come_back_to_a_cancelled_batch_are_cancelled_too() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let id = submit(&t, 2);
+    t.drain()?;
+    t.client().cancel(id)?;
+    t.drain()?;
+    fake.end_all(&RemoteEnd::Quota("token_limit_exceeded".to_owned()));
+    pass(&t, 1200);
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.cancelled, fake.count("create")), (Status::Cancelled, 2, 1));
     Ok(())
 }
 

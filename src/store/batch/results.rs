@@ -58,11 +58,13 @@ struct Item {
     sends: u32,
     attempt: u32,
     applied: u32,
+    applied_by: Option<BatchRequestId>,
     model: String,
 }
 
 /// Reads an item that a result is for.
-const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, route.model
+const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
+         route.model
      FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
      WHERE item.id = ?1";
 
@@ -74,7 +76,7 @@ const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
          cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
          output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
          reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
-         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = max(applied, ?15)
+         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16
      WHERE id = ?1";
 
 /// What becomes of an item.
@@ -123,7 +125,8 @@ impl Turn<'_> {
                             sends: row.get(4)?,
                             attempt: row.get(5)?,
                             applied: row.get(6)?,
-                            model: row.get(7)?,
+                            applied_by: row.get(7)?,
+                            model: row.get(8)?,
                         })
                     })
                     .optional()?
@@ -136,7 +139,11 @@ impl Turn<'_> {
                 continue;
             };
             // What is read once more, after a crash or a connection that broke, was counted the first time.
-            if !twin && mark.sends <= item.applied {
+            let again = match mark.sends == item.applied {
+                true => item.applied_by == Some(request.id),
+                false => mark.sends < item.applied && !twin,
+            };
+            if again {
                 continue;
             }
             let cost = usage.and_then(|usage| prices.and_then(|prices| prices.cost_nanos(&item.model, usage)));
@@ -178,6 +185,7 @@ impl Turn<'_> {
                 cost.unwrap_or(0),
                 i64::from(usage.is_some() && cost.is_none()),
                 mark.sends,
+                request.id,
             ])?;
             if let ItemOutcome::Succeeded { reply, .. } = outcome {
                 keep.execute(params![mark.item, reply.get()])?;

@@ -51,6 +51,7 @@ CREATE TABLE jobmill_batch_item (
     attempt     INTEGER NOT NULL DEFAULT 0,  -- of this step; what did not count is given back
     sends       INTEGER NOT NULL DEFAULT 0,  -- how often it was put into a request: part of its custom_id
     applied     INTEGER NOT NULL DEFAULT 0,  -- of which sending a result came last
+    applied_by  INTEGER,                     -- in which request
     tokens      INTEGER NOT NULL,            -- the estimated input
     max_output  INTEGER,
     step_job    INTEGER,                     -- the job that is at its step

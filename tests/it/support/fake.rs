@@ -56,6 +56,8 @@ pub(crate) struct Inside {
     pub(crate) calls: Vec<&'static str>,
     pub(crate) deleted: Vec<String>,
     pub(crate) lists: bool,
+    /// Lists lag: what was made is not found yet.
+    pub(crate) lags: bool,
     /// What happens while a poll is under way.
     pub(crate) on_poll: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -101,6 +103,7 @@ impl Fake {
             calls: Vec::new(),
             deleted: Vec::new(),
             lists: false,
+            lags: false,
             on_poll: None,
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
@@ -242,6 +245,9 @@ impl Provider for Fake {
         inside.calls.push("find");
         if let Some(error) = inside.finds.pop_front() {
             return Err(error);
+        }
+        if inside.lags {
+            return Ok(Vec::new());
         }
         let certain = |held: &Held| inside.keeps_keys && held.key == sought.key;
         let may_be = |held: &&Held| {

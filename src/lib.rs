@@ -15,13 +15,16 @@ mod handler;
 mod liveness;
 mod metrics;
 mod model;
+mod panics;
 pub mod provider;
 mod ring;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use builtin::batch::{Batches, WhenUnknown};
 pub use builtin::callback::Callbacks;
+pub use client::batch::{BatchResults, ItemPage, ItemQuery};
 pub use client::jobs::Jobs;
 pub use client::selection::{Bulk, Selection};
 pub use client::{Client, Transaction};
@@ -35,12 +38,16 @@ pub use handler::context::Context;
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
+pub use model::batch::{
+    Batch, BatchItem, BatchItemRecord, BatchReply, BatchRequest, Estimate, ItemCounts, ItemResult, NewBatch, PollCycle,
+    RequestStatus, Spent, Step, StepStatus,
+};
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
-pub use model::id::JobId;
+pub use model::id::{BatchItemId, BatchRequestId, JobId};
 pub use model::job::{Job, Priority, Progress, Status};
 pub use model::job_type::JobType;
 pub use model::metrics::{Metrics, Rates, Window};

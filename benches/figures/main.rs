@@ -5,6 +5,7 @@
 //! the largest tables (10,000,000). Files lie in a temporary directory (`TMPDIR`).
 
 mod asking;
+mod batches;
 mod callbacks;
 mod floor;
 mod idle;
@@ -25,7 +26,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 13] = [
+    let sections: [Section; 14] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -36,6 +37,7 @@ fn main() {
         ("page", asking::page),
         ("ledger", ledger::ledger),
         ("callbacks", callbacks::callbacks),
+        ("batches", batches::batches),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

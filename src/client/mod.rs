@@ -1,6 +1,7 @@
 //! The way in for everybody who enqueues, asks and operates. No threads.
 
 mod ask;
+pub(crate) mod batch;
 pub(crate) mod jobs;
 mod operate;
 pub(crate) mod selection;

@@ -101,6 +101,8 @@ pub(crate) struct Desk {
     rang_at_ns: AtomicU64,
     /// Until when the dispatcher means to rest, in microseconds since the epoch.
     rest_until_us: AtomicI64,
+    /// Wakes the poller.
+    poller: OnceLock<Sender<()>>,
 }
 
 impl Desk {
@@ -122,6 +124,7 @@ impl Desk {
             listening: AtomicBool::new(false),
             rang_at_ns: AtomicU64::new(0),
             rest_until_us: AtomicI64::new(0),
+            poller: OnceLock::new(),
         }
     }
 
@@ -184,6 +187,20 @@ impl Desk {
     pub(crate) fn wake(&self) {
         if let Some(dispatcher) = self.dispatcher.get() {
             dispatcher.unpark();
+        }
+    }
+
+    /// Says how the poller is woken. Once only.
+    pub(crate) fn poll_by(&self, poller: Sender<()>) {
+        let first = self.poller.set(poller).is_ok();
+        debug_assert!(first, "a desk has one poller");
+    }
+
+    /// Wakes the poller, if there is one.
+    pub(crate) fn wake_poller(&self) {
+        if let Some(poller) = self.poller.get() {
+            // If it is full, it will look anyhow.
+            let _ = poller.try_send(());
         }
     }
 

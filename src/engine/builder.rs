@@ -7,6 +7,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::builtin::batch::cancel::Canceller;
+use crate::builtin::batch::harvest::Harvester;
+use crate::builtin::batch::plan::Planner;
+use crate::builtin::batch::send::Sender;
+use crate::builtin::batch::step::StepFn;
+use crate::builtin::batch::{Agency, Batches};
 use crate::builtin::callback::Callbacks;
 use crate::builtin::callback::courier::Courier;
 use crate::builtin::callback::job::DeliverCallback;
@@ -16,20 +22,24 @@ use crate::engine::dispatcher::Dispatcher;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
 use crate::engine::names::SystemNames;
+use crate::engine::poller::{Poller, PollerThread};
 use crate::engine::pool::{Pool, PoolSettings};
 use crate::engine::staff::Staff;
 use crate::engine::worker::Shop;
 use crate::engine::{Engine, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::context::{Context, States};
-use crate::handler::registry::{FnHandler, Registry, panic_place};
+use crate::handler::registry::{FnHandler, Registry};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
-use crate::model::new_job::{Payload, check_duration, check_queue};
+use crate::model::batch::{BatchReply, Step};
+use crate::model::new_job::{Payload, check_duration, check_kind, check_queue};
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
+use crate::panics;
+use crate::provider::Provider;
 use crate::ring::Bell;
 use crate::store::connect::{DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::{Faults, Store};
@@ -66,6 +76,8 @@ pub struct EngineBuilder {
     counts_rates: bool,
     /// None: this engine delivers no callbacks.
     callbacks: Option<Callbacks>,
+    providers: Vec<Arc<dyn Provider>>,
+    batches: Batches,
     durability: Durability,
     busy_timeout: Duration,
     retention: Retention,
@@ -93,6 +105,8 @@ impl EngineBuilder {
             thresholds: Vec::new(),
             counts_rates: true,
             callbacks: Some(Callbacks::new()),
+            providers: Vec::new(),
+            batches: Batches::new(),
             durability: Durability::Full,
             busy_timeout: DEFAULT_PATIENCE,
             retention: Retention::default(),
@@ -120,6 +134,35 @@ impl EngineBuilder {
     /// Registers a handler of its payload's kind.
     pub fn handler(mut self, handler: impl Handler) -> Self {
         if let Err(problem) = self.registry.add(handler) {
+            self.problem.get_or_insert(problem);
+        }
+        self
+    }
+
+    /// Adds a provider of LLM batches, one account. Batches ask for it by its name.
+    pub fn provider(mut self, provider: impl Provider + 'static) -> Self {
+        self.providers.push(Arc::new(provider));
+        self
+    }
+
+    /// Sets how LLM batches are submitted, polled and reckoned. Defaults to [`Batches::new`].
+    pub fn batches(mut self, batches: Batches) -> Self {
+        self.batches = batches;
+        self
+    }
+
+    /// Registers a step, by the name that batches ask for ([`NewBatch::step`](crate::NewBatch::step)): it is given each
+    /// reply of a model, runs on the workers as a job of the batch's queue and priority, and decides whether the item goes
+    /// on. What it decides counts once; after a crash it may run again.
+    pub fn batch_step<F>(mut self, name: &str, step: F) -> Self
+    where
+        F: Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static,
+    {
+        let step: StepFn = Arc::new(step);
+        let added = check_kind(name).and_then(|()| {
+            self.registry.add_raw(name, Box::new(move |ctx| crate::builtin::batch::step::run(&step, ctx)))
+        });
+        if let Err(problem) = added {
             self.problem.get_or_insert(problem);
         }
         self
@@ -300,6 +343,19 @@ impl EngineBuilder {
         Ok(())
     }
 
+    /// The providers, if there are any.
+    fn found_agency(&mut self) -> Result<Option<Arc<Agency>>> {
+        self.batches.check()?;
+        if self.providers.is_empty() {
+            return Ok(None);
+        }
+        let mut agency = Agency::new(self.batches.clone());
+        for provider in self.providers.drain(..) {
+            agency.add(provider)?;
+        }
+        Ok(Some(Arc::new(agency)))
+    }
+
     fn build(mut self, threads: bool) -> Result<Engine> {
         self.check()?;
         let mut store = Store::open(&self.path, self.durability, self.busy_timeout)?;
@@ -311,7 +367,15 @@ impl EngineBuilder {
         let liveness = Arc::new(Liveness::begin(&path, self.clock.now(), self.heartbeats)?);
         place.liveness = Some(liveness.clone());
 
-        let own_workers = self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight);
+        let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0];
+        let agency = self.found_agency()?;
+        if let Some(agency) = &agency {
+            own_workers[1] = agency.settings.in_flight;
+            self.registry.add_own(Planner { agency: agency.clone() })?;
+            self.registry.add_own(Sender { agency: agency.clone() })?;
+            self.registry.add_own(Harvester { agency: agency.clone() })?;
+            self.registry.add_own(Canceller { agency: agency.clone() })?;
+        }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.
             let names = Arc::new(SystemNames::new(2 * callbacks.in_flight));
@@ -350,7 +414,7 @@ impl EngineBuilder {
             liveness,
             shutting_down: shutting_down.clone(),
         });
-        panic_place::install();
+        panics::install();
         if !self.counts_rates {
             desk.press().count_nothing();
         }
@@ -379,6 +443,21 @@ impl EngineBuilder {
         } else {
             inline = Some(Mutex::new(maintenance));
         }
+        let (mut poller, mut poller_thread) = (None, None);
+        if let Some(agency) = agency {
+            let own = Poller::new(client.clone(), agency, threads);
+            if threads {
+                let (wake, woken) = crossbeam_channel::bounded(1);
+                client.desk().poll_by(wake);
+                let started = PollerThread::start(own, woken);
+                let started =
+                    started.map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the poller", error));
+                poller_thread = Some(started?);
+            } else {
+                own.tidy()?;
+                poller = Some(own);
+            }
+        }
         log::info!(
             "started on {}, without leader election, which SQLite does not need: every claim is a conditional write",
             path.display()
@@ -390,6 +469,8 @@ impl EngineBuilder {
             shop: Mutex::new(Some(shop)),
             dispatcher: Mutex::new(dispatcher),
             listener: Mutex::new(listener),
+            poller,
+            poller_thread: Mutex::new(poller_thread),
             stop_dispatcher,
             shutting_down,
             own,

@@ -5,6 +5,7 @@ pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
 pub(crate) mod names;
+pub(crate) mod poller;
 pub(crate) mod pool;
 pub(crate) mod staff;
 pub(crate) mod worker;
@@ -21,11 +22,13 @@ use crate::desk::Finish;
 use crate::engine::builder::EngineBuilder;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
+use crate::engine::poller::{Poller, PollerThread};
 use crate::engine::pool::Pool;
 use crate::engine::staff::Staff;
 use crate::engine::worker::Shop;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::Liveness;
+use crate::model::batch::PollCycle;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::finish::Verdict;
 
@@ -67,6 +70,9 @@ pub struct Engine {
     shop: Mutex<Option<Arc<Shop>>>,
     dispatcher: Mutex<Option<JoinHandle<()>>>,
     listener: Mutex<Option<Listener>>,
+    /// Polls on the caller's thread, of an engine without threads.
+    poller: Option<Poller>,
+    poller_thread: Mutex<Option<PollerThread>>,
     stop_dispatcher: Arc<AtomicBool>,
     shutting_down: Arc<AtomicBool>,
     own: i64,
@@ -134,6 +140,18 @@ impl Engine {
         }
     }
 
+    /// Asks the providers how the LLM batches do that are due, on the caller's own thread. Only for an engine without
+    /// threads.
+    ///
+    /// # Errors
+    /// `Conflict` if the engine has threads, which do it; `Storage` if the file fails.
+    pub fn poll(&self) -> Result<PollCycle> {
+        if self.inline.is_none() {
+            return Err(Error::new(ErrorKind::Conflict, "this engine has threads, which poll"));
+        }
+        self.poller.as_ref().map_or_else(|| Ok(PollCycle::default()), Poller::cycle)
+    }
+
     /// Does everything at once that an engine does by itself now and then: the rescue of dead engines' jobs, pruning,
     /// vacuum.
     ///
@@ -143,7 +161,8 @@ impl Engine {
         let Some(maintenance) = &self.inline else {
             return Err(Error::new(ErrorKind::Conflict, "this engine has threads, which do the maintenance"));
         };
-        maintenance.lock().unwrap_or_else(PoisonError::into_inner).run()
+        maintenance.lock().unwrap_or_else(PoisonError::into_inner).run()?;
+        self.poller.as_ref().map_or(Ok(()), Poller::tidy)
     }
 
     /// Stops claiming, lets running jobs end for at most `timeout`, then makes those that have not pending again, with
@@ -164,6 +183,9 @@ impl Engine {
             .into_iter()
             .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None, note: None })
             .collect();
+        if let Some(poller) = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            poller.stop();
+        }
         self.pool.wait_until_idle(timeout);
         let runs = self.pool.abandon_all();
         let report = Shutdown { returned: runs.len() };
@@ -220,6 +242,9 @@ impl Engine {
     /// Ends as if the process had been killed: nothing is written, running jobs stay so in the file.
     #[cfg(feature = "testing")]
     pub(crate) fn crash(self) {
+        if let Some(poller) = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            poller.stop();
+        }
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.pool.close();
         self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();

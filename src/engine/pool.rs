@@ -9,6 +9,7 @@ use crate::clock::Clock;
 use crate::desk::Note;
 use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
+use crate::model::batch_job::BATCH_KINDS;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::new_job::SYSTEM_QUEUE;
@@ -27,15 +28,18 @@ const AHEAD_STALE: Duration = Duration::from_millis(20);
 /// A further worker is woken for ready jobs that take longer than this, all together.
 const WAKE_FOR: Duration = Duration::from_micros(100);
 const RANKS: usize = Priority::ALL.len();
-/// Jobs stand in a line for each rank, and the engine's own in one more: those have workers of their own.
-const LINES: usize = RANKS + 1;
-const OWN: usize = RANKS;
+/// Jobs stand in a line for each rank, and the engine's own in more: those have workers of their own, so that callbacks do
+/// not wait for batches that take hours.
+const LINES: usize = RANKS + OWN_LINES;
+const OWN_LINES: usize = 2;
+const CALLBACKS: usize = RANKS;
+const BATCHES: usize = RANKS + 1;
 
 /// What the pool was built with.
 pub(crate) struct PoolSettings {
     pub(crate) workers: Workers,
-    /// How many of the engine's own jobs run at a time, beside the others.
-    pub(crate) own_workers: usize,
+    /// How many deliveries of callbacks run at a time, beside the others, and how many jobs that batches need.
+    pub(crate) own_workers: [usize; OWN_LINES],
     pub(crate) queue_limits: HashMap<String, usize>,
     pub(crate) ageing: Option<Duration>,
     pub(crate) fair_by_user: bool,
@@ -95,11 +99,13 @@ impl State {
 
     /// The best ready job that a worker may take now: a worker is kept for its priority, but it is chosen by the rank
     /// that its waiting has earned it. The engine's own jobs go first, for others wait for what they do.
-    fn take(&mut self, workers: &Workers, own_workers: usize) -> Option<Arc<Claim>> {
-        if self.running_by_line[OWN] < own_workers
-            && let Some(own) = self.ready[OWN].pop_front()
-        {
-            return Some(own);
+    fn take(&mut self, workers: &Workers, own_workers: &[usize; OWN_LINES]) -> Option<Arc<Claim>> {
+        for (own, workers) in own_workers.iter().enumerate() {
+            if self.running_by_line[RANKS + own] < *workers
+                && let Some(own) = self.ready[RANKS + own].pop_front()
+            {
+                return Some(own);
+            }
         }
         let fits = |above: usize| {
             let running: usize = self.running_by_line[above..RANKS].iter().sum();
@@ -234,7 +240,7 @@ impl Pool {
             // What a late turn has claimed goes back.
             return None;
         }
-        let claim = state.take(&self.settings.workers, self.settings.own_workers)?;
+        let claim = state.take(&self.settings.workers, &self.settings.own_workers)?;
         let now = self.clock.monotonic();
         state.ready_since = now;
         if state.idle > 0 && state.ready_len() > 0 && self.is_long(state.ready_len(), claim.job.kind_name()) {
@@ -278,7 +284,8 @@ impl Pool {
         let first = state.next_worker;
         if !state.closed {
             // The engine's own jobs bring their workers with them.
-            let own = (state.ready[OWN].len() + state.running_by_line[OWN]).min(self.settings.own_workers);
+            let own_line = |own: usize| state.ready[RANKS + own].len() + state.running_by_line[RANKS + own];
+            let own: usize = (0..OWN_LINES).map(|own| own_line(own).min(self.settings.own_workers[own])).sum();
             let max = self.settings.workers.max + own;
             let wanted = state
                 .ready_len()
@@ -407,7 +414,12 @@ impl Pool {
 
 /// The line in which a job stands.
 fn line(claim: &Claim) -> usize {
-    if claim.job.queue == SYSTEM_QUEUE { OWN } else { claim.job.priority.rank() }
+    if claim.job.queue == SYSTEM_QUEUE { own_line(claim.job.kind_name()) } else { claim.job.priority.rank() }
+}
+
+/// The line in which a job of the engine's own stands.
+fn own_line(kind: &str) -> usize {
+    if kind.starts_with(BATCH_KINDS) { BATCHES } else { CALLBACKS }
 }
 
 /// Takes a run off the books, and tells whether it was on them.
@@ -442,7 +454,7 @@ impl Pool {
             pool: self,
             open: state.open,
             claimed,
-            ready: state.ready_len() - state.ready[OWN].len(),
+            ready: state.ready[..RANKS].iter().map(VecDeque::len).sum(),
             ahead: !state.no_ahead,
             by_queue: state.by_queue.clone(),
         }
@@ -518,7 +530,8 @@ impl Demand for PoolDemand<'_> {
         }
         let settings = &self.pool.settings;
         if self.is_apart(lane) {
-            return settings.own_workers.saturating_sub(self.claimed[OWN]);
+            let line = own_line(&lane.kind);
+            return settings.own_workers[line - RANKS].saturating_sub(self.claimed[line]);
         }
         let rank = lane.priority.rank();
         let free = (0..=rank)
@@ -543,7 +556,7 @@ impl Demand for PoolDemand<'_> {
 
     fn took(&mut self, lane: &Lane) {
         if self.is_apart(lane) {
-            self.claimed[OWN] += 1;
+            self.claimed[own_line(&lane.kind)] += 1;
             return;
         }
         self.claimed[lane.priority.rank()] += 1;

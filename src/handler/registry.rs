@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,11 +9,12 @@ use crate::error::{Error, Result};
 use crate::handler::context::{Context, encode};
 use crate::handler::{Failure, Handler, IntoOutcome, Outcome};
 use crate::model::new_job::{Payload, check_kind};
+use crate::panics;
 
 /// What an attempt gives: an outcome whose value is JSON already.
 pub(crate) type RawOutcome = Result<Outcome<Vec<u8>>, Failure>;
 
-type Run = Box<dyn Fn(&Context) -> RawOutcome + Send + Sync>;
+pub(crate) type Run = Box<dyn Fn(&Context) -> RawOutcome + Send + Sync>;
 
 /// Every handler of an engine, by kind.
 #[derive(Default)]
@@ -45,8 +45,12 @@ impl Registry {
                 Outcome::Cancel(reason) => Ok(Outcome::Cancel(reason)),
             }
         };
-        let kind = <H::Payload as Payload>::KIND;
-        let entry = Entry { run: Box::new(run), mean_ns: AtomicU64::new(0) };
+        self.add_raw(<H::Payload as Payload>::KIND, Box::new(run))
+    }
+
+    /// Adds what runs a kind.
+    pub(crate) fn add_raw(&mut self, kind: &str, run: Run) -> Result<()> {
+        let entry = Entry { run, mean_ns: AtomicU64::new(0) };
         match self.entries.insert(kind.to_owned(), entry) {
             None => Ok(()),
             Some(_) => Err(Error::invalid("handle", format_args!("the kind {kind} has a handler already"))),
@@ -63,16 +67,7 @@ impl Registry {
             // Only served lanes are claimed.
             return Err(Failure::retry(format_args!("no handler for the kind {}", ctx.job().kind_name())));
         };
-        let outcome = panic_place::quietly(|| catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))));
-        outcome.unwrap_or_else(|panic| {
-            let message = panic
-                .downcast_ref::<&str>()
-                .map(|message| (*message).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "without a message".to_owned());
-            let place = panic_place::take().map(|place| format!(" at {place}")).unwrap_or_default();
-            Err(Failure::retry(format_args!("panicked{place}: {message}")))
-        })
+        panics::caught(|| (entry.run)(ctx)).unwrap_or_else(|message| Err(Failure::retry(message)))
     }
 
     /// Takes note of how long an attempt took.
@@ -115,44 +110,5 @@ where
 
     fn run(&self, payload: P, ctx: &Context) -> Result<Outcome<R::Output>, Failure> {
         (self.run)(payload, ctx).map(R::into_outcome)
-    }
-}
-
-/// Where the last panic of this thread happened. The standard library tells it to the panic hook alone.
-pub(crate) mod panic_place {
-    use std::cell::{Cell, RefCell};
-    use std::sync::Once;
-
-    thread_local! {
-        static RUNNING: Cell<bool> = const { Cell::new(false) };
-        static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
-    }
-
-    /// Notes the places of panics on threads that run handlers, and keeps their noise from standard error: the
-    /// message goes to the job. Panics elsewhere go to the hook that was there before.
-    pub(crate) fn install() {
-        static INSTALL: Once = Once::new();
-        INSTALL.call_once(|| {
-            let before = std::panic::take_hook();
-            std::panic::set_hook(Box::new(move |info| {
-                if RUNNING.get() {
-                    PLACE.set(info.location().map(ToString::to_string));
-                } else {
-                    before(info);
-                }
-            }));
-        });
-    }
-
-    /// Runs a handler, whose panics are told to its job.
-    pub(crate) fn quietly<R>(run: impl FnOnce() -> R) -> R {
-        let before = RUNNING.replace(true);
-        let result = run();
-        RUNNING.set(before);
-        result
-    }
-
-    pub(crate) fn take() -> Option<String> {
-        PLACE.take()
     }
 }

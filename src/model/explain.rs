@@ -49,6 +49,20 @@ pub enum Reason {
         /// Since when.
         since: Timestamp,
     },
+    /// It is an LLM batch, whose items stand so.
+    Batch {
+        /// Wait to be sent.
+        waiting: u64,
+        /// Are at a provider, or about to be.
+        sent: u64,
+        /// Have a reply that the step is at.
+        stepping: u64,
+    },
+    /// Something holds up an LLM batch.
+    BatchHeldUp {
+        /// What, in words.
+        why: String,
+    },
     /// It is running and has been asked to stop.
     CancelRequested {
         /// When.
@@ -83,6 +97,11 @@ impl fmt::Display for Reason {
                 write!(f, "it expires if it has not started by {expires_at}")
             }
             Self::Running { process, since } => write!(f, "it runs in {process} since {since}"),
+            Self::Batch { waiting, sent, stepping } => write!(
+                f,
+                "{waiting} of its items wait to be sent, {sent} are at a provider, {stepping} are at their step"
+            ),
+            Self::BatchHeldUp { why } => write!(f, "held up: {why}"),
             Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
             Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),
             Self::Ended { status } => write!(f, "it is {status}"),

@@ -76,14 +76,8 @@ impl JobId {
 
 impl fmt::Display for JobId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0u8; LENGTH];
-        let mut rest = self.0.cast_unsigned();
-        for place in text.iter_mut().rev() {
-            *place = DIGITS[(rest & 31) as usize];
-            rest >>= 5;
-        }
         f.write_str(if self.is_run() { Self::RUN_PREFIX } else { Self::PREFIX })?;
-        f.write_str(std::str::from_utf8(&text).map_err(|_| fmt::Error)?)
+        f.write_str(&digits(self.0))
     }
 }
 
@@ -103,19 +97,35 @@ impl FromStr for JobId {
             Some(digits) => (digits.as_bytes(), true),
             None => (text.strip_prefix(Self::PREFIX).ok_or_else(malformed)?.as_bytes(), false),
         };
-        if digits.len() != LENGTH {
-            return Err(malformed());
-        }
-        let mut value: u128 = 0;
-        for digit in digits {
-            let place = DIGITS.iter().position(|known| *known == digit.to_ascii_lowercase()).ok_or_else(malformed)?;
-            value = value << 5 | place as u128;
-        }
-        match i64::try_from(value) {
-            Ok(raw) if raw > 0 && Self(raw).is_run() == is_run => Ok(Self(raw)),
+        match from_digits(digits) {
+            Some(raw) if Self(raw).is_run() == is_run => Ok(Self(raw)),
             _ => Err(malformed()),
         }
     }
+}
+
+/// A number as 13 digits of Crockford base32.
+pub(crate) fn digits(raw: i64) -> String {
+    let mut text = [0u8; LENGTH];
+    let mut rest = raw.cast_unsigned();
+    for place in text.iter_mut().rev() {
+        *place = DIGITS[(rest & 31) as usize];
+        rest >>= 5;
+    }
+    text.map(char::from).iter().collect()
+}
+
+/// The number that 13 digits stand for, if it is one that a row can have.
+pub(crate) fn from_digits(digits: &[u8]) -> Option<i64> {
+    if digits.len() != LENGTH {
+        return None;
+    }
+    let mut value: u128 = 0;
+    for digit in digits {
+        let place = DIGITS.iter().position(|known| *known == digit.to_ascii_lowercase())?;
+        value = value << 5 | place as u128;
+    }
+    i64::try_from(value).ok().filter(|raw| *raw > 0)
 }
 
 impl Serialize for JobId {
@@ -129,6 +139,82 @@ impl<'de> Deserialize<'de> for JobId {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(de::Error::custom)
     }
+}
+
+/// Makes the id of another kind of row: a number that grows with time, written with its own prefix.
+macro_rules! row_id {
+    ($(#[$doc:meta])* $id:ident, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $id(i64);
+
+        impl $id {
+            pub(crate) const fn from_raw(raw: i64) -> Self {
+                Self(raw)
+            }
+
+            pub(crate) const fn raw(self) -> i64 {
+                self.0
+            }
+
+            /// When the row was created.
+            pub const fn created_at(self) -> Timestamp {
+                Timestamp::from_micros(self.0 >> COUNTER_BITS)
+            }
+        }
+
+        impl fmt::Display for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str($prefix)?;
+                f.write_str(&digits(self.0))
+            }
+        }
+
+        impl fmt::Debug for $id {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $id {
+            type Err = Error;
+
+            /// Reads an id as it is written. Capital letters are read too.
+            fn from_str(text: &str) -> Result<Self> {
+                let raw = text.strip_prefix($prefix).and_then(|digits| from_digits(digits.as_bytes()));
+                let rule = concat!("must be ", $prefix, " and 13 characters of Crockford base32");
+                raw.map(Self).ok_or_else(|| Error::invalid("id", rule))
+            }
+        }
+
+        impl Serialize for $id {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $id {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+row_id! {
+    /// The id of one item of an LLM batch, written `batch_item-` and 13 characters.
+    BatchItemId, "batch_item-"
+}
+row_id! {
+    /// The id of one batch at a provider, of which an LLM batch may have several, written `batch_req-` and 13 characters.
+    BatchRequestId, "batch_req-"
+}
+
+/// The number that follows the last of a table at the time `now`.
+pub(crate) const fn row_after(last: i64, now: Timestamp) -> i64 {
+    let by_time = now.as_micros() << COUNTER_BITS;
+    if by_time > last { by_time } else { last.saturating_add(1) }
 }
 
 #[cfg(test)]

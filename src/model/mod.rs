@@ -2,6 +2,8 @@
 
 pub(crate) mod alert;
 pub(crate) mod attempt;
+pub(crate) mod batch;
+pub(crate) mod batch_job;
 pub(crate) mod callback;
 pub(crate) mod delivery;
 pub(crate) mod event;

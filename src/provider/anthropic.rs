@@ -290,7 +290,8 @@ fn is_of_account(code: &str, message: &str) -> bool {
         || ["credit balance", "spend limit", "api usage limits"].iter().any(|words| message.contains(words))
 }
 
-fn explain(said: &Value, answer: &Answer) -> Explained {
+/// What a refusal says.
+pub(super) fn explain(said: &Value, answer: &Answer) -> Explained {
     let error = &said["error"];
     let kind = text(&error["type"]);
     let code = wire::code(&error["details"]["error_code"]);
@@ -372,7 +373,8 @@ fn parse(line: &str) -> std::result::Result<Parsed<'_>, String> {
     Ok(Parsed { custom_id: line.custom_id, outcome })
 }
 
-fn class(kind: &str, code: &str, message: &str) -> ItemError {
+/// What kind of failure of a request it is.
+pub(super) fn class(kind: &str, code: &str, message: &str) -> ItemError {
     match kind {
         _ if is_of_account(code, message) => ItemError::Account,
         "authentication_error" | "billing_error" | "permission_error" => ItemError::Account,
@@ -386,7 +388,8 @@ fn class(kind: &str, code: &str, message: &str) -> ItemError {
     }
 }
 
-fn finish(reason: &str) -> Finish {
+/// Why a model stopped.
+pub(super) fn finish(reason: &str) -> Finish {
     match reason {
         "end_turn" | "stop_sequence" => Finish::Stop,
         "max_tokens" | "model_context_window_exceeded" => Finish::Length,

@@ -4,9 +4,12 @@
 //! every step and writes down each before it takes the next, so that a crash may fall between any two.
 
 mod anthropic;
+mod chat;
 pub(crate) mod http;
+mod local;
 mod openai;
 mod setup;
+mod slots;
 mod wire;
 
 use std::fmt;
@@ -20,7 +23,9 @@ use serde_json::value::RawValue;
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
 pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
+pub use crate::provider::chat::LocalChat;
 pub use crate::provider::http::Key;
+pub use crate::provider::local::{IntoReply, Local, LocalError, LocalReply};
 pub use crate::provider::openai::{Idempotency, OpenAi, OpenAiBuilder, Quirks};
 
 /// One account at one provider of batches.
@@ -478,6 +483,18 @@ pub enum ResultLine<'a> {
         /// What is wrong with it.
         problem: &'a str,
     },
+}
+
+impl<'a> ResultLine<'a> {
+    /// The result of a request, with the line as it came.
+    pub fn result(custom_id: &'a str, outcome: ItemOutcome, raw: &'a str) -> Self {
+        Self::Result { custom_id, outcome, raw }
+    }
+
+    /// A line that cannot be read.
+    pub fn unreadable(raw: &'a str, problem: &'a str) -> Self {
+        Self::Unreadable { raw, problem }
+    }
 }
 
 /// What a request came to.

@@ -1,6 +1,6 @@
 //! OpenAI's files and batches, and the many who speak like them.
 
-mod line;
+pub(super) mod line;
 mod quirks;
 
 use std::borrow::Cow;
@@ -478,7 +478,8 @@ fn why_failed(errors: &Value) -> RemoteEnd {
     }
 }
 
-fn explain(said: &Value, _: &Answer) -> Explained {
+/// What a refusal says.
+pub(super) fn explain(said: &Value, _: &Answer) -> Explained {
     let error = &said["error"];
     // Some give the message alone.
     let message = text(&error["message"]).or(text(error)).or(text(&said["message"])).or(text(&said["detail"]));

@@ -295,8 +295,9 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
 fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
     let pending = if run_at.is_some() { State::Delayed } else { State::Pending };
     match (&new.kind, new.status) {
+        // Of those with a kind only a batch begins so: it waits for its items.
+        (Some(_), Some(Status::Created)) | (None, None | Some(Status::Created)) => State::Created,
         (Some(_), _) | (None, Some(Status::Pending)) => pending,
-        (None, None | Some(Status::Created)) => State::Created,
         (None, Some(Status::Running)) => State::Running,
         (None, Some(Status::Completed)) => State::Completed,
         (None, Some(Status::Failed)) => State::Failed,

@@ -220,7 +220,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
-         AND lane IN (SELECT id FROM jobmill_lane WHERE kind <> '')
+         AND lane IN (SELECT id FROM jobmill_lane WHERE kind NOT IN ('', 'jobmill.batch'))
          AND (owner IS NULL OR owner NOT IN (SELECT id FROM jobmill_instance WHERE ended_at IS NULL))",
         [],
         |row| row.get(0),

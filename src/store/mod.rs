@@ -1,6 +1,7 @@
 //! All SQL, behind one door: `Store::turn` for whatever writes, `Reader` for whatever reads.
 
 pub(crate) mod audit;
+pub(crate) mod batch;
 pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;

@@ -78,6 +78,10 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
+    pub(crate) fn started_at(&self) -> Option<Timestamp> {
+        self.started_at
+    }
+
     /// A step from here.
     pub(crate) fn step(&self, to: State, cause: Cause) -> Step {
         Step {
@@ -145,6 +149,7 @@ impl Turn<'_> {
             return Ok(Err(Refused::NotFound));
         };
         match standing.state {
+            State::Running if self.is_batch_lane(standing.place.lane) => Ok(Ok(self.cancel_batch(&standing, caller)?)),
             State::Running if !self.is_tracked(standing.place.lane) => {
                 self.ask_to_stop(&standing, caller)?;
                 self.audit(&standing.line(Action::CancelRequested, caller, State::Running).attempt(standing.attempt))?;
@@ -220,6 +225,10 @@ impl Turn<'_> {
             let known = self.standing(holder, caller)?.map(|holder| holder.id);
             return Ok(Err(Refused::KeyHeldBy(known)));
         }
+        if self.is_batch_lane(ended.place.lane) {
+            self.retry_batch(&ended, caller)?;
+            return Ok(Ok(()));
+        }
         // A job that ended while it waited has no attempt to tell of.
         if let (Some(started_at), Some(owner)) = (ended.started_at, ended.owner) {
             record_attempt(
@@ -258,7 +267,11 @@ impl Turn<'_> {
             return Ok(Err(Refused::NotFound));
         };
         if standing.state == State::Running && !self.is_tracked(standing.place.lane) {
-            self.ask_to_stop(&standing, caller)?;
+            if self.is_batch_lane(standing.place.lane) {
+                self.cancel_batch(&standing, caller)?;
+            } else {
+                self.ask_to_stop(&standing, caller)?;
+            }
             if self.book.doomed.insert(id) {
                 self.conn
                     .prepare_cached("INSERT OR IGNORE INTO jobmill_doomed (job) VALUES (:job)")?

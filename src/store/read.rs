@@ -6,12 +6,14 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
+use crate::model::batch::BATCH_KIND;
 use crate::model::explain::{Explanation, Reason};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
+use crate::store::batch;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
@@ -405,6 +407,15 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
             }
             if let Some(expires_at) = job.expires_at {
                 reasons.push(Reason::Deadline { expires_at });
+            }
+        }
+        Status::Running if kind == BATCH_KIND => {
+            let items = batch::read::item_counts(conn, id)?.unwrap_or_default();
+            reasons.push(Reason::Batch { waiting: items.waiting, sent: items.sent, stepping: items.stepping });
+            let held_up = batch::read::held_up(conn, id, now)?;
+            reasons.extend(held_up.into_iter().map(|why| Reason::BatchHeldUp { why }));
+            if let Some(at) = job.cancel_requested_at {
+                reasons.push(Reason::CancelRequested { at });
             }
         }
         Status::Running => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::attempt::AttemptOutcome;
@@ -59,21 +59,22 @@ impl State {
 /// Stores a choice by its number, which is its place among `ALL`.
 macro_rules! by_number {
     ($($choice:ident),*) => {$(
-        impl ToSql for $choice {
-            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        impl rusqlite::types::ToSql for $choice {
+            fn to_sql(&self) -> rusqlite::Result<rusqlite::types::ToSqlOutput<'_>> {
                 Ok((*self as i64).into())
             }
         }
 
-        impl FromSql for $choice {
-            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        impl rusqlite::types::FromSql for $choice {
+            fn column_result(value: rusqlite::types::ValueRef<'_>) -> rusqlite::types::FromSqlResult<Self> {
                 let number = value.as_i64()?;
                 let choice = usize::try_from(number).ok().and_then(|number| Self::ALL.get(number).copied());
-                choice.ok_or(FromSqlError::OutOfRange(number))
+                choice.ok_or(rusqlite::types::FromSqlError::OutOfRange(number))
             }
         }
     )*};
 }
+pub(crate) use by_number;
 by_number!(State, Priority, JobType, AttemptOutcome);
 
 impl ToSql for JobId {

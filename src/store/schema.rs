@@ -6,7 +6,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::connect::storage_error;
 
 /// Each migration in its order. They are never changed once released, only added to.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_engine.sql"), include_str!("migrations/0002_ledger.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_engine.sql"),
+    include_str!("migrations/0002_ledger.sql"),
+    include_str!("migrations/0003_batch.sql"),
+];
 
 /// The version that this release writes and reads.
 pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;

@@ -212,7 +212,7 @@ fn what_is_told_by_the_clock_is_written_once_in_a_tenth_of_a_second() -> jobmill
 /// A job that was retried for ever filled the file, a thousand lines at a time.
 #[test]
 fn of_all_attempts_together_the_newest_ten_thousand_lines_are_kept() -> jobmill::Result<()> {
-    let mut t = Harness::new(|builder| {
+    let t = Harness::new(|builder| {
         builder.handle(|_: Chat, ctx: &Context| -> Result<(), Failure> {
             for n in 1..=900 {
                 ctx.log(format!("{n} of {}", ctx.attempt()));

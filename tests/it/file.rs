@@ -323,12 +323,12 @@ fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
 fn a_check_finds_a_damaged_page() -> jobmill::Result<()> {
     let (_directory, path) = file();
     let client = Client::open(&path)?;
-    client.enqueue_many((0..2000).map(|n| NewJob::json("kind", &n).tags([format!("tag {n}")])))?;
+    client.enqueue_many((0..20_000).map(|n| NewJob::json("kind", &n).tags([format!("tag {n}")])))?;
     tamper(&client, "PRAGMA wal_checkpoint(TRUNCATE)");
     drop(client);
     let mut bytes = std::fs::read(&path).expect("a file");
     // Every fourth page is wiped, but for the first ones, which hold the schema.
-    for page in bytes.chunks_exact_mut(4096).skip(40).step_by(4) {
+    for page in bytes.chunks_exact_mut(4096).skip(200).step_by(4) {
         page.fill(0xA5);
     }
     std::fs::write(&path, bytes).expect("a file");

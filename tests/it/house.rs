@@ -5,19 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The rooms of the house, top to bottom. A room may import from those below it only.
-const ROOMS: [&str; 16] = [
+const ROOMS: [&str; 17] = [
     "lib", "testing", "engine", "builtin", "handler", "client", "desk", "metrics", "events", "ring", "liveness",
-    "store", "clock", "provider", "model", "error",
+    "store", "clock", "provider", "panics", "model", "error",
 ];
 
 /// Files that may use something of `std::thread`, and what, with the reason.
-const THREADS: [(&str, &str); 6] = [
+const THREADS: [(&str, &str); 10] = [
     ("store/connect", "std::thread::sleep"), // SQLite has no event for another process's lock
     ("store/mod", "std::thread::Result"),    // the type of a caught panic
     ("desk/mod", "use std::thread::Thread;"), // the dispatcher's, to wake it
     ("desk/mod", "std::thread::park_timeout"), // where the dispatcher rests
     ("desk/mod", "std::thread::yield_now"),  // before it does
     ("model/workers", "std::thread::available_parallelism"), // a number of the machine's, for a default
+    // The threads of one call, which ends with them: a provider that runs requests in this process.
+    ("provider/local", "use std::thread::Scope;"),
+    ("provider/local", "std::thread::scope("),
+    ("provider/local", "std::thread::Builder::new()"),
+    ("provider/local", "std::thread::available_parallelism"), // a number of the machine's, for a default
 ];
 
 /// A source file: its name below `src` without `.rs`, and its code without comments and unit tests.

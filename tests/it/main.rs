@@ -3,6 +3,7 @@
 mod alerts;
 mod ask;
 mod bad_input;
+mod batch;
 mod bulk;
 mod callback;
 mod cancel;
@@ -17,6 +18,8 @@ mod file;
 mod history;
 mod house;
 mod listing;
+mod local;
+mod local_chat;
 mod metrics;
 mod mirror;
 mod model;

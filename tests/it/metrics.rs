@@ -565,7 +565,7 @@ fn old_tallies_are_removed_so_that_their_number_is_bounded() -> jobmill::Result<
 /// Asking for rates waited for the write lock, and failed if somebody kept it.
 #[test]
 fn rates_are_told_while_somebody_else_writes() -> jobmill::Result<()> {
-    let mut t = Harness::new(|builder| builder.handle(act).busy_timeout(Duration::from_millis(1)))?;
+    let t = Harness::new(|builder| builder.handle(act).busy_timeout(Duration::from_millis(1)))?;
     t.enqueue(&Act::ALL[0])?;
     t.drain()?;
     t.client().metrics(Window::Minute)?;

@@ -1,5 +1,6 @@
 //! Payloads, handlers and helpers that several features share.
 
+pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod provider_server;
 pub(crate) mod receiver;

@@ -116,6 +116,11 @@ fn reply(body: &RawValue) -> Reply<'_> {
     serde_json::from_str(body.get()).unwrap_or_default()
 }
 
+/// What an answer comes to that came by itself and as a success.
+pub(crate) fn reply_of(body: &RawValue) -> Result<ItemOutcome, String> {
+    answered(&Response { status_code: Value::Null, body: Some(body) })
+}
+
 fn answered(response: &Response<'_>) -> Result<ItemOutcome, String> {
     let body = body_of(response);
     let status = count(&response.status_code);
@@ -167,7 +172,8 @@ fn failed(error: &Value, status: Option<u64>, usage: Usage) -> ItemOutcome {
     }
 }
 
-fn class(words: [&str; 2], status: Option<u64>) -> ItemError {
+/// What kind of failure of a request it is.
+pub(crate) fn class(words: [&str; 2], status: Option<u64>) -> ItemError {
     let any = |known: &[&str]| words.iter().any(|word| known.contains(word));
     if any(&["insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "invalid_api_key"]) {
         return ItemError::Account;

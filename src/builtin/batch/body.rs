@@ -1,0 +1,195 @@
+//! The body of a request: encoded the same way each time, from the file, as it is sent.
+
+use std::io::Read;
+
+use sha2::{Digest, Sha256};
+
+use crate::model::id::{BatchItemId, BatchRequestId};
+use crate::provider::{Frame, Outgoing, OwnedOutgoing, Provider, Todo};
+use crate::store::batch::Mark;
+use crate::store::batch::plan::{self, Route, WaitingItem};
+use crate::store::read::Reader;
+
+/// How many items are read from the file at a time.
+const CHUNK: usize = 100;
+
+/// Encodes the items of a request one after the other.
+pub(crate) struct Encoder {
+    frame: Frame,
+    tag: i64,
+    routes: Vec<Route>,
+    endpoint: String,
+    first: bool,
+}
+
+impl Encoder {
+    pub(crate) fn new(provider: &dyn Provider, tag: i64, routes: Vec<Route>, endpoint: String) -> Self {
+        Self { frame: provider.frame(), tag, routes, endpoint, first: true }
+    }
+
+    /// What one request of an item is known by, the next that is sent.
+    pub(crate) fn mark(&self, item: &WaitingItem, sends: u32) -> Mark {
+        Mark { tag: self.tag, item: item.id, step_number: item.step_number, sends }
+    }
+
+    pub(crate) fn model(&self, item: &WaitingItem) -> &str {
+        self.routes.iter().find(|route| route.id == item.route).map_or("", |route| &*route.model)
+    }
+
+    /// Encodes an item that was sent so often with this sending. What stands before it belongs to it.
+    pub(crate) fn encode(
+        &mut self,
+        provider: &dyn Provider,
+        item: &WaitingItem,
+        sends: u32,
+        body: &mut Vec<u8>,
+    ) -> Result<(), String> {
+        let start = body.len();
+        let custom_id = self.mark(item, sends).custom_id();
+        let before = if self.first { self.frame.open } else { self.frame.between };
+        body.extend_from_slice(before.as_bytes());
+        let encoded = provider.encode(&Outgoing::new(&custom_id, &self.endpoint, self.model(item), &item.body), body);
+        match encoded {
+            Ok(()) => self.first = false,
+            Err(_) => body.truncate(start),
+        }
+        encoded
+    }
+
+    /// Forgets the last item, which found no room.
+    pub(crate) fn is_first(&self) -> bool {
+        self.first
+    }
+
+    pub(crate) fn set_first(&mut self, first: bool) {
+        self.first = first;
+    }
+
+    pub(crate) fn close(&self) -> &'static str {
+        self.frame.close
+    }
+}
+
+/// The body of a request that is frozen, read from the file as it is sent.
+pub(crate) struct BodyReader<'a> {
+    pub(crate) provider: &'a dyn Provider,
+    pub(crate) reader: &'a Reader,
+    pub(crate) request: BatchRequestId,
+    encoder: Encoder,
+    after: BatchItemId,
+    buffer: Vec<u8>,
+    at: usize,
+    closed: bool,
+    hash: Sha256,
+    /// What the hash must come to: what was frozen is sent, or nothing.
+    frozen: Vec<u8>,
+}
+
+impl<'a> BodyReader<'a> {
+    pub(crate) fn new(
+        provider: &'a dyn Provider,
+        reader: &'a Reader,
+        request: BatchRequestId,
+        encoder: Encoder,
+        frozen: Vec<u8>,
+    ) -> Self {
+        let (buffer, after) = (Vec::new(), BatchItemId::from_raw(0));
+        Self { provider, reader, request, encoder, after, buffer, at: 0, closed: false, hash: Sha256::new(), frozen }
+    }
+
+    fn fill(&mut self) -> std::io::Result<()> {
+        self.buffer.clear();
+        self.at = 0;
+        if self.closed {
+            return Ok(());
+        }
+        let (request, after) = (self.request, self.after);
+        let items = self
+            .reader
+            .snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK))
+            .map_err(std::io::Error::other)?;
+        for item in &items {
+            self.encoder.encode(self.provider, item, item.sends, &mut self.buffer).map_err(|rule| {
+                std::io::Error::other(format!("an item that could be encoded cannot be any more: {rule}"))
+            })?;
+            self.after = item.id;
+        }
+        if items.len() < CHUNK {
+            self.closed = true;
+            self.buffer.extend_from_slice(self.encoder.close().as_bytes());
+        }
+        self.hash.update(&self.buffer);
+        if self.closed && self.hash.finalize_reset()[..] != self.frozen[..] {
+            return Err(std::io::Error::other("the body is not the one that was frozen"));
+        }
+        Ok(())
+    }
+}
+
+impl Read for BodyReader<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        if self.at == self.buffer.len() {
+            self.fill()?;
+        }
+        let count = into.len().min(self.buffer.len() - self.at);
+        into[..count].copy_from_slice(&self.buffer[self.at..self.at + count]);
+        self.at += count;
+        Ok(count)
+    }
+}
+
+/// The items of a request that have no result, for a provider that runs them here.
+pub(crate) struct OpenItems<'a> {
+    pub(crate) reader: &'a Reader,
+    pub(crate) request: BatchRequestId,
+    pub(crate) encoder: Encoder,
+    pub(crate) after: BatchItemId,
+    pub(crate) ready: std::collections::VecDeque<OwnedOutgoing>,
+    pub(crate) done: bool,
+}
+
+impl<'a> OpenItems<'a> {
+    pub(crate) fn new(reader: &'a Reader, request: BatchRequestId, encoder: Encoder) -> Self {
+        let after = BatchItemId::from_raw(0);
+        Self { reader, request, encoder, after, ready: std::collections::VecDeque::new(), done: false }
+    }
+}
+
+impl Todo for OpenItems<'_> {
+    fn next(&mut self) -> Option<OwnedOutgoing> {
+        if self.ready.is_empty() && !self.done {
+            let (request, after) = (self.request, self.after);
+            let items =
+                match self.reader.snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK)) {
+                    Ok(items) => items,
+                    Err(error) => {
+                        // What is left is found again at the next attempt, for it has no result.
+                        log::warn!("{error}");
+                        self.done = true;
+                        return None;
+                    }
+                };
+            self.done = items.len() < CHUNK;
+            for item in items {
+                self.after = item.id;
+                let model = self.encoder.model(&item).to_owned();
+                self.ready.push_back(OwnedOutgoing {
+                    custom_id: self.encoder.mark(&item, item.sends).custom_id(),
+                    endpoint: self.encoder.endpoint.clone(),
+                    model,
+                    body: item.body,
+                });
+            }
+        }
+        self.ready.pop_front()
+    }
+}
+
+/// Nothing to do.
+pub(crate) struct NoItems;
+
+impl Todo for NoItems {
+    fn next(&mut self) -> Option<OwnedOutgoing> {
+        None
+    }
+}

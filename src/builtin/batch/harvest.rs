@@ -1,0 +1,251 @@
+//! The job that reads the results of a request which has ended: in chunks, as often as need be, to the last.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::builtin::batch::body::{Encoder, OpenItems};
+use crate::builtin::batch::{Agency, SLICE, backoff, call, failed, in_slices};
+use crate::error::{Error, Result};
+use crate::handler::context::Context;
+use crate::handler::{Failure, Handler, Outcome};
+use crate::model::batch_job::HarvestRequest;
+use crate::model::id::BatchRequestId;
+use crate::provider::{CallClass, Provider, RemoteEnd, ResultLine};
+use crate::store::batch::account::Learnt;
+use crate::store::batch::request::{RequestRow, request};
+use crate::store::batch::results::{Applied, ResultRow};
+use crate::store::batch::{ItemState, RequestState, file_tag, plan};
+
+/// How many results are written in one transaction, and how many bytes of them.
+const CHUNK_ROWS: usize = 500;
+const CHUNK_BYTES: usize = 4 << 20;
+/// How long a result of a local provider waits for others to be written with.
+const CHUNK_WAIT: Duration = Duration::from_millis(100);
+/// How much is kept of a line that may belong to no item, in bytes.
+const LINE_BYTES: usize = 2000;
+/// How long a quota is left alone after it was reached.
+const QUOTA_WAIT: Duration = Duration::from_secs(60);
+
+/// The handler of harvests.
+pub(crate) struct Harvester {
+    pub(crate) agency: Arc<Agency>,
+}
+
+impl Handler for Harvester {
+    type Payload = HarvestRequest;
+    type Output = ();
+
+    fn run(&self, payload: HarvestRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.harvest(payload.request, ctx).map_err(failed)
+    }
+}
+
+/// What gathers results until they are written.
+struct Basket<'a> {
+    row: &'a RequestRow,
+    agency: &'a Agency,
+    ctx: &'a Context,
+    rows: Vec<ResultRow>,
+    bytes: usize,
+    since: Duration,
+    /// Each result is written soon.
+    local: bool,
+    sum: Applied,
+    failed: Option<Error>,
+    /// Nothing more is wanted: the engine shuts down, or the batch is cancelled.
+    stopped: bool,
+}
+
+impl Basket<'_> {
+    fn take(&mut self, line: &ResultLine<'_>) -> ControlFlow<()> {
+        let cut = |text: &str| text[..text.floor_char_boundary(LINE_BYTES)].to_owned();
+        let row = match line {
+            ResultLine::Result { custom_id, outcome, raw } => {
+                ResultRow { custom_id: Some((*custom_id).to_owned()), outcome: Some(outcome.clone()), line: cut(raw) }
+            }
+            ResultLine::Unreadable { raw, problem } => {
+                log::warn!("{}: a line of its results cannot be read: {problem}", self.row.id);
+                ResultRow { custom_id: None, outcome: None, line: cut(raw) }
+            }
+        };
+        if let ResultLine::Result { raw, .. } = line {
+            self.bytes += raw.len();
+        }
+        let now = self.ctx.client().desk().clock().monotonic();
+        if self.rows.is_empty() {
+            self.since = now;
+        }
+        self.rows.push(row);
+        let old = self.local && now.saturating_sub(self.since) >= CHUNK_WAIT;
+        if self.rows.len() >= CHUNK_ROWS || self.bytes >= CHUNK_BYTES || old {
+            self.write();
+        }
+        if self.failed.is_some() || self.stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn write(&mut self) {
+        if self.rows.is_empty() || self.failed.is_some() {
+            return;
+        }
+        self.bytes = 0;
+        let (rows, row) = (std::mem::take(&mut self.rows), self.row.clone());
+        let prices = self.agency.settings.prices.clone();
+        let local = self.local;
+        let written = call(self.ctx.client().desk(), move |turn| {
+            let applied = turn.apply_results(&row, &rows, prices.as_ref())?;
+            // What runs elsewhere is all read, for it was paid. What would run here does not.
+            Ok((applied, local && turn.is_cancel_requested(row.batch)?))
+        });
+        match written {
+            Ok((applied, cancelled)) => {
+                self.sum.items += applied.items;
+                self.agency.items_updated.fetch_add(applied.items, Ordering::Relaxed);
+                self.sum.account |= applied.account;
+                self.stopped |= cancelled || self.ctx.is_shutting_down();
+            }
+            Err(error) => self.failed = Some(error),
+        }
+    }
+}
+
+impl Harvester {
+    fn harvest(&self, id: BatchRequestId, ctx: &Context) -> Result<Outcome<()>> {
+        let (desk, reader) = (ctx.client().desk(), ctx.client().reader());
+        let row = reader.snapshot("cannot read the request", |conn| request(conn, id))?;
+        let Some(row) = row.filter(|row| row.state == RequestState::Ended) else {
+            return Ok(Outcome::Done(()));
+        };
+        match &row.end {
+            Some(RemoteEnd::Invalid(why)) => return self.refused(&row, why, ctx),
+            Some(RemoteEnd::Quota(why)) => return self.over_quota(&row, why, ctx),
+            Some(RemoteEnd::Broken(why)) => return self.broken(&row, why, ctx),
+            _ => {}
+        }
+        let Some(provider) = self.agency.for_account(&row.provider, &row.account) else {
+            let why = format!("the account {} is not here", row.account);
+            call(desk, move |turn| turn.request_failed(&row, &why))?;
+            return Ok(Outcome::Snooze(Duration::from_secs(60)));
+        };
+        let Some(remote) = row.latest.clone() else {
+            return Err(Error::invalid(
+                "latest",
+                format_args!("{id} has ended and nothing tells where its results are"),
+            ));
+        };
+        let (tag, routes) = reader.snapshot("cannot read the batch", |conn| {
+            Ok((file_tag(conn)?.unwrap_or_default(), plan::routes(conn, row.batch)?))
+        })?;
+        let encoder = Encoder::new(&**provider, tag, routes, row.endpoint.clone());
+        let mut todo = OpenItems::new(reader, id, encoder);
+        let mut basket = Basket {
+            row: &row,
+            agency: &self.agency,
+            ctx,
+            rows: Vec::new(),
+            bytes: 0,
+            since: Duration::ZERO,
+            local: provider.limits().local,
+            sum: Applied::default(),
+            failed: None,
+            stopped: false,
+        };
+        let read = provider.results(&remote, &mut todo, &mut |line| basket.take(&line));
+        basket.write();
+        let Basket { sum, failed, stopped, .. } = basket;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if sum.account {
+            let account = row.account.clone();
+            call(desk, move |turn| turn.block(&account, None, "requests failed for the account's sake"))?;
+        }
+        if ctx.is_shutting_down() && (stopped || todo_is_left(provider.as_ref(), &row, ctx)?) {
+            return Ok(Outcome::Snooze(Duration::ZERO));
+        }
+        if let Err(error) = read {
+            let wait = error.retry_after.unwrap_or_else(|| backoff(row.failures));
+            log::warn!("{id}: its results cannot be read now: {error}");
+            let text = error.to_string();
+            let account = error.class == CallClass::Account;
+            call(desk, move |turn| {
+                if account {
+                    turn.block(&row.account, None, &text)?;
+                }
+                turn.request_failed(&row, &text)
+            })?;
+            return Ok(Outcome::Snooze(wait));
+        }
+        let to = match &row.end {
+            Some(RemoteEnd::Cancelled) => ItemState::Cancelled,
+            Some(RemoteEnd::Expired) => ItemState::Expired,
+            _ => ItemState::Failed,
+        };
+        let missing = row.clone();
+        in_slices(desk, move |turn| turn.finish_missing(&missing, to, SLICE))?;
+        let leftovers = if self.agency.settings.delete_after_harvest {
+            provider.leftovers(&remote, row.file.as_deref())
+        } else {
+            Vec::new()
+        };
+        log::info!("{id}: {} items have their results", sum.items);
+        call(desk, move |turn| turn.harvested(&row))?;
+        for leftover in leftovers {
+            if let Err(error) = provider.delete(&leftover) {
+                log::warn!("{id}: {leftover} stays at the provider until it deletes it: {error}");
+            }
+        }
+        Ok(Outcome::Done(()))
+    }
+
+    /// The input was refused as a whole, and nothing was run.
+    fn refused(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let (batch, id, why) = (row.batch, row.id, why.to_owned());
+        let error = why.clone();
+        in_slices(ctx.client().desk(), move |turn| {
+            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+        })?;
+        self.over(row, &why, ctx)
+    }
+
+    /// Too much was under way, and nothing was run. Half as much may pass later.
+    fn over_quota(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let (batch, id) = (row.batch, row.id);
+        let (known, reason) = (row.clone(), why.to_owned());
+        call(ctx.client().desk(), move |turn| {
+            let half = (known.tokens / 2).max(1);
+            turn.learn(&known.account, Learnt { tokens: Some(half), items: None })?;
+            turn.block(&known.account, Some(QUOTA_WAIT), &reason)
+        })?;
+        in_slices(ctx.client().desk(), move |turn| turn.unbind(batch, id, false, SLICE))?;
+        self.over(row, why, ctx)
+    }
+
+    /// The provider failed, and nothing was run.
+    fn broken(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let row_of_items = row.clone();
+        in_slices(ctx.client().desk(), move |turn| turn.finish_missing(&row_of_items, ItemState::Failed, SLICE))?;
+        self.over(row, why, ctx)
+    }
+
+    fn over(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let (batch, id, why) = (row.batch, row.id, why.to_owned());
+        log::warn!("{id}: nothing of it was run: {why}");
+        call(ctx.client().desk(), move |turn| {
+            turn.refuse(id, &why)?;
+            turn.settle(batch)
+        })?;
+        Ok(Outcome::Done(()))
+    }
+}
+
+/// Whether a local provider has left items undone.
+fn todo_is_left(provider: &dyn Provider, row: &RequestRow, ctx: &Context) -> Result<bool> {
+    if !provider.limits().local {
+        return Ok(false);
+    }
+    let (id, first) = (row.id, crate::model::id::BatchItemId::from_raw(0));
+    let left = ctx.client().reader().snapshot("cannot read the items", |conn| plan::bound(conn, id, first, 1))?;
+    Ok(!left.is_empty())
+}

@@ -1,0 +1,349 @@
+//! The job that puts items which wait into requests, as large as their provider takes them.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::builtin::batch::body::Encoder;
+use crate::builtin::batch::{Agency, SLICE, call, failed, in_slices, until};
+use crate::error::Result;
+use crate::handler::context::Context;
+use crate::handler::{Failure, Handler, Outcome};
+use crate::model::batch::OUTPUT_GUESS;
+use crate::model::batch_job::PlanBatch;
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
+use crate::model::usage::Usage;
+use crate::provider::{Account, Limits, Provider};
+use crate::store::batch::account;
+use crate::store::batch::file_tag;
+use crate::store::batch::plan::{self, Begin, NewRequest, PlanState, Room, Route, Sealed, WaitingItem};
+
+/// How many items are read and bound at a time.
+const CHUNK: usize = 200;
+/// How long items wait that another batch was quicker than.
+const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
+/// How long items wait for room at an account, or for a provider that is not here.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
+const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
+
+/// The handler of plans.
+pub(crate) struct Planner {
+    pub(crate) agency: Arc<Agency>,
+}
+
+/// Items that may share a request.
+struct Group<'a> {
+    provider: &'a dyn Provider,
+    account: Account,
+    limits: Limits,
+    endpoint: String,
+    model: Option<String>,
+    routes: HashSet<i64>,
+}
+
+/// What became of a group.
+enum Planned {
+    /// A request is on its way, and there may be more.
+    Request,
+    /// None of its items waits.
+    Nothing,
+    /// Its items must wait.
+    Wait(Duration, String),
+}
+
+impl Handler for Planner {
+    type Payload = PlanBatch;
+    type Output = ();
+
+    fn run(&self, payload: PlanBatch, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.plan(payload.batch, ctx).map_err(failed)
+    }
+}
+
+impl Planner {
+    fn plan(&self, batch: JobId, ctx: &Context) -> Result<Outcome<()>> {
+        let (desk, planner) = (ctx.client().desk(), ctx.id());
+        loop {
+            if ctx.check().is_err() || ctx.is_shutting_down() {
+                return Ok(Outcome::Snooze(Duration::ZERO));
+            }
+            let state = match call(desk, move |turn| turn.begin_plan(batch, planner))? {
+                Begin::Closed => return Ok(Outcome::Done(())),
+                Begin::Busy => return Ok(Outcome::Snooze(Duration::from_millis(500))),
+                Begin::Go(state) => state,
+            };
+            if let Some(left) = state.left {
+                // Its body was never reckoned to the end, and nothing of it has left.
+                in_slices(desk, move |turn| turn.unbind(batch, left, false, SLICE))?;
+                call(desk, move |turn| turn.refuse(left, "its planning was cut off"))?;
+                continue;
+            }
+            let mut wait: Option<(Duration, String)> = None;
+            let mut any = false;
+            for group in self.groups(&state.routes) {
+                let planned = match group {
+                    Ok(group) => self.plan_group(batch, &state, &group, ctx)?,
+                    Err((provider, routes)) => self.without_provider(batch, &provider, &routes, ctx)?,
+                };
+                match planned {
+                    Planned::Request => any = true,
+                    Planned::Nothing => {}
+                    Planned::Wait(time, why) if wait.as_ref().is_none_or(|(shortest, _)| time < *shortest) => {
+                        wait = Some((time, why));
+                    }
+                    Planned::Wait(..) => {}
+                }
+                if any {
+                    // What is committed has changed.
+                    break;
+                }
+            }
+            if any {
+                continue;
+            }
+            call(desk, move |turn| turn.settle_without_plan(batch))?;
+            return Ok(match wait {
+                Some((time, why)) => {
+                    log::info!("{batch}: {why}");
+                    ctx.progress_note(0, None, why);
+                    Outcome::Snooze(time)
+                }
+                None => Outcome::Done(()),
+            });
+        }
+    }
+
+    /// The items of a batch by what may share a request, and the names of providers that are not here.
+    fn groups<'a>(&'a self, routes: &[Route]) -> Vec<std::result::Result<Group<'a>, (String, HashSet<i64>)>> {
+        let mut groups: Vec<std::result::Result<Group<'a>, (String, HashSet<i64>)>> = Vec::new();
+        for route in routes {
+            let Some((provider, account)) = self.agency.provider(&route.provider) else {
+                groups.push(Err((route.provider.clone(), HashSet::from([route.id]))));
+                continue;
+            };
+            let limits = provider.limits();
+            let endpoint = match &*route.endpoint {
+                "" => limits.endpoints.first().cloned().unwrap_or_default(),
+                named => named.to_owned(),
+            };
+            let model = limits.one_model.then(|| route.model.clone());
+            let same = groups
+                .iter_mut()
+                .flatten()
+                .find(|group| group.account == account && group.endpoint == endpoint && group.model == model);
+            match same {
+                Some(group) => drop(group.routes.insert(route.id)),
+                None => groups.push(Ok(Group {
+                    provider: &**provider,
+                    account,
+                    limits,
+                    endpoint,
+                    model,
+                    routes: HashSet::from([route.id]),
+                })),
+            }
+        }
+        groups
+    }
+
+    fn without_provider(&self, batch: JobId, provider: &str, routes: &HashSet<i64>, ctx: &Context) -> Result<Planned> {
+        let waits = self.next_items(batch, routes, BatchItemId::from_raw(0), ctx)?.0.is_empty();
+        let why = format!("no provider named {provider} is here");
+        Ok(if waits { Planned::Nothing } else { Planned::Wait(WAIT_FOR_PROVIDER, why) })
+    }
+
+    /// The next items of a group, and up to where was looked. Nothing and no place: there are none.
+    fn next_items(
+        &self,
+        batch: JobId,
+        routes: &HashSet<i64>,
+        after: BatchItemId,
+        ctx: &Context,
+    ) -> Result<(Vec<WaitingItem>, Option<BatchItemId>)> {
+        let mut after = after;
+        loop {
+            let mut items = ctx
+                .client()
+                .reader()
+                .snapshot("cannot read the items", |conn| plan::waiting(conn, batch, after, CHUNK))?;
+            let last = items.last().map(|item| item.id);
+            items.retain(|item| routes.contains(&item.route));
+            match last {
+                None => return Ok((items, None)),
+                Some(last) if items.is_empty() => after = last,
+                Some(last) => return Ok((items, Some(last))),
+            }
+        }
+    }
+
+    fn plan_group(&self, batch: JobId, state: &PlanState, group: &Group<'_>, ctx: &Context) -> Result<Planned> {
+        let (mut items, mut seen) = self.next_items(batch, &group.routes, BatchItemId::from_raw(0), ctx)?;
+        if items.is_empty() {
+            return Ok(Planned::Nothing);
+        }
+        let (desk, reader, now) = (ctx.client().desk(), ctx.client().reader(), ctx.client().desk().clock().now());
+        let fingerprint = group.account.fingerprint.as_str();
+        let (blocked, learnt, under_way, of_model, tag) = reader.snapshot("cannot read the account", |conn| {
+            Ok((
+                plan::blocked(conn, fingerprint, now)?,
+                account::learnt(conn, fingerprint)?,
+                plan::under_way(conn, fingerprint, None)?,
+                plan::under_way(conn, fingerprint, group.model.as_deref())?,
+                file_tag(conn)?.unwrap_or_default(),
+            ))
+        })?;
+        if let Some((at, why)) = blocked {
+            return Ok(Planned::Wait(until(at, now), why));
+        }
+        let settings = &self.agency.settings;
+        let cap = |own: Option<u64>, set: Option<u64>| own.unwrap_or(u64::MAX).min(set.unwrap_or(u64::MAX));
+        let room = Room {
+            account: group.account.fingerprint.clone(),
+            model: group.model.clone(),
+            items: cap(group.limits.items_in_flight, settings.items_in_flight),
+            tokens: cap(group.limits.tokens_in_flight, settings.tokens_in_flight),
+        };
+        let room_items = room.items.saturating_sub(under_way.items);
+        let room_tokens = room.tokens.saturating_sub(of_model.tokens);
+        let most_items = room_items.min(group.limits.items as u64).min(learnt.items.unwrap_or(u64::MAX));
+        let most_items = most_items.min(state.request_items.unwrap_or(u64::MAX));
+        let most_tokens = room_tokens.min(learnt.tokens.unwrap_or(u64::MAX));
+        // An item that is larger than any room goes alone.
+        let alone = of_model.tokens == 0;
+        if most_items == 0 || (most_tokens == 0 && !alone) {
+            return Ok(Planned::Wait(WAIT_FOR_ROOM, "as much as is allowed is under way at the account".to_owned()));
+        }
+
+        let routes = state.routes.clone();
+        let mut encoder = Encoder::new(group.provider, tag, routes, group.endpoint.clone());
+        let request = self.open(batch, group, ctx)?;
+        let (mut sealed, mut hash) =
+            (Sealed { items: 0, bytes: 0, tokens: 0, reserved_nanos: 0, sha256: [0; 32] }, Sha256::new());
+        let (mut full, mut over_budget) = (false, false);
+        let mut buffer = Vec::new();
+        while !full && !items.is_empty() {
+            let mut slice = Vec::new();
+            let mut broken: Vec<(BatchItemId, &'static str, String)> = Vec::new();
+            for item in &items {
+                let was_first = encoder.is_first();
+                buffer.clear();
+                if let Err(rule) = encoder.encode(group.provider, item, item.sends + 1, &mut buffer) {
+                    broken.push((item.id, "invalid", rule));
+                    continue;
+                }
+                let bytes = sealed.bytes + buffer.len() as u64 + encoder.close().len() as u64;
+                let cost = self.cost(encoder.model(item), item);
+                let spent = state.committed_nanos.saturating_add(sealed.reserved_nanos);
+                if bytes > group.limits.bytes && sealed.items == 0 {
+                    encoder.set_first(was_first);
+                    broken.push((item.id, "invalid", format!("is larger than {} bytes", group.limits.bytes)));
+                    continue;
+                }
+                match (state.budget_nanos, cost) {
+                    (Some(_), None) => {
+                        encoder.set_first(was_first);
+                        let rule =
+                            format!("no price is known of {:?}, and the batch has a budget", encoder.model(item));
+                        broken.push((item.id, "budget", rule));
+                        continue;
+                    }
+                    (Some(budget), Some(cost)) if spent.saturating_add(cost) > budget => {
+                        encoder.set_first(was_first);
+                        (full, over_budget) = (true, true);
+                        break;
+                    }
+                    _ => {}
+                }
+                let tokens = sealed.tokens + item.tokens;
+                if sealed.items >= most_items
+                    || bytes > group.limits.bytes
+                    || (tokens > most_tokens && !(alone && sealed.items == 0))
+                {
+                    encoder.set_first(was_first);
+                    full = true;
+                    break;
+                }
+                hash.update(&buffer);
+                sealed.items += 1;
+                sealed.bytes += buffer.len() as u64;
+                sealed.tokens = tokens;
+                sealed.reserved_nanos = sealed.reserved_nanos.saturating_add(cost.unwrap_or(0));
+                slice.push((item.id, item.sends));
+            }
+            let bound = call(desk, move |turn| {
+                for (item, class, rule) in &broken {
+                    turn.fail_waiting(batch, *item, class, rule)?;
+                }
+                turn.bind(batch, request, &slice)
+            })?;
+            if !bound || ctx.is_shutting_down() {
+                return Ok(Planned::Request);
+            }
+            if !full {
+                let Some(last) = seen else { break };
+                (items, seen) = self.next_items(batch, &group.routes, last, ctx)?;
+            }
+        }
+        if sealed.items == 0 {
+            call(desk, move |turn| turn.drop_empty(request))?;
+            if over_budget {
+                return self.over_budget(batch, state, &items, ctx);
+            }
+            return Ok(Planned::Nothing);
+        }
+        hash.update(encoder.close().as_bytes());
+        sealed.bytes += encoder.close().len() as u64;
+        sealed.sha256 = hash.finalize().into();
+        if call(desk, move |turn| turn.seal(batch, request, &sealed, &room))? {
+            return Ok(Planned::Request);
+        }
+        in_slices(desk, move |turn| turn.unbind(batch, request, false, SLICE))?;
+        call(desk, move |turn| turn.drop_empty(request))?;
+        Ok(Planned::Wait(WAIT_FOR_TURN, "another batch has taken the room at the account".to_owned()))
+    }
+
+    fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<BatchRequestId> {
+        let (account, endpoint, model) = (group.account.clone(), group.endpoint.clone(), group.model.clone());
+        let planner = ctx.id();
+        call(ctx.client().desk(), move |turn| {
+            turn.open_request(
+                batch,
+                planner,
+                &NewRequest {
+                    provider: &account.provider,
+                    account: &account.fingerprint,
+                    base_url: &account.base_url,
+                    api_version: account.api_version.as_deref(),
+                    endpoint: &endpoint,
+                    model: model.as_deref(),
+                },
+            )
+        })
+    }
+
+    /// What an item may cost at most.
+    fn cost(&self, model: &str, item: &WaitingItem) -> Option<i64> {
+        let most = Usage::of(item.tokens, item.max_output.unwrap_or(OUTPUT_GUESS));
+        self.agency.settings.prices.as_ref()?.cost_nanos(model, &most)
+    }
+
+    /// What does not fit into the budget waits while something may come back of what is reserved, and fails then.
+    fn over_budget(&self, batch: JobId, state: &PlanState, items: &[WaitingItem], ctx: &Context) -> Result<Planned> {
+        let desk = ctx.client().desk();
+        if call(desk, move |turn| turn.has_open_requests(batch))? {
+            return Ok(Planned::Wait(WAIT_FOR_ROOM, "the batch's budget is reserved".to_owned()));
+        }
+        let left = state.budget_nanos.unwrap_or(i64::MAX).saturating_sub(state.committed_nanos);
+        let model = |item: &WaitingItem| state.routes.iter().find(|route| route.id == item.route);
+        let too_much = |item: &&WaitingItem| {
+            model(item).and_then(|route| self.cost(&route.model, item)).is_none_or(|cost| cost > left)
+        };
+        let ids: Vec<BatchItemId> = items.iter().filter(too_much).map(|item| item.id).collect();
+        call(desk, move |turn| {
+            ids.iter().try_for_each(|id| turn.fail_waiting(batch, *id, "budget", "might cost more than the batch may"))
+        })?;
+        Ok(Planned::Request)
+    }
+}

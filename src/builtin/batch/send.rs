@@ -1,0 +1,353 @@
+//! The job that takes a request to its provider, and finds out what became of it if no answer came.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::builtin::batch::body::{BodyReader, Encoder, NoItems};
+use crate::builtin::batch::{Agency, CLOCK_SKEW, SLICE, WhenUnknown, backoff, call, failed, in_slices, until};
+use crate::error::Result;
+use crate::handler::context::Context;
+use crate::handler::{Failure, Handler, Outcome};
+use crate::model::batch_job::SendRequest;
+use crate::model::id::BatchRequestId;
+use crate::model::time::Timestamp;
+use crate::provider::{
+    Body, CallClass, CallError, Create, Fate, Provider, RemoteBatch, RemoteState, ResultLine, Sought,
+};
+use crate::store::batch::account::Learnt;
+use crate::store::batch::request::{MaySend, RequestRow, is_elsewhere, request};
+use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
+
+/// How long a request waits for another creation at its account.
+const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
+/// How long a request waits for an account whose key is not here.
+const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
+/// The first poll of a batch, unless its provider wants it later.
+const FIRST_POLL: Duration = Duration::from_secs(30);
+/// How often batches that might be ours are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// The shortest time after which a batch that cannot be found was not created, for lists may lag.
+const GRACE_MIN: Duration = Duration::from_secs(300);
+
+/// The handler of submissions.
+pub(crate) struct Sender {
+    pub(crate) agency: Arc<Agency>,
+}
+
+/// One submission at work.
+struct Submission<'a> {
+    row: RequestRow,
+    provider: &'a dyn Provider,
+    agency: &'a Agency,
+    ctx: &'a Context,
+}
+
+impl Handler for Sender {
+    type Payload = SendRequest;
+    type Output = ();
+
+    fn run(&self, payload: SendRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.send(payload.request, ctx).map_err(failed)
+    }
+}
+
+impl Sender {
+    fn send(&self, id: BatchRequestId, ctx: &Context) -> Result<Outcome<()>> {
+        loop {
+            if ctx.is_shutting_down() {
+                return Ok(Outcome::Snooze(Duration::ZERO));
+            }
+            let row = ctx.client().reader().snapshot("cannot read the request", |conn| request(conn, id))?;
+            let Some(row) = row.filter(|row| matches!(row.state, RequestState::Submitting | RequestState::Sent)) else {
+                return Ok(Outcome::Done(()));
+            };
+            let Some(provider) = self.agency.for_account(&row.provider, &row.account) else {
+                let why = format!("the account {} is not here", row.account);
+                log::warn!("{id}: {why}");
+                call(ctx.client().desk(), move |turn| turn.request_failed(&row, &why))?;
+                return Ok(Outcome::Snooze(WAIT_FOR_ACCOUNT));
+            };
+            let sent = row.state == RequestState::Sent;
+            let submission = Submission { row, provider: &**provider, agency: &self.agency, ctx };
+            let outcome = if sent { submission.resolve()? } else { submission.submit()? };
+            if let Some(outcome) = outcome {
+                return Ok(outcome);
+            }
+        }
+    }
+}
+
+/// None: the request stands elsewhere now, and is to be looked at again.
+type Next = Result<Option<Outcome<()>>>;
+
+impl Submission<'_> {
+    fn now(&self) -> Timestamp {
+        self.ctx.client().desk().clock().now()
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut crate::store::Turn<'_>, &RequestRow) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let row = self.row.clone();
+        call(self.ctx.client().desk(), move |turn| work(turn, &row))
+    }
+
+    fn body(&self) -> Result<BodyReader<'_>> {
+        let (reader, batch) = (self.ctx.client().reader(), self.row.batch);
+        let (tag, routes) = reader.snapshot("cannot read the batch", |conn| {
+            Ok((file_tag(conn)?.unwrap_or_default(), plan::routes(conn, batch)?))
+        })?;
+        let encoder = Encoder::new(self.provider, tag, routes, self.row.endpoint.clone());
+        Ok(BodyReader::new(self.provider, reader, self.row.id, encoder, self.row.sha256.clone()))
+    }
+
+    /// Uploads the body if need be, and has the batch created.
+    fn submit(&self) -> Next {
+        let now = self.now();
+        let account = self.row.account.clone();
+        let blocked = self
+            .ctx
+            .client()
+            .reader()
+            .snapshot("cannot read the account", |conn| plan::blocked(conn, &account, now))?;
+        if let Some((at, why)) = blocked {
+            self.ctx.progress_note(0, None, why);
+            return Ok(Some(Outcome::Snooze(until(at, now))));
+        }
+        let limits = self.provider.limits();
+        if limits.uploads && self.row.file.is_none() {
+            return match self.upload()? {
+                Ok(file) => self.write(move |turn, row| turn.uploaded(row.id, &file)).map(|()| None),
+                // A file that nobody knows of costs nothing, and is looked for by its name the next time.
+                Err(error) => self.not_done(&error, Fate::Rejected),
+            };
+        }
+        match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
+            MaySend::Yes => {}
+            MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+            // Whoever cancels sees to what is left.
+            MaySend::No => return Ok(Some(Outcome::Done(()))),
+        }
+        let created = match &self.row.file {
+            Some(file) => {
+                self.provider.create(Create::with_file(&self.row.key, &self.row.endpoint, self.row.items, file))
+            }
+            None => {
+                let mut reader = self.body()?;
+                let body = Body { length: self.row.bytes, reader: &mut reader };
+                self.provider.create(Create::with_body(&self.row.key, &self.row.endpoint, self.row.items, body))
+            }
+        };
+        match created {
+            Ok(remote) => {
+                log::info!("{}: {} items are at {} as {}", self.row.id, self.row.items, self.row.provider, remote.id);
+                self.adopt(remote)
+            }
+            Err(error) => {
+                log::warn!("{}: its creation failed, try {}: {error}", self.row.id, self.row.attempt + 1);
+                let fate = error.fate;
+                self.not_done(&error, fate)
+            }
+        }
+    }
+
+    fn upload(&self) -> Result<std::result::Result<String, CallError>> {
+        let name = format!("{}.jsonl", self.row.key);
+        if self.row.uploaded_at.is_some() {
+            match self.provider.find_upload(&name) {
+                Ok(files) => {
+                    if let Some(file) = files.into_iter().next() {
+                        return Ok(Ok(file));
+                    }
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        self.write(|turn, row| turn.upload_begins(row.id))?;
+        let mut reader = self.body()?;
+        Ok(self.provider.upload(&name, Body { length: self.row.bytes, reader: &mut reader }))
+    }
+
+    fn adopt(&self, remote: RemoteBatch) -> Next {
+        let wait = FIRST_POLL
+            .min(self.agency.settings.poll_interval)
+            .max(remote.retry_after.unwrap_or_default())
+            .max(self.provider.limits().poll_min);
+        let ours = self.write(move |turn, row| turn.adopt(row, &remote, wait))?;
+        if !ours {
+            log::error!("{}: its batch belongs to another request", self.row.id);
+        }
+        self.ctx.client().desk().wake_poller();
+        Ok(Some(Outcome::Done(())))
+    }
+
+    /// What follows from a call that failed, by what the provider can have done.
+    fn not_done(&self, error: &CallError, fate: Fate) -> Next {
+        let text = error.to_string();
+        if fate == Fate::Ambiguous {
+            if self.provider.limits().idempotent {
+                self.write(move |turn, row| turn.not_sent(row, &text))?;
+            } else {
+                self.write(move |turn, row| turn.request_failed(row, &text))?;
+            }
+            return Ok(Some(Outcome::Snooze(error.retry_after.unwrap_or_else(|| backoff(self.row.failures)))));
+        }
+        match error.class {
+            CallClass::Account => {
+                let wait = error.retry_after;
+                let until_at = self.write(move |turn, row| {
+                    turn.not_sent(row, &text)?;
+                    turn.block(&row.account, wait, &text)
+                })?;
+                Ok(Some(Outcome::Snooze(until(until_at, self.now()))))
+            }
+            CallClass::TooLarge if self.row.items > 1 => {
+                let half = self.row.items / 2;
+                self.release(&text, Learnt { items: Some(half), tokens: None })
+            }
+            class if error.is_retryable() || class == CallClass::NotFound && self.row.file.is_none() => {
+                self.write(move |turn, row| turn.not_sent(row, &text))?;
+                Ok(Some(Outcome::Snooze(error.retry_after.unwrap_or_else(|| backoff(self.row.failures)))))
+            }
+            _ => self.fail(&text),
+        }
+    }
+
+    /// Lets the items go into other requests.
+    fn release(&self, why: &str, learnt: Learnt) -> Next {
+        let (batch, id, why) = (self.row.batch, self.row.id, why.to_owned());
+        self.write({
+            let why = why.clone();
+            move |turn, row| {
+                turn.learn(&row.account, learnt)?;
+                turn.not_sent(row, &why)
+            }
+        })?;
+        in_slices(self.ctx.client().desk(), move |turn| turn.unbind(batch, id, false, SLICE))?;
+        self.write(move |turn, row| {
+            turn.refuse(row.id, &why)?;
+            turn.settle(row.batch)
+        })?;
+        Ok(Some(Outcome::Done(())))
+    }
+
+    /// Fails the items, for the provider will never take them.
+    fn fail(&self, why: &str) -> Next {
+        let (batch, id, why) = (self.row.batch, self.row.id, why.to_owned());
+        self.write({
+            let why = why.clone();
+            move |turn, row| turn.not_sent(row, &why)
+        })?;
+        let error = why.clone();
+        in_slices(self.ctx.client().desk(), move |turn| {
+            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+        })?;
+        self.write(move |turn, row| {
+            turn.refuse(row.id, &why)?;
+            turn.settle(row.batch)
+        })?;
+        Ok(Some(Outcome::Done(())))
+    }
+
+    /// Finds out whether the creation has made a batch. Never sends anything before it is known.
+    fn resolve(&self) -> Next {
+        let limits = self.provider.limits();
+        if limits.idempotent || limits.local {
+            self.write(|turn, row| turn.not_sent(row, "no answer came; sent again under the same key"))?;
+            return Ok(None);
+        }
+        let (now, sent_at) = (self.now(), self.row.sent_at.unwrap_or_else(|| self.now()));
+        let since = sent_at.saturating_sub(CLOCK_SKEW);
+        let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);
+        let sought = Sought::new(&self.row.key, self.row.file.as_deref(), self.row.items, since, last);
+        let candidates = match self.provider.find(&sought) {
+            Ok(candidates) => candidates,
+            Err(error) => {
+                let text = format!("cannot look for it: {error}");
+                let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
+                self.write(move |turn, row| turn.request_failed(row, &text))?;
+                return Ok(Some(Outcome::Snooze(wait)));
+            }
+        };
+        let (account, id) = (self.row.account.clone(), self.row.id);
+        let mut free = Vec::new();
+        for candidate in candidates {
+            let elsewhere =
+                self.ctx.client().reader().snapshot("cannot read the requests", |conn| {
+                    is_elsewhere(conn, &account, &candidate.batch.id, id)
+                })?;
+            if !elsewhere {
+                free.push(candidate);
+            }
+        }
+        free.sort_by_key(|candidate| candidate.batch.created_at);
+        let (certain, suspects): (Vec<_>, Vec<_>) = free.into_iter().partition(|candidate| candidate.certain);
+        let mut certain = certain.into_iter().map(|candidate| candidate.batch);
+        if let Some(first) = certain.next() {
+            for twin in certain {
+                log::error!("{id}: it was made twice, the second is {}", twin.id);
+                // It is paid for what it has done, and its results are read.
+                let _ =
+                    self.provider.cancel(&twin.id).inspect_err(|error| log::warn!("cannot cancel the twin: {error}"));
+                self.write(move |turn, row| turn.record_twin(row, &twin))?;
+            }
+            return self.adopt(first);
+        }
+        let mut undecided = 0;
+        for suspect in suspects {
+            if !matches!(suspect.batch.state, RemoteState::Ended(_)) {
+                undecided += 1;
+                continue;
+            }
+            match self.proof(&suspect.batch) {
+                Some(true) => return self.adopt(suspect.batch),
+                Some(false) => {
+                    self.write(move |turn, row| turn.note_foreign(&row.account, &suspect.batch.id))?;
+                }
+                None => undecided += 1,
+            }
+        }
+        let passed = now.since(sent_at);
+        let resend = match (undecided, self.agency.settings.when_unknown) {
+            (0, _) => passed >= (2 * limits.create_timeout).max(GRACE_MIN),
+            (_, WhenUnknown::ResubmitAfter(after)) => passed >= after,
+            _ => false,
+        };
+        if resend {
+            log::warn!("{id}: its creation left no trace for {passed:?}, so it is sent again");
+            self.write(|turn, row| turn.not_sent(row, "its creation left no trace"))?;
+            return Ok(None);
+        }
+        if undecided > 0 {
+            let text = format!("{undecided} batches at the provider might be it; their results will tell");
+            self.write(move |turn, row| turn.request_failed(row, &text))?;
+        }
+        Ok(Some(Outcome::Snooze(LOOK_EVERY.min(self.agency.settings.poll_interval))))
+    }
+
+    /// Whether a batch that has ended holds our items: its first result tells. None: it tells nothing now.
+    fn proof(&self, batch: &RemoteBatch) -> Option<bool> {
+        let mut first = None;
+        let looked = self.provider.results(batch, &mut NoItems, &mut |line| match line {
+            ResultLine::Result { custom_id, .. } => {
+                first = Some(custom_id.to_owned());
+                ControlFlow::Break(())
+            }
+            ResultLine::Unreadable { .. } => ControlFlow::Continue(()),
+        });
+        let Some(custom_id) = first else {
+            // A batch without results is not one of ours, for each of our items has one.
+            return looked.is_ok().then_some(false);
+        };
+        let reader = self.ctx.client().reader();
+        let id = self.row.id;
+        reader
+            .snapshot("cannot read the item", |conn| {
+                let Some(mark) = Mark::parse(&custom_id) else { return Ok(false) };
+                Ok(file_tag(conn)? == Some(mark.tag) && plan::is_bound(conn, mark.item, id)?)
+            })
+            .ok()
+    }
+}

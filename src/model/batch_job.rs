@@ -1,0 +1,114 @@
+//! The jobs that take batches on their way: what each carries.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
+use crate::model::job::Status;
+use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::retry::Backoff;
+use crate::model::unique::Unique;
+
+/// Puts items that wait into requests.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct PlanBatch {
+    pub(crate) batch: JobId,
+}
+
+/// Sends a request, or finds out whether it was sent.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct SendRequest {
+    pub(crate) request: BatchRequestId,
+}
+
+/// Reads the results of a request that has ended.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct HarvestRequest {
+    pub(crate) request: BatchRequestId,
+}
+
+/// Cancels what is open of a batch.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct CancelBatch {
+    pub(crate) batch: JobId,
+}
+
+/// Runs the step of an item that has a reply.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct StepItem {
+    pub(crate) item: BatchItemId,
+    pub(crate) step_number: u32,
+}
+
+/// The kinds of our own begin with this, those that batches need with this.
+pub(crate) const BATCH_KINDS: &str = "jobmill.batch.";
+
+impl Payload for PlanBatch {
+    const KIND: &'static str = "jobmill.batch.plan";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for SendRequest {
+    const KIND: &'static str = "jobmill.batch.send";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for HarvestRequest {
+    const KIND: &'static str = "jobmill.batch.harvest";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for CancelBatch {
+    const KIND: &'static str = "jobmill.batch.cancel";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+/// A batch that was paid for is never given up, however often something fails on its way.
+fn untiring(job: NewJob) -> NewJob {
+    let backoff = Backoff::exponential(std::time::Duration::from_secs(2)).max(std::time::Duration::from_secs(600));
+    job.queue(SYSTEM_QUEUE).max_attempts(NewJob::MAX_ATTEMPTS).backoff(backoff.jitter(0.2))
+}
+
+impl PlanBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+impl SendRequest {
+    /// The job that does it, of which there is no second one.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).unique(Unique::key(self.request.to_string()))
+    }
+}
+
+impl HarvestRequest {
+    /// The job that does it, of which there is no second one.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).unique(Unique::key(self.request.to_string()))
+    }
+}
+
+impl CancelBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+/// While one runs, another may wait, for it may have looked already at what has changed since.
+fn waiting_once(job: NewJob, batch: JobId) -> NewJob {
+    job.unique(Unique::key(batch.to_string()).while_in([Status::Created, Status::Pending]))
+}

@@ -1,0 +1,396 @@
+//! Items that wait are put into requests.
+
+use rusqlite::{Connection, OptionalExtension, named_params, params};
+use serde_json::value::RawValue;
+
+use crate::model::id::{BatchItemId, BatchRequestId, JobId, digits, row_after};
+use crate::model::time::Timestamp;
+use crate::store::Turn;
+use crate::store::batch::{Change, ItemState, RequestState, make_file_tag};
+
+/// Where items of a batch go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) id: i64,
+    pub(crate) provider: String,
+    pub(crate) endpoint: String,
+    pub(crate) model: String,
+}
+
+/// An item that waits, as far as a plan must know it.
+pub(crate) struct WaitingItem {
+    pub(crate) id: BatchItemId,
+    pub(crate) route: i64,
+    pub(crate) step_number: u32,
+    pub(crate) sends: u32,
+    pub(crate) tokens: u64,
+    pub(crate) max_output: Option<u64>,
+    pub(crate) body: Box<RawValue>,
+}
+
+/// What a plan must know of a batch.
+pub(crate) struct PlanState {
+    pub(crate) routes: Vec<Route>,
+    pub(crate) budget_nanos: Option<i64>,
+    /// The most items of one request.
+    pub(crate) request_items: Option<u64>,
+    /// What is paid, and what open requests may come to.
+    pub(crate) committed_nanos: i64,
+    /// A request that a planner before us has left half done.
+    pub(crate) left: Option<BatchRequestId>,
+}
+
+/// How a plan may begin.
+pub(crate) enum Begin {
+    /// The batch has ended, is being cancelled, or is not released.
+    Closed,
+    /// Another planner is at it.
+    Busy,
+    Go(PlanState),
+}
+
+/// What a new request is made of.
+pub(crate) struct NewRequest<'a> {
+    pub(crate) provider: &'a str,
+    pub(crate) account: &'a str,
+    pub(crate) base_url: &'a str,
+    pub(crate) api_version: Option<&'a str>,
+    pub(crate) endpoint: &'a str,
+    pub(crate) model: Option<&'a str>,
+}
+
+/// What a request has come to when it is complete.
+pub(crate) struct Sealed {
+    pub(crate) items: u64,
+    pub(crate) bytes: u64,
+    pub(crate) tokens: u64,
+    pub(crate) reserved_nanos: i64,
+    pub(crate) sha256: [u8; 32],
+}
+
+/// How much may be under way at an account.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    pub(crate) account: String,
+    /// The tokens are those of one model, if one is given.
+    pub(crate) model: Option<String>,
+    pub(crate) items: u64,
+    pub(crate) tokens: u64,
+}
+
+/// What is under way at an account, over all batches.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct UnderWay {
+    pub(crate) items: u64,
+    pub(crate) tokens: u64,
+}
+
+impl Turn<'_> {
+    /// Begins a plan, unless somebody else is at one.
+    pub(crate) fn begin_plan(&mut self, batch: JobId, planner: JobId) -> rusqlite::Result<Begin> {
+        if !self.is_batch_open(batch)? {
+            return Ok(Begin::Closed);
+        }
+        let left: Option<(BatchRequestId, Option<i64>)> = self
+            .conn
+            .prepare_cached(
+                "SELECT id, poll_owner FROM jobmill_batch_request WHERE batch = :batch AND state = 0 LIMIT 1",
+            )?
+            .query_row(named_params! { ":batch": batch }, |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if let Some((_, Some(other))) = left
+            && other != planner.raw()
+        {
+            let at_it: Option<i64> = self
+                .conn
+                .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id AND state = 2")?
+                .query_row(named_params! { ":id": other }, |row| row.get(0))
+                .optional()?;
+            if at_it.is_some() {
+                return Ok(Begin::Busy);
+            }
+        }
+        let (budget_nanos, paid, request_items) = self
+            .conn
+            .prepare_cached("SELECT budget_nanos, cost_nanos, request_items FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| {
+                Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
+            })?;
+        let reserved: i64 = self
+            .conn
+            .prepare_cached(
+                "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
+            )?
+            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        Ok(Begin::Go(PlanState {
+            routes: routes(self.conn, batch)?,
+            budget_nanos,
+            request_items: request_items.map(i64::cast_unsigned),
+            committed_nanos: paid.saturating_add(reserved),
+            left: left.map(|(id, _)| id),
+        }))
+    }
+
+    /// Opens a request, whose items are still to come.
+    pub(crate) fn open_request(
+        &mut self,
+        batch: JobId,
+        planner: JobId,
+        new: &NewRequest<'_>,
+    ) -> rusqlite::Result<BatchRequestId> {
+        let last: i64 = self
+            .conn
+            .prepare_cached("SELECT coalesce(max(id), 0) FROM jobmill_batch_request")?
+            .query_row([], |row| row.get(0))?;
+        let id = row_after(last, self.now);
+        let key = format!("jm-{}-{}", digits(make_file_tag(self.conn)?), digits(id));
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_batch_request
+                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, key, poll_owner)
+                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :key, :planner)",
+            )?
+            .execute(named_params! {
+                ":id": id, ":batch": batch, ":provider": new.provider, ":account": new.account,
+                ":base_url": new.base_url, ":api_version": new.api_version, ":endpoint": new.endpoint,
+                ":model": new.model, ":key": key, ":planner": planner,
+            })?;
+        Ok(BatchRequestId::from_raw(id))
+    }
+
+    /// Binds items to a request that is open. Each was sent so often before. False: the batch is closed.
+    pub(crate) fn bind(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        items: &[(BatchItemId, u32)],
+    ) -> rusqlite::Result<bool> {
+        if !self.is_batch_open(batch)? {
+            return Ok(false);
+        }
+        let mut statement = self.conn.prepare_cached(
+            "UPDATE jobmill_batch_item
+             SET state = 1, request = ?2, sends = sends + 1, attempt = attempt + 1
+             WHERE id = ?1 AND state = 0 AND sends = ?3",
+        )?;
+        let mut change = Change::default();
+        for (id, sends) in items {
+            if statement.execute(params![id, request, sends])? != 1 {
+                // Somebody else has it, and what was reckoned for this request is wrong.
+                return Ok(false);
+            }
+            change.item(Some(ItemState::Waiting), Some(ItemState::Sent));
+        }
+        change.write(self.conn, batch)?;
+        Ok(true)
+    }
+
+    /// Freezes a request. From here on it is sent, whatever crashes. False: the batch is closed, or another request has
+    /// taken the room at the account meanwhile.
+    pub(crate) fn seal(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        sealed: &Sealed,
+        room: &Room,
+    ) -> rusqlite::Result<bool> {
+        if !self.is_batch_open(batch)? {
+            return Ok(false);
+        }
+        let all = under_way(self.conn, &room.account, None)?;
+        let of_model = under_way(self.conn, &room.account, room.model.as_deref())?;
+        let alone = of_model.tokens == 0;
+        if all.items + sealed.items > room.items || (of_model.tokens + sealed.tokens > room.tokens && !alone) {
+            return Ok(false);
+        }
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET state = 1, items = :items, bytes = :bytes, tokens = :tokens, reserved_nanos = :reserved_nanos,
+                     body_sha256 = :sha256, poll_owner = NULL
+                 WHERE id = :id AND state = 0",
+            )?
+            .execute(named_params! {
+                ":id": request, ":items": sealed.items.cast_signed(), ":bytes": sealed.bytes.cast_signed(),
+                ":tokens": sealed.tokens.cast_signed(), ":reserved_nanos": sealed.reserved_nanos,
+                ":sha256": sealed.sha256,
+            })?;
+        self.send_later(request)?;
+        Ok(true)
+    }
+
+    /// Fails an item that waits and can never be sent.
+    pub(crate) fn fail_waiting(
+        &mut self,
+        batch: JobId,
+        item: BatchItemId,
+        class: &str,
+        error: &str,
+    ) -> rusqlite::Result<()> {
+        let failed = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item SET state = 4, error_class = :class, error = :error
+                 WHERE id = :id AND state = 0",
+            )?
+            .execute(named_params! { ":id": item, ":class": class, ":error": error })?;
+        let mut change = Change::default();
+        if failed == 1 {
+            change.item(Some(ItemState::Waiting), Some(ItemState::Failed));
+        }
+        change.write(self.conn, batch)
+    }
+
+    /// Lets go of up to `limit` items of a request, and tells whether any are left. They wait again, and if the attempt
+    /// is not theirs to pay for, it does not count.
+    pub(crate) fn unbind(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        spent: bool,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        let freed = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = 0, attempt = CASE WHEN :spent THEN attempt ELSE max(attempt - 1, 0) END
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)",
+            )?
+            .execute(named_params! { ":request": request, ":spent": spent, ":limit": limit as i64 })?;
+        let mut change = Change::default();
+        change.items(ItemState::Sent, ItemState::Waiting, freed);
+        change.write(self.conn, batch)?;
+        Ok(freed == limit)
+    }
+
+    /// Removes a request that found no item.
+    pub(crate) fn drop_empty(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("DELETE FROM jobmill_batch_request WHERE id = :id AND state = 0")?
+            .execute(named_params! { ":id": request })
+            .map(drop)
+    }
+
+    /// Whether anything of a batch is at a provider or on its way.
+    pub(crate) fn has_open_requests(&mut self, batch: JobId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE batch = :batch AND state < 5")?
+            .exists(named_params! { ":batch": batch })
+    }
+
+    /// Ends a request of which nothing was run.
+    pub(crate) fn refuse(&mut self, request: BatchRequestId, why: &str) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET state = :refused, error = :why, ended_at = :now, next_poll_at = NULL, poll_owner = NULL,
+                     reserved_nanos = 0
+                 WHERE id = :id AND state < 5",
+            )?
+            .execute(named_params! {
+                ":id": request, ":why": why, ":now": self.now, ":refused": RequestState::Refused,
+            })
+            .map(drop)
+    }
+}
+
+/// The ways of a batch's items.
+pub(crate) fn routes(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<Route>> {
+    conn.prepare_cached(
+        "SELECT id, provider, endpoint, model FROM jobmill_batch_route WHERE batch = :batch ORDER BY id",
+    )?
+    .query_map(named_params! { ":batch": batch }, |row| {
+        Ok(Route { id: row.get(0)?, provider: row.get(1)?, endpoint: row.get(2)?, model: row.get(3)? })
+    })?
+    .collect()
+}
+
+/// Reads items that wait, in their order, behind one of them.
+pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+     FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_state
+     JOIN jobmill_batch_body AS body ON body.item = item.id
+     WHERE batch = :batch AND item.state = 0 AND item.id > :after ORDER BY item.id LIMIT :limit";
+
+/// Items that wait, in their order, behind one of them.
+pub(crate) fn waiting(
+    conn: &Connection,
+    batch: JobId,
+    after: BatchItemId,
+    limit: usize,
+) -> rusqlite::Result<Vec<WaitingItem>> {
+    conn.prepare_cached(PLAN_WAITING)?
+        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, waiting_item)?
+        .collect()
+}
+
+fn waiting_item(row: &rusqlite::Row<'_>) -> rusqlite::Result<WaitingItem> {
+    Ok(WaitingItem {
+        id: row.get(0)?,
+        route: row.get(1)?,
+        step_number: row.get(2)?,
+        sends: row.get(3)?,
+        tokens: row.get::<_, i64>(4)?.cast_unsigned(),
+        max_output: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
+        body: raw_json(row, 6)?,
+    })
+}
+
+/// JSON that we have written.
+pub(crate) fn raw_json(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<Box<RawValue>> {
+    let text: String = row.get(column)?;
+    RawValue::from_string(text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, rusqlite::types::Type::Text, Box::new(error))
+    })
+}
+
+/// What is under way at an account, of one model if one is given.
+pub(crate) fn under_way(conn: &Connection, account: &str, model: Option<&str>) -> rusqlite::Result<UnderWay> {
+    conn.prepare_cached(
+        "SELECT coalesce(sum(items), 0), coalesce(sum(tokens), 0)
+         FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open
+         WHERE account = :account AND state < 5 AND (:model IS NULL OR model IS :model)",
+    )?
+    .query_row(named_params! { ":account": account, ":model": model }, |row| {
+        let sum = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+        Ok(UnderWay { items: sum(0)?, tokens: sum(1)? })
+    })
+}
+
+/// Reads items of a request, in their order, behind one of them.
+pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+     FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_request
+     JOIN jobmill_batch_body AS body ON body.item = item.id
+     WHERE request = :request AND item.state = 1 AND item.id > :after ORDER BY item.id LIMIT :limit";
+
+/// Items of a request that have no result, in their order, behind one of them.
+pub(crate) fn bound(
+    conn: &Connection,
+    request: BatchRequestId,
+    after: BatchItemId,
+    limit: usize,
+) -> rusqlite::Result<Vec<WaitingItem>> {
+    conn.prepare_cached(PLAN_BOUND)?
+        .query_map(named_params! { ":request": request, ":after": after, ":limit": limit as i64 }, waiting_item)?
+        .collect()
+}
+
+/// Whether nothing is planned before this moment, and why.
+pub(crate) fn blocked(
+    conn: &Connection,
+    account: &str,
+    now: Timestamp,
+) -> rusqlite::Result<Option<(Timestamp, String)>> {
+    conn.prepare_cached(
+        "SELECT blocked_until, coalesce(reason, '') FROM jobmill_batch_account
+         WHERE account = :account AND blocked_until > :now",
+    )?
+    .query_row(named_params! { ":account": account, ":now": now }, |row| Ok((row.get(0)?, row.get(1)?)))
+    .optional()
+}
+
+/// Whether an item belongs to a request and has no result.
+pub(crate) fn is_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request AND state = 1")?
+        .exists(named_params! { ":item": item, ":request": request })
+}

@@ -1,0 +1,489 @@
+//! Results are applied to their items: each once, whatever comes twice, late or for nobody.
+
+use rusqlite::{OptionalExtension, named_params, params};
+use serde_json::value::RawValue;
+
+use crate::model::batch::Step;
+use crate::model::batch_job::StepItem;
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
+use crate::model::job::Priority;
+use crate::model::new_job::NewJob;
+use crate::model::unique::Unique;
+use crate::model::usage::{PriceTable, Usage};
+use crate::provider::{ItemError, ItemOutcome};
+use crate::store::Turn;
+use crate::store::batch::request::RequestRow;
+use crate::store::batch::{Change, ItemState, Mark, file_tag};
+use crate::store::row::json;
+
+/// How much is kept of a line that belongs to no item, in bytes.
+const STRAY_BYTES: usize = 2000;
+/// How much is kept of what went wrong, in bytes.
+const ERROR_BYTES: usize = 2000;
+
+/// A line of results, as it goes into the ledger.
+pub(crate) struct ResultRow {
+    /// None: the line cannot be read.
+    pub(crate) custom_id: Option<String>,
+    pub(crate) outcome: Option<ItemOutcome>,
+    /// The line's beginning, or what is wrong with it.
+    pub(crate) line: String,
+}
+
+/// What a chunk of results came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Applied {
+    /// Items that the chunk took further.
+    pub(crate) items: u64,
+    /// An item says that the account is at fault.
+    pub(crate) account: bool,
+}
+
+/// What holds for all items of a batch.
+struct Terms {
+    step: Option<String>,
+    max_attempts: u32,
+    cancelled: bool,
+    queue: String,
+    priority: Priority,
+    user: Option<String>,
+}
+
+/// An item, as its result must find it.
+struct Item {
+    batch: JobId,
+    state: ItemState,
+    request: Option<BatchRequestId>,
+    step_number: u32,
+    sends: u32,
+    attempt: u32,
+    applied: u32,
+    model: String,
+}
+
+/// Reads an item that a result is for.
+const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, route.model
+     FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
+     WHERE item.id = ?1";
+
+/// Takes an item further by a result. What its failed attempts have used up stays in the sum.
+const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
+     SET state = ?2, attempt = ?3, finish = ?4, error_class = ?5, error = ?6, step_job = ?7,
+         input = CASE WHEN ?8 IS NULL THEN input ELSE coalesce(input, 0) + ?8 END,
+         cache_read = CASE WHEN ?9 IS NULL THEN cache_read ELSE coalesce(cache_read, 0) + ?9 END,
+         cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
+         output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
+         reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
+         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = max(applied, ?15)
+     WHERE id = ?1";
+
+/// What becomes of an item.
+struct Verdict {
+    state: ItemState,
+    attempt: u32,
+    finish: Option<&'static str>,
+    class: Option<&'static str>,
+    error: Option<String>,
+}
+
+impl Turn<'_> {
+    /// Applies a chunk of a request's results.
+    pub(crate) fn apply_results(
+        &mut self,
+        request: &RequestRow,
+        rows: &[ResultRow],
+        prices: Option<&PriceTable>,
+    ) -> rusqlite::Result<Applied> {
+        let (Some(tag), Some(terms)) = (file_tag(self.conn)?, self.terms(request.batch)?) else {
+            // The batch has been deleted. What was paid for it, nobody asks any more.
+            return Ok(Applied::default());
+        };
+        // A twin holds items that were bound to another request, and is paid beside it.
+        let twin = request.items == 0;
+        let conn = self.conn;
+        let mut find = conn.prepare_cached(PLAN_ITEM)?;
+        let mut apply = conn.prepare_cached(PLAN_APPLY)?;
+        let mut keep =
+            conn.prepare_cached("INSERT OR REPLACE INTO jobmill_batch_output (item, output) VALUES (?1, ?2)")?;
+        let (mut change, mut applied) = (Change::default(), Applied::default());
+        for row in rows {
+            let (Some(custom_id), Some(outcome)) = (&row.custom_id, &row.outcome) else {
+                self.stray(request, row, "unreadable", None, &mut change)?;
+                continue;
+            };
+            let mark = Mark::parse(custom_id).filter(|mark| mark.tag == tag);
+            let item = match &mark {
+                Some(mark) => find
+                    .query_row(params![mark.item], |row| {
+                        Ok(Item {
+                            batch: row.get(0)?,
+                            state: row.get(1)?,
+                            request: row.get(2)?,
+                            step_number: row.get(3)?,
+                            sends: row.get(4)?,
+                            attempt: row.get(5)?,
+                            applied: row.get(6)?,
+                            model: row.get(7)?,
+                        })
+                    })
+                    .optional()?
+                    .filter(|item| item.batch == request.batch),
+                None => None,
+            };
+            let usage = usage_of(outcome);
+            let Some((mark, item)) = mark.zip(item) else {
+                self.stray(request, row, "unknown", Some((usage, None)), &mut change)?;
+                continue;
+            };
+            // What is read once more, after a crash or a connection that broke, was counted the first time.
+            if !twin && mark.sends <= item.applied {
+                continue;
+            }
+            let cost = usage.and_then(|usage| prices.and_then(|prices| prices.cost_nanos(&item.model, usage)));
+            let succeeded = matches!(outcome, ItemOutcome::Succeeded { .. });
+            let awaited = item.state == ItemState::Sent && item.request == Some(request.id) && item.sends == mark.sends;
+            // An older attempt that succeeds after all wins over a newer one that has not yet.
+            let welcome = succeeded
+                && item.step_number == mark.step_number
+                && matches!(item.state, ItemState::Waiting | ItemState::Sent);
+            if !awaited && !welcome {
+                let why = if item.state == ItemState::Sent { "superseded" } else { "duplicate" };
+                self.stray(request, row, why, Some((usage, cost)), &mut change)?;
+                continue;
+            }
+            let verdict = verdict(&terms, &item, outcome);
+            applied.items += 1;
+            applied.account |= matches!(outcome, ItemOutcome::Errored { class: ItemError::Account, .. });
+            let step_job = match (&terms.step, verdict.state) {
+                (Some(step), ItemState::Stepping) => {
+                    Some(self.step_later(step, &terms, mark.item, item.step_number)?)
+                }
+                _ => None,
+            };
+            let count = |tokens: Option<u64>| tokens.map(u64::cast_signed);
+            let told = usage.copied().unwrap_or_default();
+            apply.execute(params![
+                mark.item,
+                verdict.state,
+                verdict.attempt,
+                verdict.finish,
+                verdict.class,
+                verdict.error,
+                step_job,
+                count(told.input),
+                count(told.cache_read),
+                count(told.cache_write),
+                count(told.output),
+                count(told.reasoning),
+                cost.unwrap_or(0),
+                i64::from(usage.is_some() && cost.is_none()),
+                mark.sends,
+            ])?;
+            if let ItemOutcome::Succeeded { reply, .. } = outcome {
+                keep.execute(params![mark.item, reply.get()])?;
+            }
+            if let Some(usage) = usage {
+                change.spent(usage, cost);
+            }
+            change.item(Some(item.state), Some(verdict.state));
+        }
+        change.write(self.conn, request.batch)?;
+        if let Some(prices) = prices {
+            self.conn
+                .prepare_cached("UPDATE jobmill_batch SET currency = :currency, prices = :version WHERE job = :batch")?
+                .execute(named_params! {
+                    ":batch": request.batch, ":currency": prices.currency(), ":version": prices.version(),
+                })?;
+        }
+        Ok(applied)
+    }
+
+    /// Ends up to `limit` items of a request whose results have all been read and which had none, and tells whether any are
+    /// left. They are sent again while attempts are left, unless the batch or the request was cancelled.
+    pub(crate) fn finish_missing(
+        &mut self,
+        request: &RequestRow,
+        to: ItemState,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        let Some(terms) = self.terms(request.batch)? else { return Ok(false) };
+        let to = if terms.cancelled { ItemState::Cancelled } else { to };
+        let (class, error) = match to {
+            ItemState::Cancelled => (None, None),
+            ItemState::Expired => (None, Some("its time was up")),
+            _ => (Some(class_word(ItemError::Missing)), Some("the provider gave no result for it")),
+        };
+        let finished: Vec<ItemState> = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = CASE WHEN :to <> 5 AND attempt < :max_attempts THEN 0 ELSE :to END,
+                     error_class = :class, error = :error
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)
+                 RETURNING state",
+            )?
+            .query_map(
+                named_params! {
+                    ":request": request.id, ":to": to, ":max_attempts": terms.max_attempts, ":class": class,
+                    ":error": error, ":limit": limit as i64,
+                },
+                |row| row.get(0),
+            )?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut change = Change::default();
+        finished.iter().for_each(|state| change.item(Some(ItemState::Sent), Some(*state)));
+        change.write(self.conn, request.batch)?;
+        Ok(finished.len() == limit)
+    }
+
+    fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
+        self.conn
+            .prepare_cached(
+                "SELECT batch.step, batch.max_attempts, job.cancel_requested_at IS NOT NULL OR job.state <> 2, lane.queue,
+                     lane.priority, (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = job.share)
+                 FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
+                 JOIN jobmill_lane AS lane ON lane.id = job.lane WHERE batch.job = :batch",
+            )?
+            .query_row(named_params! { ":batch": batch }, |row| {
+                Ok(Terms {
+                    step: row.get(0)?,
+                    max_attempts: row.get(1)?,
+                    cancelled: row.get(2)?,
+                    queue: row.get(3)?,
+                    priority: row.get(4)?,
+                    user: row.get(5)?,
+                })
+            })
+            .optional()
+    }
+
+    fn step_later(
+        &mut self,
+        step: &str,
+        terms: &Terms,
+        item: BatchItemId,
+        step_number: u32,
+    ) -> rusqlite::Result<JobId> {
+        let mut job = NewJob::json(step.to_owned(), &StepItem { item, step_number })
+            .queue(terms.queue.clone())
+            .priority(terms.priority)
+            .unique(Unique::key(format!("{item}/{step_number}")));
+        job.user_id.clone_from(&terms.user);
+        self.enqueue(&job).map(|enqueued| enqueued.id())
+    }
+
+    /// Keeps a line that takes no item further. If it was paid for, that counts.
+    fn stray(
+        &mut self,
+        request: &RequestRow,
+        row: &ResultRow,
+        why: &str,
+        paid: Option<(Option<&Usage>, Option<i64>)>,
+        change: &mut Change,
+    ) -> rusqlite::Result<()> {
+        let cost = paid.and_then(|(_, cost)| cost);
+        let kept = self
+            .conn
+            .prepare_cached(
+                "INSERT OR IGNORE INTO jobmill_batch_stray (request, custom_id, why, line, cost_nanos)
+                 VALUES (:request, :custom_id, :why, :line, :cost)",
+            )?
+            .execute(named_params! {
+                ":request": request.id, ":custom_id": row.custom_id, ":why": why,
+                ":line": cut(&row.line, STRAY_BYTES), ":cost": cost,
+            })?;
+        // Read once more after a crash, it is no other stray.
+        if kept == 1 {
+            change.stray();
+            if let Some((Some(usage), cost)) = paid {
+                change.spent(usage, cost);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an item further as its step has decided. False: it is not at that step any more.
+    pub(crate) fn step_item(&mut self, item: BatchItemId, step_number: u32, step: &Step) -> rusqlite::Result<bool> {
+        let known: Option<(JobId, u32)> = self
+            .conn
+            .prepare_cached(
+                "SELECT batch, (SELECT max_steps FROM jobmill_batch WHERE job = batch) FROM jobmill_batch_item
+                 WHERE id = :item AND state = 2 AND step_number = :step_number",
+            )?
+            .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()?;
+        let Some((batch, max_steps)) = known else { return Ok(false) };
+        let to = match step {
+            Step::Fail(_) => ItemState::Failed,
+            Step::Continue { .. } if self.is_cancel_requested(batch)? => ItemState::Cancelled,
+            Step::Continue { .. } if step_number + 1 < max_steps => ItemState::Waiting,
+            _ => ItemState::Completed,
+        };
+        let error = match step {
+            Step::Fail(error) => Some(cut(error, ERROR_BYTES)),
+            _ => None,
+        };
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = :to, step_job = NULL, error = :error, error_class = CASE WHEN :to = 4 THEN 'step' END,
+                     step_number = step_number + (:to = 0), attempt = CASE WHEN :to = 0 THEN 0 ELSE attempt END
+                 WHERE id = :item AND state = 2",
+            )?
+            .execute(named_params! { ":item": item, ":to": to, ":error": error })?;
+        match step {
+            Step::DoneWith(output) => {
+                self.conn
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO jobmill_batch_output (item, output) VALUES (:item, :output)",
+                    )?
+                    .execute(named_params! { ":item": item, ":output": output.to_string() })?;
+            }
+            Step::Continue { request, state } if to == ItemState::Waiting => {
+                let request = request.to_string();
+                self.conn
+                    .prepare_cached("UPDATE jobmill_batch_body SET body = :body, state = :state WHERE item = :item")?
+                    .execute(named_params! {
+                        ":item": item, ":body": request, ":state": state.as_ref().map(ToString::to_string),
+                    })?;
+                self.conn.prepare_cached("UPDATE jobmill_batch_item SET tokens = :tokens WHERE id = :item")?.execute(
+                    named_params! {
+                        ":item": item, ":tokens": crate::model::batch::estimated_tokens(&request).cast_signed(),
+                    },
+                )?;
+            }
+            _ => {}
+        }
+        let mut change = Change::default();
+        change.item(Some(ItemState::Stepping), Some(to));
+        change.write(self.conn, batch)?;
+        self.settle(batch)?;
+        Ok(true)
+    }
+
+    /// Fails up to `limit` items whose step's job has come to an end without a word, and tells how many that were.
+    pub(crate) fn fail_lost_steps(&mut self, limit: usize) -> rusqlite::Result<usize> {
+        let lost: Vec<(BatchItemId, u32, Option<String>)> = self
+            .conn
+            .prepare_cached(
+                "SELECT item.id, item.step_number, job.error
+                 FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
+                 LEFT JOIN jobmill_job AS job ON job.id = item.step_job
+                 WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
+            )?
+            .query_map(named_params! { ":limit": limit as i64 }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (item, step_number, error) in &lost {
+            let error = error.clone().unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
+            self.step_item(*item, *step_number, &Step::Fail(error))?;
+        }
+        Ok(lost.len())
+    }
+}
+
+/// What a result tells of tokens, if anybody was paid for it.
+fn usage_of(outcome: &ItemOutcome) -> Option<&Usage> {
+    match outcome {
+        ItemOutcome::Succeeded { usage, .. } => Some(usage),
+        ItemOutcome::Errored { usage, .. } if !usage.is_unknown() => Some(usage),
+        _ => None,
+    }
+}
+
+fn verdict(terms: &Terms, item: &Item, outcome: &ItemOutcome) -> Verdict {
+    let attempt = item.attempt;
+    let again = !terms.cancelled && attempt < terms.max_attempts;
+    match outcome {
+        ItemOutcome::Succeeded { finish, .. } => {
+            let state = match (&terms.step, terms.cancelled) {
+                (None, _) => ItemState::Completed,
+                (Some(_), true) => ItemState::Cancelled,
+                (Some(_), false) => ItemState::Stepping,
+            };
+            Verdict { state, attempt, finish: Some(word(finish)), class: None, error: None }
+        }
+        ItemOutcome::Errored { class, code, message, .. } => {
+            let own_fault = *class != ItemError::Account;
+            let state = match () {
+                () if !own_fault && !terms.cancelled => ItemState::Waiting,
+                () if class.is_retryable() && again => ItemState::Waiting,
+                () => ItemState::Failed,
+            };
+            let error = cut(&format!("{code}: {message}"), ERROR_BYTES).to_owned();
+            let attempt = if own_fault { attempt } else { attempt.saturating_sub(1) };
+            Verdict { state, attempt, finish: None, class: Some(class_word(*class)), error: Some(error) }
+        }
+        ItemOutcome::Cancelled => {
+            Verdict { state: ItemState::Cancelled, attempt, finish: None, class: None, error: None }
+        }
+        ItemOutcome::Expired => {
+            let state = if again { ItemState::Waiting } else { ItemState::Expired };
+            Verdict { state, attempt, finish: None, class: None, error: Some("its time was up".to_owned()) }
+        }
+    }
+}
+
+/// What kind of failure it is, as a word.
+pub(crate) fn class_word(class: ItemError) -> &'static str {
+    match class {
+        ItemError::Invalid => "invalid",
+        ItemError::Content => "content",
+        ItemError::RateLimited => "rate_limited",
+        ItemError::Server => "server",
+        ItemError::Account => "account",
+        ItemError::Missing => "missing",
+        ItemError::Unknown => "unknown",
+    }
+}
+
+fn word(finish: &crate::provider::Finish) -> &'static str {
+    use crate::provider::Finish;
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::ToolUse => "tool_use",
+        Finish::Refusal => "refusal",
+        Finish::Other => "other",
+    }
+}
+
+fn cut(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// A reply and what goes with it, as a step takes them.
+pub(crate) struct ReplyRow {
+    pub(crate) batch: JobId,
+    pub(crate) key: String,
+    pub(crate) agent_id: Option<String>,
+    pub(crate) request: Box<RawValue>,
+    pub(crate) reply: Box<RawValue>,
+    pub(crate) state: Option<Box<RawValue>>,
+}
+
+/// What the step of an item is to decide about. None: it is not at that step.
+pub(crate) fn reply(
+    conn: &rusqlite::Connection,
+    item: BatchItemId,
+    step_number: u32,
+) -> rusqlite::Result<Option<ReplyRow>> {
+    conn.prepare_cached(
+        "SELECT batch, key, agent_id, body.body, output.output, body.state
+         FROM jobmill_batch_item AS item JOIN jobmill_batch_body AS body ON body.item = item.id
+         JOIN jobmill_batch_output AS output ON output.item = item.id
+         WHERE item.id = :item AND item.state = 2 AND step_number = :step_number",
+    )?
+    .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+        Ok(ReplyRow {
+            batch: row.get(0)?,
+            key: row.get(1)?,
+            agent_id: row.get(2)?,
+            request: super::plan::raw_json(row, 3)?,
+            reply: super::plan::raw_json(row, 4)?,
+            state: json(row, 5)?,
+        })
+    })
+    .optional()
+}

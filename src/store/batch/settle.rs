@@ -1,0 +1,215 @@
+//! What a batch comes to: it starts, goes on while items are open, and ends when none is.
+
+use rusqlite::{OptionalExtension, named_params};
+use serde::Serialize;
+
+use crate::model::batch::{BATCH_KIND, ItemCounts, Spent};
+use crate::model::batch_job::{CancelBatch, PlanBatch};
+use crate::model::event::Cause;
+use crate::model::history::{Action, Caller};
+use crate::model::id::JobId;
+use crate::model::job::Progress;
+use crate::store::Turn;
+use crate::store::batch::read;
+use crate::store::batch::{Change, ItemState};
+use crate::store::operate::{Cancelled, Standing};
+use crate::store::row::State;
+use crate::store::{audit, detail};
+
+/// What an ended batch came to, as its job's result.
+#[derive(Serialize)]
+struct Summary<'a> {
+    batch_id: JobId,
+    total: u64,
+    successful: u64,
+    failed: u64,
+    items: ItemCounts,
+    duration_s: f64,
+    items_per_second: f64,
+    spent: &'a Spent,
+    strays: u64,
+    /// The most frequent failures, each with how many items had it.
+    errors: Vec<read::FailureCount>,
+}
+
+/// How many sorts of failure a summary names.
+const FAILURES_MAX: usize = 20;
+
+impl Turn<'_> {
+    /// Whether the jobs of this lane are LLM batches.
+    pub(crate) fn is_batch_lane(&self, lane: i64) -> bool {
+        self.book.lanes.get(lane).is_some_and(|lane| &*lane.kind == BATCH_KIND)
+    }
+
+    /// Whether a batch is under way and nobody has asked for its cancellation.
+    pub(crate) fn is_batch_open(&self, batch: JobId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NULL")?
+            .exists(named_params! { ":id": batch })
+    }
+
+    /// Whether somebody has asked for the cancellation of a batch, or it has ended.
+    pub(crate) fn is_cancel_requested(&self, batch: JobId) -> rusqlite::Result<bool> {
+        self.is_batch_open(batch).map(|open| !open)
+    }
+
+    /// Lets a batch begin.
+    pub(crate) fn start_batch(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET state = 2, started_at = :now, attempt = 1 WHERE id = :id AND state = 0",
+            )?
+            .execute(named_params! { ":id": standing.id, ":now": self.now })?;
+        self.step(standing.step(State::Running, Cause::Claimed));
+        Ok(())
+    }
+
+    /// Has items that wait put into requests.
+    pub(crate) fn plan_later(&mut self, batch: JobId) -> rusqlite::Result<()> {
+        self.enqueue(&PlanBatch { batch }.new_job()).map(drop)
+    }
+
+    /// Has what is open of a batch cancelled.
+    pub(crate) fn cancel_later(&mut self, batch: JobId) -> rusqlite::Result<()> {
+        self.enqueue(&CancelBatch { batch }.new_job()).map(drop)
+    }
+
+    /// Asks for the cancellation of a batch that is under way. What is at a provider is cancelled there, and ends with
+    /// what was done of it.
+    pub(crate) fn cancel_batch(&mut self, standing: &Standing, caller: &Caller) -> rusqlite::Result<Cancelled> {
+        let asked = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET cancel_requested_at = :now, updated_at = :now
+                 WHERE id = :id AND state = 2 AND cancel_requested_at IS NULL",
+            )?
+            .execute(named_params! { ":id": standing.id, ":now": self.now })?;
+        if asked == 1 {
+            detail::changed_by(self.conn, standing.id, caller)?;
+            self.audit(&standing.line(Action::CancelRequested, caller, State::Running))?;
+            self.cancel_later(standing.id)?;
+        }
+        Ok(Cancelled::Requested)
+    }
+
+    /// Lets the items of an ended batch that are not completed go once more, each with its attempts anew.
+    pub(crate) fn retry_batch(&mut self, ended: &Standing, caller: &Caller) -> rusqlite::Result<()> {
+        let mut change = Change::default();
+        for state in [ItemState::Failed, ItemState::Cancelled, ItemState::Expired] {
+            let again = self
+                .conn
+                .prepare_cached(
+                    "UPDATE jobmill_batch_item SET state = 0, attempt = 0, error = NULL, error_class = NULL
+                     WHERE batch = :batch AND state = :state",
+                )?
+                .execute(named_params! { ":batch": ended.id, ":state": state })?;
+            change.items(state, ItemState::Waiting, again);
+        }
+        change.write(self.conn, ended.id)?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_job
+                 SET state = 2, started_at = :now, completed_at = NULL, cancel_requested_at = NULL, updated_at = :now,
+                     result = NULL, error = NULL, stop_reason = NULL
+                 WHERE id = :id AND state IN (4, 5, 6)",
+            )?
+            .execute(named_params! { ":id": ended.id, ":now": self.now })?;
+        detail::changed_by(self.conn, ended.id, caller)?;
+        self.audit(&ended.line(Action::Requeued, caller, State::Running))?;
+        self.step(ended.step(State::Running, Cause::Operator));
+        self.settle(ended.id)
+    }
+
+    /// Cancels up to `limit` items that are not at a provider, and tells whether any are left.
+    pub(crate) fn cancel_items(&mut self, batch: JobId, limit: usize) -> rusqlite::Result<bool> {
+        let mut left = limit;
+        let mut change = Change::default();
+        for state in [ItemState::Waiting, ItemState::Stepping] {
+            let cancelled = self
+                .conn
+                .prepare_cached(
+                    "UPDATE jobmill_batch_item SET state = 5, step_job = NULL
+                     WHERE id IN (SELECT id FROM jobmill_batch_item WHERE batch = :batch AND state = :state
+                                  LIMIT :limit)",
+                )?
+                .execute(named_params! { ":batch": batch, ":state": state, ":limit": left as i64 })?;
+            change.items(state, ItemState::Cancelled, cancelled);
+            left -= cancelled;
+        }
+        change.write(self.conn, batch)?;
+        Ok(left == 0)
+    }
+
+    /// Looks where a batch stands: tells how far it is, has planned what waits, and ends it when nothing is open.
+    pub(crate) fn settle(&mut self, batch: JobId) -> rusqlite::Result<()> {
+        if self.settle_without_plan(batch)? { self.plan_later(batch) } else { Ok(()) }
+    }
+
+    /// The same, but tells whether something is to be planned.
+    pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<bool> {
+        let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(false) };
+        let running: Option<bool> = self
+            .conn
+            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
+            .query_row(named_params! { ":id": batch }, |row| row.get(0))
+            .optional()?;
+        let Some(cancelled) = running else { return Ok(false) };
+        self.progress(batch, &Progress { done: counts.ended(), total: Some(counts.total()), note: None })?;
+        if counts.open() == 0 {
+            self.end_batch(batch, counts, cancelled)?;
+            return Ok(false);
+        }
+        if cancelled {
+            if counts.waiting + counts.stepping > 0 {
+                self.cancel_later(batch)?;
+            }
+            return Ok(false);
+        }
+        // What goes on after its step goes together.
+        Ok(counts.waiting > 0 && counts.stepping == 0)
+    }
+
+    fn end_batch(&mut self, batch: JobId, counts: ItemCounts, cancelled: bool) -> rusqlite::Result<()> {
+        let Some(standing) = self.standing(batch, &Caller::default())? else { return Ok(()) };
+        let Some(facts) = read::batch_facts(self.conn, batch)? else { return Ok(()) };
+        let errors = read::failures(self.conn, batch, FAILURES_MAX)?;
+        let (state, error) = match () {
+            () if cancelled => (State::Cancelled, None),
+            () if counts.completed > 0 => (State::Completed, None),
+            () => {
+                let most = errors.first().map(|most| format!(", mostly: {}", most.error)).unwrap_or_default();
+                (State::Failed, Some(format!("none of {} items succeeded{most}", counts.total())))
+            }
+        };
+        let took = standing.started_at().map_or(0.0, |started_at| self.now.since(started_at).as_secs_f64());
+        let summary = Summary {
+            batch_id: batch,
+            total: counts.total(),
+            successful: counts.completed,
+            failed: counts.failed,
+            items: counts,
+            duration_s: took,
+            items_per_second: if took > 0.0 { counts.total() as f64 / took } else { 0.0 },
+            spent: &facts.spent,
+            strays: facts.strays,
+            errors,
+        };
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET state = :state, completed_at = :now, result = :result, error = :error
+                 WHERE id = :id AND state = 2",
+            )?
+            .execute(named_params! {
+                ":id": batch, ":state": state, ":now": self.now, ":error": error,
+                ":result": serde_json::to_vec(&summary).unwrap_or_default(),
+            })?;
+        if state == State::Cancelled {
+            self.audit(
+                &audit::Line::of(batch, Action::Cancelled).share(standing.place.share).states(State::Running, state),
+            )?;
+        }
+        let mut step = standing.step(state, if cancelled { Cause::Cancelled } else { Cause::Ended });
+        step.ran = standing.started_at().map(|started_at| self.now.since(started_at));
+        self.last_step(step)
+    }
+}

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
 use crate::model::time::Timestamp;
-use crate::provider::http::{Answer, Auth, Explained, Http, Key, Parsed, Place, Told, give, segment, unreadable};
+use crate::provider::http::{Answer, Auth, Explained, Http, Key, Parsed, Told, give, segment, unreadable};
 use crate::provider::setup::{Setup, setters};
 use crate::provider::wire::{self, ListPage, Shape, count, moment, pages, text};
 use crate::provider::{
@@ -89,9 +89,7 @@ impl AnthropicBuilder {
         limits.list_page = 100;
         limits.retention = Some(Duration::from_secs(29 * 86_400));
         limits.items_in_flight = Some(200_000);
-        // A server that is not Anthropic's own may refuse a body for being announced, and that would look final.
-        let announce = Place::parse(&self.setup.base_url)?.authority() == "api.anthropic.com";
-        let (http, account, limits) = self.setup.build("anthropic", auth, announce, headers, limits)?;
+        let (http, account, limits) = self.setup.build("anthropic", auth, true, headers, limits)?;
         Ok(Anthropic { http, account: account.api_version(self.version), limits })
     }
 }

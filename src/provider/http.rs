@@ -8,9 +8,10 @@ mod place;
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
 use std::net::ToSocketAddrs;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, header};
+use ::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use ureq::config::Config;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{Connector, NextTimeout, RustlsConnector, TcpConnector};
@@ -92,7 +93,8 @@ pub(crate) struct Http {
     headers: HeaderMap,
     call_timeout: Duration,
     stall_timeout: Duration,
-    announce: bool,
+    /// Until the server says that it does not want that.
+    announce: AtomicBool,
     /// For what may be asked at any time: its connections are used again.
     asking: Agent,
     /// For what has an effect. A connection that is used again may have been closed by the other side just now, and then
@@ -176,7 +178,7 @@ impl Http {
             headers,
             call_timeout: settings.call_timeout,
             stall_timeout: settings.stall_timeout,
-            announce: settings.announce,
+            announce: AtomicBool::new(settings.announce),
             asking: agent(4),
             acting: agent(0),
         })
@@ -311,7 +313,7 @@ impl<'h> Ask<'h> {
             }
             if let Some(length) = length {
                 headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-                if http.announce && length >= ANNOUNCE_FROM {
+                if http.announce.load(Ordering::Relaxed) && length >= ANNOUNCE_FROM {
                     headers.insert(header::EXPECT, HeaderValue::from_static("100-continue"));
                 }
             }
@@ -324,7 +326,12 @@ impl<'h> Ask<'h> {
             run(http, acts, self.patience, request.body(()).map_err(bad_address)?)
         };
         match ran {
-            Ok(response) => Ok(Answer::new(response, secret)),
+            Ok(response) => {
+                if response.status() == StatusCode::EXPECTATION_FAILED {
+                    http.announce.store(false, Ordering::Relaxed);
+                }
+                Ok(Answer::new(response, secret))
+            }
             Err(error) => Err(unanswered(&error, &sending)),
         }
     }
@@ -411,6 +418,9 @@ fn unanswered(error: &ureq::Error, sending: &Sending<'_>) -> CallError {
     }
     let never_sent = match error {
         Error::BadUri(_) | Error::Http(_) => return bad_request("the request is not valid HTTP"),
+        // The body is read when the head has gone out: if nothing was taken of it, the request did not arrive whole. If
+        // something was, no kind of error can tell that it did not, least of all one of TLS, which may come at any time.
+        _ if sending.length > 0 => sending.sent == 0,
         Error::HostNotFound | Error::Timeout(Timeout::Resolve | Timeout::Connect) => true,
         Error::Tls(_) | Error::Rustls(_) | Error::TlsRequired | Error::ConnectionFailed => true,
         Error::Io(inner) => matches!(
@@ -422,9 +432,7 @@ fn unanswered(error: &ureq::Error, sending: &Sending<'_>) -> CallError {
         ),
         _ => false,
     };
-    // The body is read when the head has gone out, so if nothing was taken of it, the request did not arrive whole.
-    let body_untouched = sending.length > 0 && sending.sent == 0;
-    let fate = if never_sent || body_untouched { Fate::NotSent } else { Fate::Ambiguous };
+    let fate = if never_sent { Fate::NotSent } else { Fate::Ambiguous };
     CallError::new(fate, CallClass::Transport, explain(error))
 }
 
@@ -486,7 +494,7 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::builtin::callback::server::{CLOSED_PORT, Server};
+    use crate::builtin::callback::server::{CLOSED_PORT, Connection, Server};
 
     const LONG: Duration = Duration::from_secs(30);
     const KEY: &str = "sk-test-0123456789";
@@ -681,21 +689,63 @@ mod tests {
         assert_eq!((&*broken.message, broken.fate), ("the body could not be read", Fate::NotSent));
     }
 
+    /// Reads the head of a request, and nothing of its body.
+    fn head(connection: &mut Connection) -> String {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") && connection.stream.read(&mut byte).is_ok_and(|count| count > 0) {
+            head.push(byte[0]);
+        }
+        String::from_utf8_lossy(&head).to_ascii_lowercase()
+    }
+
     #[test]
     fn a_long_body_is_refused_before_it_is_sent() {
         let server = Server::start(|_, connection| {
-            let mut head = Vec::new();
-            let mut byte = [0];
-            while !head.ends_with(b"\r\n\r\n") && connection.stream.read(&mut byte).is_ok_and(|count| count > 0) {
-                head.push(byte[0]);
-            }
-            assert!(String::from_utf8_lossy(&head).to_ascii_lowercase().contains("expect: 100-continue"));
+            assert!(head(connection).contains("expect: 100-continue"));
             connection.answer(413, &[("Connection", "close")], "");
         });
         let mut bytes = io::repeat(b'x').take(100 << 20);
         let error = refused(http(&server).post("/").body("text/plain", 100 << 20, &mut bytes).send());
         assert_eq!((error.fate, error.class), (Fate::Rejected, CallClass::TooLarge));
         assert_eq!(bytes.limit(), 100 << 20);
+    }
+
+    #[test]
+    fn who_wants_no_announcement_gets_no_second_one() {
+        let server = Server::start(|number, connection| {
+            if number == 0 {
+                assert!(head(connection).contains("expect: 100-continue"));
+                connection.answer(417, &[("Connection", "close")], "");
+            } else {
+                connection.reply(200, &[], "{}");
+            }
+        });
+        let http = http(&server);
+        let send = || {
+            let mut bytes = io::repeat(b'x').take(2 << 20);
+            http.post("/").body("text/plain", 2 << 20, &mut bytes).send()
+        };
+        // It was refused, and may be sent again.
+        let error = refused(send());
+        assert_eq!((error.fate, error.class), (Fate::Rejected, CallClass::Server));
+        assert!(send().and_then(Answer::whole).is_ok());
+        assert_eq!(server.next().header("expect"), None);
+    }
+
+    #[test]
+    fn an_error_of_tls_after_the_body_has_gone_out_is_ambiguous() {
+        let fate = |length, sent| {
+            let mut nothing = io::empty();
+            let mut sending = Sending::new(length, &mut nothing);
+            sending.sent = sent;
+            [ureq::Error::Tls("broken"), ureq::Error::Io(ErrorKind::ConnectionRefused.into())]
+                .map(|error| unanswered(&error, &sending).fate)
+        };
+        assert_eq!(fate(10, 10), [Fate::Ambiguous; 2]);
+        assert_eq!(fate(10, 1), [Fate::Ambiguous; 2]);
+        assert_eq!(fate(10, 0), [Fate::NotSent; 2]);
+        assert_eq!(fate(0, 0), [Fate::NotSent; 2]);
     }
 
     #[test]

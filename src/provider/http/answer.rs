@@ -161,6 +161,8 @@ fn by_status(status: u16) -> (Fate, CallClass) {
         405 => (Fate::Rejected, CallClass::Unsupported),
         408 | 409 => (Fate::Ambiguous, CallClass::Server),
         413 => (Fate::Rejected, CallClass::TooLarge),
+        // What was refused is not the request, but that it was announced.
+        417 => (Fate::Rejected, CallClass::Server),
         425 | 429 => (Fate::Rejected, CallClass::RateLimited),
         400..=499 => (Fate::Rejected, CallClass::Invalid),
         _ => (Fate::Ambiguous, CallClass::Server),
@@ -258,6 +260,7 @@ mod tests {
             (408, Ambiguous, Server),
             (409, Ambiguous, Server),
             (413, Rejected, TooLarge),
+            (417, Rejected, Server),
             (418, Rejected, Invalid),
             (429, Rejected, RateLimited),
             (500, Ambiguous, Server),

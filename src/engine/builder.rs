@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::builtin::batch::cancel::Canceller;
+use crate::builtin::batch::clean::Cleaner;
 use crate::builtin::batch::harvest::Harvester;
 use crate::builtin::batch::plan::Planner;
 use crate::builtin::batch::send::Sender;
@@ -366,6 +367,7 @@ impl EngineBuilder {
             self.registry.add_own(Sender { agency: agency.clone() })?;
             self.registry.add_own(Harvester { agency: agency.clone() })?;
             self.registry.add_own(Canceller { agency: agency.clone() })?;
+            self.registry.add_own(Cleaner { agency: agency.clone() })?;
         }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.

@@ -26,6 +26,12 @@ pub(crate) struct HarvestRequest {
     pub(crate) request: BatchRequestId,
 }
 
+/// Deletes what a provider keeps of a request that is harvested.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct CleanRequest {
+    pub(crate) request: BatchRequestId,
+}
+
 /// Cancels what is open of a batch.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct CancelBatch {
@@ -66,6 +72,15 @@ impl Payload for HarvestRequest {
     }
 }
 
+impl Payload for CleanRequest {
+    const KIND: &'static str = "jobmill.batch.clean";
+
+    /// What cannot be deleted for days, the provider deletes itself in the end.
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job).max_attempts(100)
+    }
+}
+
 impl Payload for CancelBatch {
     const KIND: &'static str = "jobmill.batch.cancel";
 
@@ -95,6 +110,13 @@ impl SendRequest {
 }
 
 impl HarvestRequest {
+    /// The job that does it, of which there is no second one.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).unique(Unique::key(self.request.to_string()))
+    }
+}
+
+impl CleanRequest {
     /// The job that does it, of which there is no second one.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).unique(Unique::key(self.request.to_string()))

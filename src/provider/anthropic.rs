@@ -110,7 +110,7 @@ impl Anthropic {
     }
 
     /// Reads the list, the newest first, back to a moment.
-    fn list_since(&self, since: Timestamp) -> CallResult<Vec<RemoteBatch>> {
+    fn list_since(&self, since: impl Fn(&RemoteBatch) -> Timestamp) -> CallResult<Vec<RemoteBatch>> {
         let page = |from: Option<&str>| {
             let mut path = format!("{BATCHES}?limit={}", self.limits.list_page.clamp(1, 1000));
             if let Some(from) = from {
@@ -126,7 +126,7 @@ impl Anthropic {
             let next = list.last_id.filter(|_| list.has_more.unwrap_or(false)).map(Cow::into_owned);
             Ok(ListPage { entries: entries.collect(), next })
         };
-        pages(page, |batch: &RemoteBatch| &batch.id, |page| wire::all_before(page, since))
+        pages(page, |batch: &RemoteBatch| &batch.id, |page| wire::all_before(page, &since))
     }
 }
 
@@ -165,11 +165,11 @@ impl Provider for Anthropic {
     }
 
     fn find(&self, sought: &Sought<'_>) -> CallResult<Vec<Candidate>> {
-        let since = sought.since.saturating_sub(wire::SKEW);
-        let until = sought.until.saturating_add(wire::SKEW);
+        let since = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.since).saturating_sub(wire::SKEW);
+        let until = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.until).saturating_add(wire::SKEW);
         let may_be = |batch: &RemoteBatch| {
             batch.counts.total.is_none_or(|total| total == sought.items)
-                && batch.created_at.is_none_or(|at| (since..=until).contains(&at))
+                && batch.created_at.is_none_or(|at| (since(batch)..=until(batch)).contains(&at))
         };
         let all = self.list_since(since)?;
         Ok(all.into_iter().filter(may_be).map(|batch| Candidate { batch, certain: false }).collect())
@@ -180,7 +180,7 @@ impl Provider for Anthropic {
     }
 
     fn list(&self, since: Timestamp) -> CallResult<Option<Vec<RemoteBatch>>> {
-        self.list_since(since.saturating_sub(wire::SKEW)).map(Some)
+        self.list_since(|_| since.saturating_sub(wire::SKEW)).map(Some)
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {

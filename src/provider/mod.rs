@@ -340,16 +340,34 @@ pub struct Sought<'a> {
     pub file: Option<&'a str>,
     /// How many items it holds.
     pub items: u64,
-    /// It was not created before this moment, by the provider's clock, give or take its allowance for clocks that differ.
+    /// It was not created before this moment, by this machine's clock.
     pub since: Timestamp,
     /// It was not created after this moment.
     pub until: Timestamp,
+    /// What this machine's clock shows now, to be held against the provider's, which may lie hours from it. `None`: they
+    /// agree.
+    pub now: Option<Timestamp>,
 }
 
 impl<'a> Sought<'a> {
     /// A batch that was sent between two moments.
     pub fn new(key: &'a str, file: Option<&'a str>, items: u64, since: Timestamp, until: Timestamp) -> Self {
-        Self { key, file, items, since, until }
+        Self { key, file, items, since, until, now: None }
+    }
+
+    /// Sets what this machine's clock shows.
+    pub fn now(mut self, now: Timestamp) -> Self {
+        self.now = Some(now);
+        self
+    }
+
+    /// A moment of this machine's clock, by that of the provider who has told of a batch just now.
+    pub fn by_clock_of(&self, batch: &RemoteBatch, at: Timestamp) -> Timestamp {
+        match (self.now, batch.server_now) {
+            (Some(here), Some(there)) if there > here => at.saturating_add(there.since(here)),
+            (Some(here), Some(there)) => at.saturating_sub(here.since(there)),
+            _ => at,
+        }
     }
 }
 

@@ -123,7 +123,7 @@ impl OpenAi {
     }
 
     /// Reads the list, the newest first, back to a moment.
-    fn list_since(&self, since: Timestamp) -> CallResult<Vec<RemoteBatch>> {
+    fn list_since(&self, since: impl Fn(&RemoteBatch) -> Timestamp) -> CallResult<Vec<RemoteBatch>> {
         let page = |from: Option<&str>| {
             let path = match from {
                 _ if !self.quirks.paging => "/batches".to_owned(),
@@ -138,7 +138,7 @@ impl OpenAi {
             let next = if self.quirks.paging { list.next(entries.last().map(|batch| batch.id.as_str())) } else { None };
             Ok(ListPage { entries, next })
         };
-        pages(page, |batch: &RemoteBatch| &batch.id, |page| wire::all_before(page, since))
+        pages(page, |batch: &RemoteBatch| &batch.id, |page| wire::all_before(page, &since))
     }
 }
 
@@ -274,7 +274,7 @@ impl Provider for OpenAi {
             let holds = sought.file.is_some_and(|file| said["input_file_id"].as_str() == Some(file));
             holds || said["metadata"]["key"].as_str() == Some(sought.key)
         };
-        let all = self.list_since(sought.since.saturating_sub(wire::SKEW))?;
+        let all = self.list_since(|batch| sought.by_clock_of(batch, sought.since).saturating_sub(wire::SKEW))?;
         Ok(all.into_iter().filter(is_it).map(|batch| Candidate { batch, certain: true }).collect())
     }
 
@@ -283,7 +283,7 @@ impl Provider for OpenAi {
     }
 
     fn list(&self, since: Timestamp) -> CallResult<Option<Vec<RemoteBatch>>> {
-        self.list_since(since.saturating_sub(wire::SKEW)).map(Some)
+        self.list_since(|_| since.saturating_sub(wire::SKEW)).map(Some)
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {

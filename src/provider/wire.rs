@@ -171,8 +171,8 @@ pub(super) fn pages<T>(
 }
 
 /// Whether a page, newest first, reaches back behind a moment. Only a whole page tells: the order may be another one.
-pub(super) fn all_before(batches: &[RemoteBatch], since: Timestamp) -> bool {
-    batches.iter().all(|batch| batch.created_at.is_some_and(|at| at < since))
+pub(super) fn all_before(batches: &[RemoteBatch], since: impl Fn(&RemoteBatch) -> Timestamp) -> bool {
+    batches.iter().all(|batch| batch.created_at.is_some_and(|at| at < since(batch)))
 }
 
 /// What is wrong with a line that is not what was promised, without anything of the line.

@@ -825,3 +825,22 @@ fn a_key_that_was_renewed_must_be_said_to_be() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_the_provider_keeps_is_deleted_if_that_is_wanted_and_again_after_a_crash() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    fake.inside().limits.uploads = true;
+    let mut t = with(&fake, Batches::new().delete_after_harvest(true));
+    fake.inside().now = t.client().batch_clock();
+    fake.inside().deletions = 1;
+    let id = submit(&t, 2);
+    t.drain()?;
+    fake.complete_all();
+    pass(&t, 30);
+    assert_eq!(status(&t, id), Status::Completed);
+    assert_eq!(fake.inside().deleted, ["remote-0"], "the second failed");
+    t.crash()?;
+    pass(&t, 60);
+    assert_eq!(fake.inside().deleted, ["remote-0", "remote-0", "file-0"]);
+    Ok(())
+}

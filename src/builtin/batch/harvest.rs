@@ -12,6 +12,7 @@ use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
 use crate::model::batch_job::HarvestRequest;
 use crate::model::id::BatchRequestId;
+use crate::model::time::Timestamp;
 use crate::provider::{CallClass, Provider, RemoteEnd, ResultLine};
 use crate::store::batch::account::Learnt;
 use crate::store::batch::request::{RequestRow, request};
@@ -175,6 +176,7 @@ impl Harvester {
         if let Err(error) = read {
             let wait = error.retry_after.unwrap_or_else(|| backoff(row.failures));
             log::warn!("{id}: its results cannot be read now: {error}");
+            warn_of_retention(&row, provider.limits().retention, desk.clock().now());
             let text = error.to_string();
             let account = error.class == CallClass::Account;
             call(desk, move |turn| {
@@ -192,18 +194,9 @@ impl Harvester {
         };
         let missing = row.clone();
         in_slices(desk, move |turn| turn.finish_missing(&missing, to, SLICE))?;
-        let leftovers = if self.agency.settings.delete_after_harvest {
-            provider.leftovers(&remote, row.file.as_deref())
-        } else {
-            Vec::new()
-        };
         log::info!("{id}: {} items have their results", sum.items);
-        call(desk, move |turn| turn.harvested(&row))?;
-        for leftover in leftovers {
-            if let Err(error) = provider.delete(&leftover) {
-                log::warn!("{id}: {leftover} stays at the provider until it deletes it: {error}");
-            }
-        }
+        let clean = self.agency.settings.delete_after_harvest;
+        call(desk, move |turn| turn.harvested(&row, clean))?;
         Ok(Outcome::Done(()))
     }
 
@@ -245,6 +238,16 @@ impl Harvester {
             turn.settle(batch)
         })?;
         Ok(Outcome::Done(()))
+    }
+}
+
+/// Says loudly that results will be gone for ever if nothing is done.
+fn warn_of_retention(row: &RequestRow, kept: Option<Duration>, now: Timestamp) {
+    let created_at = row.latest.as_ref().and_then(|latest| latest.created_at).or(row.sent_at);
+    if let (Some(kept), Some(created_at)) = (kept, created_at)
+        && now.since(created_at) > kept / 2
+    {
+        log::error!("{}: its results are kept until {} and are not here yet", row.id, created_at.saturating_add(kept));
     }
 }
 

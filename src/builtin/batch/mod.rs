@@ -2,6 +2,7 @@
 
 pub(crate) mod body;
 pub(crate) mod cancel;
+pub(crate) mod clean;
 pub(crate) mod harvest;
 pub(crate) mod plan;
 pub(crate) mod send;

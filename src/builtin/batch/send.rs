@@ -268,7 +268,7 @@ impl Submission<'_> {
         let (now, sent_at) = (self.now(), self.row.sent_at.unwrap_or_else(|| self.now()));
         let since = sent_at.saturating_sub(CLOCK_SKEW);
         let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);
-        let sought = Sought::new(&self.row.key, self.row.file.as_deref(), self.row.items, since, last);
+        let sought = Sought::new(&self.row.key, self.row.file.as_deref(), self.row.items, since, last).now(now);
         let candidates = match self.provider.find(&sought) {
             Ok(candidates) => candidates,
             Err(error) => {

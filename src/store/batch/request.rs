@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
-use crate::model::batch_job::{HarvestRequest, SendRequest};
+use crate::model::batch_job::{CleanRequest, HarvestRequest, SendRequest};
 use crate::model::id::{BatchRequestId, JobId};
 use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteEnd, RemoteState};
@@ -238,6 +238,14 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// Nothing is left of a request at its provider.
+    pub(crate) fn cleaned(&mut self, id: BatchRequestId) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("UPDATE jobmill_batch_request SET cleaned_at = :now WHERE id = :id")?
+            .execute(named_params! { ":id": id, ":now": self.now })
+            .map(drop)
+    }
+
     /// An operator says which batch at the provider a request is. False: that is known, or the batch is another's. None:
     /// there is no such request.
     pub(crate) fn adopt_by_hand(&mut self, id: BatchRequestId, remote_id: &str) -> rusqlite::Result<Option<bool>> {
@@ -292,8 +300,11 @@ impl Turn<'_> {
         Ok(ended == limit)
     }
 
-    /// All results of a request are in the file.
-    pub(crate) fn harvested(&mut self, row: &RequestRow) -> rusqlite::Result<()> {
+    /// All results of a request are in the file. What the provider keeps of it is deleted if that is wanted.
+    pub(crate) fn harvested(&mut self, row: &RequestRow, clean: bool) -> rusqlite::Result<()> {
+        if clean {
+            self.enqueue(&CleanRequest { request: row.id }.new_job())?;
+        }
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_batch_request

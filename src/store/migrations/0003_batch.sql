@@ -125,6 +125,7 @@ CREATE TABLE jobmill_batch_request (
     failed              INTEGER,
     ended_at            INTEGER,
     harvested_at        INTEGER,
+    cleaned_at          INTEGER,           -- when what the provider kept of it was deleted
     cancel_requested_at INTEGER,
     failures            INTEGER NOT NULL DEFAULT 0,  -- of what is being tried, since it last went well
     error               TEXT

@@ -56,6 +56,8 @@ pub(crate) struct Inside {
     pub(crate) calls: Vec<&'static str>,
     pub(crate) deleted: Vec<String>,
     pub(crate) lists: bool,
+    /// After how many deletions one fails, once. 0: none does.
+    pub(crate) deletions: usize,
     /// Lists lag: what was made is not found yet.
     pub(crate) lags: bool,
     /// What happens while a poll is under way.
@@ -103,6 +105,7 @@ impl Fake {
             calls: Vec::new(),
             deleted: Vec::new(),
             lists: false,
+            deletions: 0,
             lags: false,
             on_poll: None,
         };
@@ -331,7 +334,12 @@ impl Provider for Fake {
     }
 
     fn delete(&self, leftover: &str) -> CallResult<()> {
-        self.inside().deleted.push(leftover.to_owned());
+        let mut inside = self.inside();
+        if inside.deletions > 0 && inside.deleted.len() == inside.deletions {
+            inside.deletions = 0;
+            return Err(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+        }
+        inside.deleted.push(leftover.to_owned());
         Ok(())
     }
 }

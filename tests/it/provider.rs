@@ -713,6 +713,27 @@ fn a_clock_that_is_wrong_by_minutes_hides_no_batch() {
     }
 }
 
+/// A machine whose clock is a day ahead looked for its batch in the future, found none, and paid for another.
+#[test]
+fn a_clock_that_is_wrong_by_a_day_hides_no_batch_and_finds_none_of_another_day() {
+    for shape in SHAPES {
+        for hours in [-24_i64, 24] {
+            let (server, provider) = start(shape);
+            let here = Timestamp::from_micros(1_767_225_600_000_000);
+            let there = Timestamp::from_micros(here.as_micros() + hours * 3_600_000_000);
+            server.clock(move || there);
+            server.fault(Route::Create, Fault::DropAfter);
+            let (file, _) = try_create(&*provider, "k", 2);
+            let found = provider.find(&sought("k", file.as_deref(), 2).now(here)).expect("a list");
+            assert_eq!(found.len(), 1, "{shape:?} {hours}");
+            // By the clock there, that was two days ago.
+            let later = Timestamp::from_micros(here.as_micros() + 48 * 3_600_000_000);
+            let missed = provider.find(&Sought::new("l", None, 2, later, later).now(here)).expect("a list");
+            assert_eq!(missed.len(), 0, "{shape:?} {hours}");
+        }
+    }
+}
+
 #[test]
 fn a_poll_tells_what_the_provider_asks_for() {
     for shape in SHAPES {

@@ -358,15 +358,6 @@ impl EngineBuilder {
 
     fn build(mut self, threads: bool) -> Result<Engine> {
         self.check()?;
-        let mut store = Store::open(&self.path, self.durability, self.busy_timeout)?;
-        let path = store.path().to_owned();
-        let mut place = Place::take(&path)?;
-        if let Some(faults) = self.faults.take() {
-            store.inject(faults);
-        }
-        let liveness = Arc::new(Liveness::begin(&path, self.clock.now(), self.heartbeats)?);
-        place.liveness = Some(liveness.clone());
-
         let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0];
         let agency = self.found_agency()?;
         if let Some(agency) = &agency {
@@ -381,6 +372,15 @@ impl EngineBuilder {
             let names = Arc::new(SystemNames::new(2 * callbacks.in_flight));
             self.registry.add_own(DeliverCallback { courier: Courier::new(callbacks, names)? })?;
         }
+        let mut store = Store::open(&self.path, self.durability, self.busy_timeout)?;
+        let path = store.path().to_owned();
+        let mut place = Place::take(&path)?;
+        if let Some(faults) = self.faults.take() {
+            store.inject(faults);
+        }
+        let liveness = Arc::new(Liveness::begin(&path, self.clock.now(), self.heartbeats)?);
+        place.liveness = Some(liveness.clone());
+
         let registry = Arc::new(self.registry);
         let kinds = registry.kinds();
         // Nobody would come to remove the file of an engine that has no row. One that has a row after all needs no file:

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Backoff, Client, Context, Engine, EngineBuilder, ErrorKind, Failure, JobId, NewJob, Order, Outcome, Payload,
-    Priority, Query, Retention, Status, Timestamp, Unique, Workers,
+    Backoff, Batches, Client, Context, Engine, EngineBuilder, ErrorKind, Failure, JobId, NewJob, Order, Outcome,
+    Payload, Price, PriceTable, Priority, Query, Retention, Status, Timestamp, Unique, Workers,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -496,4 +496,17 @@ fn a_backup_goes_to_a_new_file_only() -> jobmill::Result<()> {
     assert_eq!(names(&directory), before);
     sound(t.client());
     Ok(())
+}
+
+/// An engine whose prices were bad left the file by which others know that it lives, for nobody to remove.
+#[test]
+fn an_engine_that_is_refused_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let start = |batches: Batches| {
+        let started = Engine::builder(directory.path().join("jobs.db")).batches(batches).start();
+        assert_eq!(started.err().map(|error| error.kind()), Some(ErrorKind::Invalid));
+    };
+    start(Batches::new().prices(PriceTable::new("1", "EUR").model("m", Price::new(-1.0, 0.0))));
+    start(Batches::new().polls_in_flight(0));
+    assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
 }

@@ -483,6 +483,9 @@ pub enum ResultLine<'a> {
         /// What is wrong with it.
         problem: &'a str,
     },
+    /// No line: none is ready now, and what was given so far should not wait for the next to be written down. It is told
+    /// by providers whose results come one by one as they are made.
+    Lull,
 }
 
 impl<'a> ResultLine<'a> {

@@ -374,6 +374,7 @@ impl<'a> Conformance<'a> {
                     }
                 }
                 ResultLine::Unreadable { .. } => unreadable = true,
+                ResultLine::Lull => {}
             }
             if given >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

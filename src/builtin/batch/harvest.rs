@@ -69,6 +69,10 @@ impl Basket<'_> {
                 log::warn!("{}: a line of its results cannot be read: {problem}", self.row.id);
                 ResultRow { custom_id: None, outcome: None, line: cut(raw) }
             }
+            ResultLine::Lull => {
+                self.write();
+                return self.goes_on();
+            }
         };
         if let ResultLine::Result { raw, .. } = line {
             self.bytes += raw.len();
@@ -82,6 +86,10 @@ impl Basket<'_> {
         if self.rows.len() >= CHUNK_ROWS || self.bytes >= CHUNK_BYTES || old {
             self.write();
         }
+        self.goes_on()
+    }
+
+    fn goes_on(&self) -> ControlFlow<()> {
         if self.failed.is_some() || self.stopped { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 

@@ -335,7 +335,7 @@ impl Submission<'_> {
                 first = Some(custom_id.to_owned());
                 ControlFlow::Break(())
             }
-            ResultLine::Unreadable { .. } => ControlFlow::Continue(()),
+            ResultLine::Unreadable { .. } | ResultLine::Lull => ControlFlow::Continue(()),
         });
         let Some(custom_id) = first else {
             // A batch without results is not one of ours, for each of our items has one.

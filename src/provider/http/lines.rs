@@ -182,6 +182,7 @@ mod tests {
             given.push(match line {
                 ResultLine::Result { custom_id, .. } => custom_id.to_owned(),
                 ResultLine::Unreadable { raw, problem } => format!("{problem}: {raw}"),
+                ResultLine::Lull => panic!("a file has none"),
             });
             ControlFlow::Continue(())
         };

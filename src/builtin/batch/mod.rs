@@ -65,6 +65,7 @@ pub struct Batches {
     pub(crate) in_flight: usize,
     pub(crate) prices: Option<PriceTable>,
     pub(crate) when_unknown: WhenUnknown,
+    pub(crate) unknown_grace: Duration,
     pub(crate) items_in_flight: Option<u64>,
     pub(crate) tokens_in_flight: Option<u64>,
     pub(crate) delete_after_harvest: bool,
@@ -90,6 +91,7 @@ impl Batches {
             in_flight: 4,
             prices: None,
             when_unknown: WhenUnknown::WaitForProof,
+            unknown_grace: Duration::from_secs(300),
             items_in_flight: None,
             tokens_in_flight: None,
             delete_after_harvest: false,
@@ -152,6 +154,15 @@ impl Batches {
         self
     }
 
+    /// Sets how long a batch whose creation had no answer is looked for before it counts as not created, and is sent again:
+    /// from 1 s to a day, and never shorter than twice [`Limits::create_timeout`](crate::provider::Limits::create_timeout).
+    /// Lists of providers may lag; one that tells late of a batch that was sent again makes it be paid twice. Defaults to
+    /// 5 min.
+    pub fn unknown_grace(mut self, time: Duration) -> Self {
+        self.unknown_grace = time;
+        self
+    }
+
     /// Sets the most items that may be at one account at a time. Defaults to what the provider says.
     pub fn items_in_flight(mut self, items: u64) -> Self {
         self.items_in_flight = Some(items);
@@ -183,6 +194,9 @@ impl Batches {
         let day = Duration::from_secs(86_400);
         if !(Duration::from_secs(1)..=day).contains(&self.poll_interval) {
             return Err(Error::invalid("batches.poll_interval", "must be from 1 s to a day"));
+        }
+        if !(Duration::from_secs(1)..=day).contains(&self.unknown_grace) {
+            return Err(Error::invalid("batches.unknown_grace", "must be from 1 s to a day"));
         }
         if !(7 * day..=520 * 7 * day).contains(&self.lookback) {
             return Err(Error::invalid("batches.lookback_weeks", "must be from 1 to 520"));

@@ -27,8 +27,6 @@ const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
 const FIRST_POLL: Duration = Duration::from_secs(30);
 /// How often batches that might be ours are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// The shortest time after which a batch that cannot be found was not created, for lists may lag.
-const GRACE_MIN: Duration = Duration::from_secs(300);
 
 /// The handler of submissions.
 pub(crate) struct Sender {
@@ -311,7 +309,7 @@ impl Submission<'_> {
         }
         let passed = now.since(sent_at);
         let resend = match (undecided, self.agency.settings.when_unknown) {
-            (0, _) => passed >= (2 * limits.create_timeout).max(GRACE_MIN),
+            (0, _) => passed >= (2 * limits.create_timeout).max(self.agency.settings.unknown_grace),
             (_, WhenUnknown::ResubmitAfter(after)) => passed >= after,
             _ => false,
         };

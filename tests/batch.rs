@@ -258,7 +258,7 @@ fn killed_at_any_moment_it_goes_on_and_asks_for_nothing_twice_that_it_had_an_ans
 
 #[test]
 fn killed_while_it_reads_the_file_it_begins_anew() {
-    const ITEMS: usize = 60_000;
+    const ITEMS: usize = 6000;
     let place = Place::with(ITEMS);
     let chat = Chat::new(usize::MAX / 2);
     let run = place.command(&chat.arguments()).spawn().expect("the program starts");
@@ -385,7 +385,7 @@ fn the_cost_is_told_by_the_prices_that_are_given() {
     // A hundredth of a million in for 2, a thousandth out for 10, at half the price.
     assert_eq!(cost(&["--prices", "prices.json"]), "cost: 0.0150 EUR, 10000 tokens in, 1000 out");
     place.write("prices.json", prices("another").as_bytes());
-    let unknown = "cost: 10 results of unknown cost, 10000 tokens in, 1000 out";
+    let unknown = "cost: 0.0000 EUR and 10 results of unknown cost, 10000 tokens in, 1000 out";
     assert_eq!(cost(&["--prices", "prices.json"]), unknown);
 }
 

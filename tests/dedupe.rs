@@ -1,5 +1,8 @@
 //! The example `dedupe` as a user runs it: its report, and what a kill or Ctrl-C does to it.
 
+#[path = "support/example.rs"]
+mod example;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,25 +16,10 @@ use tempfile::TempDir;
 const DIRECTORIES: usize = 60;
 const FILES: usize = 40;
 
-/// Builds the example with the profile and the features of this test, and gives where it is.
+/// Where the example is.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let test = std::env::current_exe().expect("this test has a path");
-        let profile = test.ancestors().nth(2).expect("a test lies in a profile's directory, in deps");
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--example", "dedupe", "--manifest-path"]);
-        cargo.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml"));
-        cargo.arg("--target-dir").arg(profile.parent().expect("a profile lies in a target directory"));
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        if cfg!(feature = "testing") {
-            cargo.args(["--features", "testing"]);
-        }
-        assert!(cargo.status().expect("cargo runs").success(), "the example builds");
-        profile.join("examples").join("dedupe").with_extension(std::env::consts::EXE_EXTENSION)
-    })
+    PROGRAM.get_or_init(|| example::build("dedupe"))
 }
 
 /// A tree to scan, and a place for the state of the program.

@@ -10,6 +10,7 @@
 mod readability;
 
 use std::error::Error;
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,9 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use jobmill::provider::{Anthropic, Key, Local, LocalError, OpenAi, Outgoing};
-use jobmill::{Batch, Batches, Client, Durability, Engine, EngineBuilder, JobId, NewBatch, PriceTable, Status, Unique};
+use jobmill::{
+    Batch, Batches, Client, Durability, Engine, EngineBuilder, ErrorKind, JobId, NewBatch, PriceTable, Status, Unique,
+};
 use readability::{Measures, measure};
 use serde::Deserialize;
 
@@ -47,7 +50,20 @@ const STOP_PATIENCE: Duration = Duration::from_secs(10);
 /// The exit code of a program that was stopped by Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
-type Result<T, E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
+type Boxed = Box<dyn Error + Send + Sync>;
+type Result<T, E = Boxed> = std::result::Result<T, E>;
+
+/// The file is no batch.
+#[derive(Debug)]
+struct Refused(String);
+
+impl Error for Refused {}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// What the command line asks for.
 struct Options {
@@ -57,8 +73,15 @@ struct Options {
     prices: Option<PathBuf>,
     out: PathBuf,
     database: PathBuf,
-    /// Tells this batch from others: its file and its provider.
+    /// Tells this batch from others: its file, and to whom it goes.
     key: String,
+}
+
+impl Options {
+    /// Whether nothing leaves this process.
+    fn is_free(&self) -> bool {
+        self.provider == "local" && self.base_url.is_none()
+    }
 }
 
 /// A passage to be measured, as the sample's lines hold it.
@@ -95,7 +118,7 @@ fn options() -> Result<Option<Options>> {
     let named = |error: io::Error| format!("{}: {error}", file.display());
     let mut hash = blake3::Hasher::new();
     io::copy(&mut BufReader::new(File::open(&file).map_err(named)?), &mut hash).map_err(named)?;
-    let key = format!("{provider} {}", hash.finalize().to_hex());
+    let key = format!("{provider} {} {}", base_url.as_deref().unwrap_or_default(), hash.finalize().to_hex());
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{stem}.results.jsonl")));
     let kept = blake3::hash(key.as_bytes()).to_hex();
@@ -103,16 +126,17 @@ fn options() -> Result<Option<Options>> {
     Ok(Some(Options { file, provider, base_url, prices, out, database, key }))
 }
 
-/// The engine with the provider that is asked for.
-fn engine(options: &Options) -> Result<Engine> {
+/// An engine with the provider that is asked for.
+fn builder(options: &Options) -> Result<EngineBuilder> {
     let mut batches = Batches::new();
     if let Some(path) = &options.prices {
         let text = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let prices: PriceTable = serde_json::from_slice(&text).map_err(|error| format!("--prices: {error}"))?;
         batches = batches.prices(prices);
     }
-    let builder = Engine::builder(&options.database).durability(Durability::Normal).batches(batches);
-    Ok(with_provider(builder, options)?.start()?)
+    // What a power cut undoes of a computation is computed again. What is paid must be known for certain to be sent.
+    let durability = if options.is_free() { Durability::Normal } else { Durability::Full };
+    with_provider(Engine::builder(&options.database).durability(durability).batches(batches), options)
 }
 
 fn with_provider(builder: EngineBuilder, options: &Options) -> Result<EngineBuilder> {
@@ -140,9 +164,10 @@ fn begin(client: &Client, options: &Options) -> Result<JobId> {
         let unique = Unique::key(options.key.as_str()).while_in(statuses);
         let batch = NewBatch::new(options.provider.as_str()).unique(unique);
         let file = File::open(&options.file)?;
-        let submitted = client
-            .submit_jsonl(batch, BufReader::new(file))
-            .map_err(|error| format!("{}: {error}", options.file.display()))?;
+        let submitted = client.submit_jsonl(batch, BufReader::new(file)).map_err(|error| {
+            let named = format!("{}: {error}", options.file.display());
+            if error.kind() == ErrorKind::Invalid { Refused(named).into() } else { Boxed::from(named) }
+        })?;
         let id = submitted.id();
         if submitted.is_new() {
             return Ok(id);
@@ -181,10 +206,10 @@ fn follow(client: &Client, id: JobId, stop: &Receiver<()>) -> Result<bool> {
 }
 
 /// What was paid, in words.
-fn cost(batch: &Batch, local: bool) -> String {
+fn cost(batch: &Batch, options: &Options) -> String {
     let spent = &batch.spent;
     let tokens = |tokens: Option<u64>| tokens.map_or("unknown".to_owned(), |tokens| tokens.to_string());
-    if local {
+    if options.is_free() {
         return "cost: nothing, for it was computed here".to_owned();
     }
     let usage = format!("{} tokens in, {} out", tokens(spent.usage.input), tokens(spent.usage.output));
@@ -249,10 +274,21 @@ fn run() -> Result<ExitCode> {
     ctrlc::set_handler(move || {
         let _ = stopper.try_send(());
     })?;
+    let builder = builder(&options)?;
     let _lock = lock(&options.database)?;
-    let engine = engine(&options)?;
+    let engine = builder.start().inspect_err(|_| drop(fs::remove_file(beside(&options.database, ".lock"))))?;
     let client = engine.client();
-    let id = begin(client, &options)?;
+    let id = match begin(client, &options) {
+        Ok(id) => id,
+        Err(error) => {
+            engine.shutdown(STOP_PATIENCE)?;
+            // A file that is refused has never become a batch, so nothing is lost with the database.
+            if error.downcast_ref::<Refused>().is_some() {
+                remove(&options.database)?;
+            }
+            return Err(error);
+        }
+    };
     if !follow(client, id, &stop)? {
         engine.shutdown(STOP_PATIENCE)?;
         eprintln!("Stopped. The same command goes on.");
@@ -269,7 +305,7 @@ fn run() -> Result<ExitCode> {
         batch.items.expired,
         batch.items.cancelled
     );
-    println!("{}", cost(&batch, options.provider == "local" && options.base_url.is_none()));
+    println!("{}", cost(&batch, &options));
     if let Some(error) = &batch.job.error {
         println!("{error}");
     }

@@ -9,8 +9,8 @@ use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::provider::http::{Auth, Http, Key, Settings, check_timeout};
-use crate::provider::local::{Local, LocalError, LocalReply, Reply, Run};
-use crate::provider::{Account, CallClass, CallError, ItemError, ItemOutcome, Outgoing, anthropic, openai, wire};
+use crate::provider::local::{Failed, Local, LocalError, LocalReply, Reply, Run};
+use crate::provider::{Account, CallClass, CallError, Fate, ItemError, ItemOutcome, Outgoing, anthropic, openai, wire};
 
 /// How many requests an endpoint gets at a time: as many as servers on a desk are wont to take.
 const CONCURRENCY: usize = 4;
@@ -78,7 +78,7 @@ impl Local {
     /// Runs each request at an endpoint of OpenAI's shape: chat completions, responses or embeddings, as the request says.
     ///
     /// The address is what such endpoints tell their clients, mostly with `/v1` at its end; where it has no path, `/v1` is
-    /// meant.
+    /// meant. While nobody answers there, requests wait, and spend none of their attempts.
     ///
     /// ```
     /// use jobmill::provider::Local;
@@ -191,7 +191,7 @@ struct Chat {
 }
 
 impl Run for Chat {
-    fn run(&self, request: &Outgoing<'_>) -> std::result::Result<Reply, LocalError> {
+    fn run(&self, request: &Outgoing<'_>) -> std::result::Result<Reply, Failed> {
         let endpoint = self.endpoint(request.endpoint)?;
         let body = self.body(request)?;
         let mut reader = &body[..];
@@ -203,9 +203,13 @@ impl Run for Chat {
             Speaks::Anthropic => anthropic::explain,
         };
         let told = ask.send().and_then(|answer| answer.success(explain)?.whole());
-        let told = told.map_err(|error| self.failed(error))?;
+        let told = told.map_err(|error| match (error.fate, error.class) {
+            // No request is to blame for an endpoint that is not there, and none is lost by it.
+            (Fate::NotSent, CallClass::Transport) => Failed::Nobody(error),
+            _ => Failed::Request(self.failed(error)),
+        })?;
         let reply = RawValue::from_string(told.text).map_err(|_| unreadable("the answer is not JSON"))?;
-        self.read(endpoint, reply)
+        Ok(self.read(endpoint, reply)?)
     }
 
     fn check(&self, request: &Outgoing<'_>) -> std::result::Result<(), LocalError> {

@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
 use std::thread::Scope;
 use std::time::Duration;
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -19,6 +18,9 @@ use crate::provider::{
     Todo,
     slots::{Party, Slots},
 };
+
+/// After how long without a result those before it are to wait no longer.
+const LULL: Duration = Duration::from_millis(100);
 
 /// A provider that runs the requests of batches in this very process, a bounded number at a time over all of them.
 ///
@@ -65,12 +67,26 @@ pub struct Local {
 
 /// Runs one request.
 pub(super) trait Run: Send + Sync {
-    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, LocalError>;
+    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, Failed>;
 
     /// Tells of a rule that the request breaks, so that it need not be tried.
     fn check(&self, request: &Outgoing<'_>) -> Result<(), LocalError> {
         let _ = request;
         Ok(())
+    }
+}
+
+/// Why there is no reply.
+pub(super) enum Failed {
+    /// It is the request's failure.
+    Request(LocalError),
+    /// Nobody is there to run requests, this one or another.
+    Nobody(CallError),
+}
+
+impl From<LocalError> for Failed {
+    fn from(error: LocalError) -> Self {
+        Self::Request(error)
     }
 }
 
@@ -206,10 +222,12 @@ impl Provider for Local {
             return Ok(());
         }
         let supply = Mutex::new(Supply { todo, is_over: false });
-        let crew = Crew { runner: &*self.runner, size: self.concurrency, party: self.slots.open(), supply };
+        let (party, nobody) = (self.slots.open(), Mutex::new(None));
+        let crew = Crew { runner: &*self.runner, size: self.concurrency, party, supply, nobody };
         crew.run(sink).map_err(|error| {
             CallError::new(Fate::NotSent, CallClass::Server, format!("no thread can be started: {error}"))
-        })
+        })?;
+        crew.nobody.into_inner().map_or(Ok(()), Err)
     }
 
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {
@@ -231,6 +249,8 @@ struct Crew<'a> {
     size: usize,
     party: Party<'a>,
     supply: Mutex<Supply<'a>>,
+    /// That there is nobody to run requests, if it has turned out so.
+    nobody: Mutex<Option<CallError>>,
 }
 
 /// Where the next request comes from.
@@ -260,13 +280,21 @@ impl Crew<'_> {
             // As many again may wait for a sink that is busy writing, so that it holds up the threads later.
             let (hand_in, results) = bounded(self.size);
             self.hire(scope, 1, hand_in)?;
-            for Ran { custom_id, outcome, raw } in results {
-                let line = ResultLine::Result { custom_id: &custom_id, outcome, raw: &raw };
-                if sink(line) == ControlFlow::Break(()) {
-                    break;
+            let mut in_lull = true;
+            loop {
+                let next = if in_lull { results.recv().map_err(Into::into) } else { results.recv_timeout(LULL) };
+                in_lull = next.is_err();
+                let goes_on = match next {
+                    Ok(Ran { custom_id, outcome, raw }) => {
+                        sink(ResultLine::Result { custom_id: &custom_id, outcome, raw: &raw })
+                    }
+                    Err(RecvTimeoutError::Timeout) => sink(ResultLine::Lull),
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                };
+                if goes_on.is_break() {
+                    return Ok(());
                 }
             }
-            Ok(())
         })
     }
 
@@ -294,7 +322,16 @@ impl Crew<'_> {
             let ran = self.run_one(item);
             // Who waits for the sink needs no slot.
             drop(slot);
-            if hand_in.send(ran).is_err() {
+            let handed_in = match ran {
+                Ok(ran) => hand_in.send(ran).is_ok(),
+                // The others come to their end, and what they come to counts.
+                Err(error) => {
+                    self.supply.lock().is_over = true;
+                    self.nobody.lock().get_or_insert(error);
+                    false
+                }
+            };
+            if !handed_in {
                 break;
             }
         }
@@ -303,9 +340,14 @@ impl Crew<'_> {
     }
 
     /// Runs a request. A panic is an error like any other.
-    fn run_one(&self, item: OwnedOutgoing) -> Ran {
+    fn run_one(&self, item: OwnedOutgoing) -> CallResult<Ran> {
         let result = panics::caught(|| self.runner.run(&item.as_outgoing()));
-        let result = result.unwrap_or_else(|message| Err(LocalError::new(ItemError::Unknown, message).code("panic")));
+        let panicked = |message| Err(LocalError::new(ItemError::Unknown, message).code("panic").into());
+        let result = match result.unwrap_or_else(panicked) {
+            Ok(reply) => Ok(reply),
+            Err(Failed::Request(error)) => Err(error),
+            Err(Failed::Nobody(error)) => return Err(error),
+        };
         let (outcome, raw) = match result {
             Ok(LocalReply { value: reply, finish, usage }) => {
                 let raw = reply.get().to_owned();
@@ -317,7 +359,7 @@ impl Crew<'_> {
                 (ItemOutcome::Errored { class, code, message, usage }, raw)
             }
         };
-        Ran { custom_id: item.custom_id, outcome, raw }
+        Ok(Ran { custom_id: item.custom_id, outcome, raw })
     }
 }
 
@@ -346,7 +388,7 @@ where
     F: Fn(&Outgoing<'_>) -> Result<R, LocalError> + Send + Sync,
     R: IntoReply,
 {
-    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, LocalError> {
+    fn run(&self, request: &Outgoing<'_>) -> Result<Reply, Failed> {
         let LocalReply { value, finish, usage } = (self.0)(request)?.into_reply();
         let value = to_raw_value(&value).map_err(|error| {
             LocalError::invalid(format_args!("the reply is no JSON: {error}")).code("unserializable")
@@ -495,6 +537,10 @@ impl<'a> Outgoing<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
+    use crossbeam_channel::Receiver;
+
     use super::*;
 
     /// So many requests.
@@ -529,5 +575,65 @@ mod tests {
             drop(slot);
             assert!(has_returned);
         });
+    }
+
+    /// Has nobody to run the request 1, and runs the request 0 meanwhile.
+    struct Leaves {
+        begun: (Sender<()>, Receiver<()>),
+        gone: (Sender<()>, Receiver<()>),
+    }
+
+    impl Run for Leaves {
+        fn run(&self, request: &Outgoing<'_>) -> Result<Reply, Failed> {
+            if request.custom_id == "1" {
+                self.begun.1.recv().expect("a sender");
+                self.gone.0.send(()).expect("a receiver");
+                return Err(Failed::Nobody(CallError::new(Fate::NotSent, CallClass::Transport, "nobody is there")));
+            }
+            self.begun.0.send(()).expect("a receiver");
+            self.gone.1.recv().expect("a sender");
+            Ok(LocalReply::of(RawValue::NULL.to_owned()))
+        }
+    }
+
+    #[test]
+    fn what_others_came_to_counts_when_there_is_nobody_any_more() {
+        let account = Account::new("local", "in-process", "");
+        let provider =
+            Local::new(account, Vec::new(), Box::new(Leaves { begun: bounded(1), gone: bounded(1) })).concurrency(2);
+        let mut came = Vec::new();
+        let mut sink = |line: ResultLine<'_>| {
+            if let ResultLine::Result { custom_id, .. } = line {
+                came.push(custom_id.to_owned());
+            }
+            ControlFlow::Continue(())
+        };
+        let batch = batch("b", None, RemoteEnd::Completed);
+        let mut todo = Count(2);
+        let error = provider.results(&batch, &mut todo, &mut sink).expect_err("nobody");
+        assert_eq!((error.message.as_str(), came), ("nobody is there", vec!["0".to_owned()]));
+    }
+
+    #[test]
+    fn a_result_that_no_other_follows_is_followed_by_a_lull() {
+        let (give, given) = bounded(1);
+        let provider = Local::function("local", move |request| {
+            if request.custom_id == "1" { Ok(()) } else { given.recv().map_err(LocalError::from) }
+        });
+        let provider = provider.concurrency(2);
+        let mut told = Vec::new();
+        let mut sink = |line: ResultLine<'_>| {
+            match line {
+                ResultLine::Result { custom_id, .. } => told.push(custom_id.to_owned()),
+                ResultLine::Unreadable { .. } => {}
+                ResultLine::Lull => {
+                    told.push("lull".to_owned());
+                    give.send(()).expect("a receiver");
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        provider.results(&batch("b", None, RemoteEnd::Completed), &mut Count(2), &mut sink).expect("no error");
+        assert_eq!(told, ["1", "lull", "0"]);
     }
 }

@@ -80,6 +80,9 @@ enum Came {
 fn results(provider: &Local, mut todo: impl Todo) -> BTreeMap<usize, Came> {
     let mut came = BTreeMap::new();
     let mut sink = |line: ResultLine<'_>| {
+        if matches!(line, ResultLine::Lull) {
+            return ControlFlow::Continue(());
+        }
         let ResultLine::Result { custom_id, outcome, raw } = line else { panic!("{line:?}") };
         let one = match outcome {
             ItemOutcome::Succeeded { reply, finish, usage } => {
@@ -241,6 +244,9 @@ fn a_slow_request_holds_up_no_other() {
     .concurrency(2);
     let mut order = Vec::new();
     let mut sink = |line: ResultLine<'_>| {
+        if matches!(line, ResultLine::Lull) {
+            return ControlFlow::Continue(());
+        }
         let ResultLine::Result { custom_id, .. } = line else { panic!("{line:?}") };
         order.push(custom_id.to_owned());
         if order.len() == 99 {

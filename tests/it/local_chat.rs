@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::unbounded;
 use jobmill::provider::{
-    Finish, ItemError, ItemOutcome, Key, Local, LocalChat, OwnedOutgoing, Provider, RemoteBatch, RemoteEnd,
-    RemoteState, ResultLine, Todo,
+    CallClass, Fate, Finish, ItemError, ItemOutcome, Key, Local, LocalChat, OwnedOutgoing, Provider, RemoteBatch,
+    RemoteEnd, RemoteState, ResultLine, Todo,
 };
-use jobmill::testing::Conformance;
-use jobmill::{ErrorKind, Usage};
+use jobmill::testing::{Conformance, Harness};
+use jobmill::{BatchItem, Batches, ErrorKind, NewBatch, Status, Usage};
 use serde_json::value::RawValue;
 
-use crate::support::PATIENCE;
 use crate::support::http::{CLOSED_PORT, Connection, Server};
+use crate::support::{PATIENCE, secs};
 
 const CHAT: &str = "/v1/chat/completions";
 const ANSWER: &str = r#"{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],
@@ -49,6 +50,9 @@ impl Todo for Same {
 fn outcomes(provider: &Local, mut todo: Same) -> BTreeMap<String, ItemOutcome> {
     let mut came = BTreeMap::new();
     let mut sink = |line: ResultLine<'_>| {
+        if matches!(line, ResultLine::Lull) {
+            return ControlFlow::Continue(());
+        }
         let ResultLine::Result { custom_id, outcome, .. } = line else { panic!("{line:?}") };
         assert!(came.insert(custom_id.to_owned(), outcome).is_none(), "{custom_id} came twice");
         ControlFlow::Continue(())
@@ -181,10 +185,60 @@ fn an_answer_that_cannot_be_read_is_the_servers_failure() {
 }
 
 #[test]
-fn a_server_that_is_not_there_or_breaks_off_or_is_silent_is_the_servers_failure() {
-    let refused = failed(outcome(Local::chat_openai(format!("http://{CLOSED_PORT}/v1"))));
-    assert_eq!(refused, (ItemError::Server, "transport".to_owned(), "the connection was refused".to_owned()));
+fn where_nobody_answers_no_request_fails() {
+    let batch = RemoteBatch::new("b", RemoteState::Ended(RemoteEnd::Completed), "{}");
+    for (place, problem) in [
+        (format!("http://{CLOSED_PORT}/v1"), "the connection was refused"),
+        ("http://no-such-host.invalid/v1".to_owned(), "the host was not found"),
+    ] {
+        let provider = Local::chat_openai(place).concurrency(3).build().expect("a provider");
+        let mut todo = Same::times(1000);
+        let mut sink = |line: ResultLine<'_>| panic!("{line:?}");
+        let error = provider.results(&batch, &mut todo, &mut sink).expect_err("nobody is there");
+        assert_eq!((error.fate, error.class, &*error.message), (Fate::NotSent, CallClass::Transport, problem));
+        assert!(todo.left >= 997, "it is not tried with each request");
+    }
+}
 
+#[test]
+fn a_batch_waits_for_an_endpoint_that_is_not_there_and_spends_no_attempts() -> jobmill::Result<()> {
+    let place = Arc::new(Mutex::new(format!("http://{CLOSED_PORT}/v1")));
+    let at = place.clone();
+    let mut t = Harness::new(move |builder| {
+        let provider = Local::chat_openai(at.lock().expect("a place").clone()).build().expect("a provider");
+        // The same endpoint, for a port that was closed cannot be opened at will.
+        let old = format!("local|http://{CLOSED_PORT}/v1|e3b0c44298fc");
+        builder.provider(provider).batches(Batches::new().renewed_key(old, "local"))
+    })?;
+    let item = |n| BatchItem::new(&serde_json::json!({ "model": "m", "messages": [], "n": n }));
+    let id = t.client().submit(NewBatch::new("local").max_attempts(1), (0..30).map(item))?.id();
+    for _ in 0..100 {
+        t.drain()?;
+        t.advance(secs(60));
+    }
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.sent), (Status::Running, 30));
+    let request = t.client().batch_requests(id, &[], None, 10)?.remove(0);
+    assert_eq!(request.error.as_deref(), Some("the connection was refused"));
+    assert!(request.account.ends_with("|e3b0c44298fc"), "{}", request.account);
+
+    let server = Server::start(|_, connection| {
+        while connection.request().is_some() {
+            connection.answer(200, &[], ANSWER);
+        }
+    });
+    *place.lock().expect("a place") = server.url("/v1");
+    t.restart()?;
+    t.advance(secs(600));
+    t.drain()?;
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.completed), (Status::Completed, 30));
+    assert!(t.client().batch_results(id)?.all(|result| result.is_ok_and(|result| result.attempts == 1)));
+    Ok(())
+}
+
+#[test]
+fn a_server_that_breaks_off_or_is_silent_is_the_servers_failure() {
     let ends: [fn(&mut Connection); 3] = [
         |_| {},
         |connection| {

@@ -53,6 +53,10 @@ pub(crate) enum Fault {
     AnswerAfter(u16, Vec<(&'static str, String)>, String),
     /// What was asked is done, and the answer comes when the test sends something or hangs up.
     Hold(Receiver<()>),
+    /// Nothing is done, and no answer comes. The connection is closed when the test hangs up.
+    Swallow(Receiver<()>),
+    /// So much of the body is read and no more. The connection is closed when the test hangs up.
+    Choke(usize, Receiver<()>),
     /// A redirect to there.
     Redirect(u16, String),
     /// What was asked is done; then bytes that are no HTTP.
@@ -143,6 +147,8 @@ pub(crate) struct State {
     /// Everything that was asked, in order.
     pub(crate) asked: Vec<Route>,
     pub(crate) deleted: BTreeSet<String>,
+    /// How many requests were swallowed, or choked on.
+    pub(crate) swallowed: usize,
     /// A batch ends by itself when it has been polled so often. `None`: when the test says so.
     pub(crate) ends_after_polls: Option<usize>,
     pub(crate) list_ignores_cursor: bool,
@@ -185,6 +191,7 @@ impl ProviderServer {
             batches: Vec::new(),
             asked: Vec::new(),
             deleted: BTreeSet::new(),
+            swallowed: 0,
             ends_after_polls: None,
             list_ignores_cursor: false,
             packs: false,
@@ -412,8 +419,8 @@ fn openai_line(item: &Item, outcome: &Outcome, endpoint: &str, as_text: bool) ->
     (count, Some(line.to_string()))
 }
 
-/// Reads one request, in the form that `Connection::request` does not know: with an announced body.
-fn request(connection: &mut Connection) -> Option<Request> {
+/// Reads the head of a request, in the form that `Connection::request` does not know: with an announced body.
+fn read_head(connection: &mut Connection) -> Option<Request> {
     let mut head = Vec::new();
     let mut byte = [0];
     while !head.ends_with(b"\r\n\r\n") {
@@ -427,14 +434,17 @@ fn request(connection: &mut Connection) -> Option<Request> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let mut request = Request { line, headers, body: Vec::new() };
+    let request = Request { line, headers, body: Vec::new() };
     if request.header("expect") == Some("100-continue") {
         connection.send(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
-    let length = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
-    request.body = vec![0; length];
-    connection.stream.read_exact(&mut request.body).ok()?;
     Some(request)
+}
+
+fn read_body(connection: &mut Connection, request: &mut Request, most: usize) -> Option<()> {
+    let length: usize = request.header("content-length").and_then(|value| value.parse().ok()).unwrap_or(0);
+    request.body = vec![0; length.min(most)];
+    connection.stream.read_exact(&mut request.body).ok()
 }
 
 /// An answer that is made.
@@ -444,9 +454,30 @@ enum Reply {
     Stream(Stream),
 }
 
+/// Takes the fault of a request whose body is not to be read.
+fn choke(shared: &Shared, request: &Request) -> Option<Fault> {
+    let mut words = request.line.split(' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let mut state = shared.state.lock().expect("state");
+    let (route, _) = route(state.shape, method, target.split('?').next()?);
+    state.faults.get_mut(&route?)?.pop_front_if(|fault| matches!(fault, Fault::Choke(..)))
+}
+
 /// Serves one request. False if the connection is to be closed.
 fn serve(shared: &Shared, connection: &mut Connection) -> bool {
-    let Some(request) = request(connection) else { return false };
+    let Some(mut request) = read_head(connection) else { return false };
+    if let Some(choke) = choke(shared, &request) {
+        let Fault::Choke(most, until) = choke else { return false };
+        if read_body(connection, &mut request, most).is_some() {
+            shared.state.lock().expect("state").swallowed += 1;
+            shared.changed.notify_all();
+            let _ = until.recv_timeout(PATIENCE);
+        }
+        return false;
+    }
+    if read_body(connection, &mut request, usize::MAX).is_none() {
+        return false;
+    }
     connection.record(Request { body: Vec::new(), ..request.clone() });
     let closes = request.header("connection") == Some("close");
     let mut words = request.line.split(' ');
@@ -463,7 +494,10 @@ fn serve(shared: &Shared, connection: &mut Connection) -> bool {
         state.asked.push(route);
         let fault = state.faults.get_mut(&route).and_then(VecDeque::pop_front);
         let delay = state.delays.get(&route).copied();
-        let does = !matches!(fault, Some(Fault::DropBefore | Fault::Answer(..) | Fault::Redirect(..)));
+        let idle =
+            matches!(fault, Some(Fault::DropBefore | Fault::Answer(..) | Fault::Redirect(..) | Fault::Swallow(_)));
+        state.swallowed += usize::from(matches!(fault, Some(Fault::Swallow(_))));
+        let does = !idle;
         let reply = if does { Some(act(&mut state, route, &id, query, &request)) } else { None };
         let meta = Meta::of(&state, route, &request);
         shared.changed.notify_all();
@@ -487,6 +521,11 @@ fn serve(shared: &Shared, connection: &mut Connection) -> bool {
             connection.send(b"SSH-2.0-what\r\n\r\n");
             return false;
         }
+        Some(Fault::Swallow(until)) => {
+            let _ = until.recv_timeout(PATIENCE);
+            return false;
+        }
+        Some(Fault::Choke(..)) => return false,
         Some(Fault::Hold(until)) => {
             let _ = until.recv_timeout(PATIENCE);
         }

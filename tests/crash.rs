@@ -245,23 +245,22 @@ impl Scene {
         let mut second = self.start(&orders);
         let log = second.log.take().expect("a log");
         let reader = std::thread::Builder::new().spawn(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
-        let ended = Mutex::new(None);
-        let process = Mutex::new(&mut second.process);
-        wait_until(|| {
+        let (mut ended, patience) = (None, after(PATIENCE));
+        while ended.is_none() {
             if self.server.asked(Route::List) >= lists + 2 {
                 // It has looked twice, and waits for proof.
                 let ids: Vec<String> = self.server.state().batches.iter().map(|batch| batch.id.clone()).collect();
                 ids.iter().for_each(|id| self.server.end_once(id));
             }
-            let mut ended = ended.lock().expect("the status");
-            *ended = process.lock().expect("the child").try_wait().expect("a status");
-            ended.is_some()
-        });
-        drop(process);
+            ended = second.process.try_wait().expect("a status");
+            crossbeam_channel::select! {
+                recv(patience) -> _ => break,
+                recv(after(Duration::from_millis(5))) -> _ => {}
+            }
+        }
         drop(second);
         let log = reader.expect("a thread").join().expect("a log").join("\n");
-        let status = ended.into_inner().expect("the status").expect("an end");
-        assert!(status.success(), "{log}");
+        assert!(ended.is_some_and(|status| status.success()), "{ended:?}\n{log}");
 
         let client = Client::open(self.orders.database()).expect("a client");
         let id = client.list(Query::new().kinds(["jobmill.batch"])).expect("a list").jobs[0].id;

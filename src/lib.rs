@@ -39,8 +39,8 @@ pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
 pub use model::batch::{
-    Batch, BatchItem, BatchItemRecord, BatchReply, BatchRequest, Estimate, ItemCounts, ItemResult, NewBatch, PollCycle,
-    RequestStatus, Spent, Step, StepStatus,
+    Batch, BatchItemRecord, BatchReply, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent, Step,
+    StepStatus,
 };
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
@@ -51,6 +51,7 @@ pub use model::id::{BatchItemId, BatchRequestId, JobId};
 pub use model::job::{Job, Priority, Progress, Status};
 pub use model::job_type::JobType;
 pub use model::metrics::{Metrics, Rates, Window};
+pub use model::new_batch::{BatchItem, Estimate, NewBatch};
 pub use model::new_job::{NewJob, Payload};
 pub use model::page::{Order, Page, Query};
 pub use model::retention::Retention;

@@ -5,12 +5,10 @@ use std::io::{BufRead, Write};
 
 use crate::client::{Client, not_found};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::batch::{
-    BATCH_KIND, Batch, BatchItem, BatchItemRecord, BatchRequest, ItemResult, NewBatch, PollCycle, ReadyItem,
-    RequestStatus,
-};
+use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, PollCycle, RequestStatus};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
+use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
 use crate::model::page::{Order, Query};
 use crate::store::batch::create::NotAdded;
 use crate::store::batch::read::{self, ItemFilter};

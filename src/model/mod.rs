@@ -14,6 +14,7 @@ pub(crate) mod id;
 pub(crate) mod job;
 pub(crate) mod job_type;
 pub(crate) mod metrics;
+pub(crate) mod new_batch;
 pub(crate) mod new_job;
 pub(crate) mod page;
 pub(crate) mod prometheus;

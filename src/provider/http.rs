@@ -53,7 +53,7 @@ pub(crate) enum Auth {
 }
 
 /// What a client must know.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) base_url: String,
     pub(crate) key: Key,
@@ -68,6 +68,13 @@ pub(crate) struct Settings {
     pub(crate) stall_timeout: Duration,
     /// Long bodies are announced with `expect: 100-continue`.
     pub(crate) announce: bool,
+}
+
+/// Neither the address nor the headers, which may hold secrets.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("auth", &self.auth).finish_non_exhaustive()
+    }
 }
 
 impl Settings {

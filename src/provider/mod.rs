@@ -158,11 +158,12 @@ pub struct Account {
 }
 
 impl Account {
-    /// An account of this name, told from others by its address and its key.
+    /// An account of this name, told from others by its address and its key. What may be a secret in the address, its query
+    /// and a password, is left out.
     pub fn new(provider: impl Into<String>, base_url: impl Into<String>, key: &str) -> Self {
         use sha2::{Digest, Sha256};
 
-        let (provider, base_url) = (provider.into(), base_url.into());
+        let (provider, base_url) = (provider.into(), without_secrets(&base_url.into()));
         let digest = Sha256::digest(key.as_bytes());
         let short: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         let fingerprint = format!("{provider}|{base_url}|{short}");
@@ -174,6 +175,15 @@ impl Account {
         self.api_version = Some(version.into());
         self
     }
+}
+
+/// An address as it may be kept: without query, fragment, user and password.
+fn without_secrets(address: &str) -> String {
+    let address = address.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 /// What one batch may hold, and what a provider can do.
@@ -677,3 +687,20 @@ impl fmt::Display for CallError {
 }
 
 impl std::error::Error for CallError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_tells_no_secret_of_its_address_or_key() {
+        let account = Account::new("p", "https://user:word@host:8/v1?key=hidden&x#y", "sk-secret");
+        assert_eq!(account.base_url, "https://host:8/v1");
+        let shown = format!("{account:?}");
+        for secret in ["word", "hidden", "sk-secret", "user"] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+        assert_ne!(account.fingerprint, Account::new("p", "https://host:8/v1", "another").fingerprint);
+        assert_eq!(Account::new("p", "in-process", "").base_url, "in-process");
+    }
+}

@@ -6,11 +6,11 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
-use crate::model::batch::BATCH_KIND;
 use crate::model::explain::{Explanation, Reason};
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
+use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
 use crate::store::batch;

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use rusqlite::{named_params, params};
 
-use crate::model::batch::{NewBatch, ReadyItem};
 use crate::model::history::Caller;
 use crate::model::id::{BatchItemId, JobId, row_after};
 use crate::model::job::Status;
+use crate::model::new_batch::{NewBatch, ReadyItem};
 use crate::model::new_job::NewJob;
 use crate::store::Turn;
 use crate::store::batch::{Change, ItemState, make_file_tag};

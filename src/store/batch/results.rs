@@ -358,7 +358,7 @@ impl Turn<'_> {
                     })?;
                 self.conn.prepare_cached("UPDATE jobmill_batch_item SET tokens = :tokens WHERE id = :item")?.execute(
                     named_params! {
-                        ":item": item, ":tokens": crate::model::batch::estimated_tokens(&request).cast_signed(),
+                        ":item": item, ":tokens": crate::model::new_batch::estimated_tokens(&request).cast_signed(),
                     },
                 )?;
             }

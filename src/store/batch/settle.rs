@@ -3,12 +3,13 @@
 use rusqlite::{OptionalExtension, named_params};
 use serde::Serialize;
 
-use crate::model::batch::{BATCH_KIND, ItemCounts, Spent};
+use crate::model::batch::{ItemCounts, Spent};
 use crate::model::batch_job::{CancelBatch, PlanBatch};
 use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::Progress;
+use crate::model::new_batch::BATCH_KIND;
 use crate::store::Turn;
 use crate::store::batch::read;
 use crate::store::batch::{Change, ItemState};

@@ -196,6 +196,12 @@ impl Turn<'_> {
             change.item(Some(item.state), Some(verdict.state));
         }
         change.write(self.conn, request.batch)?;
+        if applied.items > 0 {
+            // What moves on need not wait longer each time that it stumbles.
+            self.conn
+                .prepare_cached("UPDATE jobmill_batch_request SET failures = 0 WHERE id = :id AND failures > 0")?
+                .execute(named_params! { ":id": request.id })?;
+        }
         if let Some(prices) = prices {
             self.conn
                 .prepare_cached("UPDATE jobmill_batch SET currency = :currency, prices = :version WHERE job = :batch")?

@@ -503,7 +503,8 @@ fn a_backup_goes_to_a_new_file_only() -> jobmill::Result<()> {
 fn an_engine_that_is_refused_leaves_nothing_behind() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let start = |batches: Batches| {
-        let error = Engine::builder(directory.path().join("jobs.db")).batches(batches).start().err().expect("a refusal");
+        let error =
+            Engine::builder(directory.path().join("jobs.db")).batches(batches).start().err().expect("a refusal");
         assert_eq!(error.kind(), ErrorKind::Invalid);
     };
     start(Batches::new().prices(PriceTable::new("1", "EUR").model("m", Price::new(-1.0, 0.0))));

@@ -176,7 +176,8 @@ impl Turn<'_> {
         let mut change = Change::default();
         for (id, sends) in items {
             if statement.execute(params![id, request, sends])? != 1 {
-                // Somebody else has it, and what was reckoned for this request is wrong.
+                // Somebody else has it, and what was reckoned for this request is wrong. Those before it are bound.
+                change.write(self.conn, batch)?;
                 return Ok(false);
             }
             change.item(Some(ItemState::Waiting), Some(ItemState::Sent));

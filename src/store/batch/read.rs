@@ -281,6 +281,45 @@ pub(crate) fn requests(
     .collect()
 }
 
+/// What of the batches' own counts does not fit their items, and which items no request or step holds that ought to.
+pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut wrong: Vec<String> = conn
+        .prepare(
+            "SELECT batch.job, waiting, sent, stepping, completed, failed, cancelled, expired,
+                 coalesce(rows.waiting_rows, 0), coalesce(rows.sent_rows, 0), coalesce(rows.stepping_rows, 0),
+                 coalesce(rows.completed_rows, 0), coalesce(rows.failed_rows, 0), coalesce(rows.cancelled_rows, 0),
+                 coalesce(rows.expired_rows, 0)
+             FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
+             LEFT JOIN (SELECT batch, sum(state = 0) AS waiting_rows, sum(state = 1) AS sent_rows,
+                            sum(state = 2) AS stepping_rows, sum(state = 3) AS completed_rows,
+                            sum(state = 4) AS failed_rows, sum(state = 5) AS cancelled_rows,
+                            sum(state = 6) AS expired_rows
+                        FROM jobmill_batch_item GROUP BY batch) AS rows ON rows.batch = batch.job",
+        )?
+        .query_map([], |row| {
+            let seven = |first: usize| (first..first + 7).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<i64>>>();
+            Ok((row.get::<_, JobId>(0)?, seven(1)?, seven(8)?))
+        })?
+        .filter_map(|batch| match batch {
+            Ok((_, counts, rows)) if counts == rows => None,
+            Ok((id, counts, rows)) => Some(Ok(format!("the batch {id} counts {counts:?}, its items are {rows:?}"))),
+            Err(error) => Some(Err(error)),
+        })
+        .collect::<rusqlite::Result<_>>()?;
+    let unheld: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_batch_item AS item JOIN jobmill_job AS job ON job.id = item.batch
+         WHERE (item.state = 1 AND NOT EXISTS (SELECT 1 FROM jobmill_batch_request AS request
+                                               WHERE request.id = item.request AND request.state < 5))
+             OR (item.state < 3 AND job.state NOT IN (0, 2, 5))",
+        [],
+        |row| row.get(0),
+    )?;
+    if unheld > 0 {
+        wrong.push(format!("{unheld} items wait for something that never comes"));
+    }
+    Ok(wrong)
+}
+
 /// What holds up a batch, in words: what went wrong with its requests last, accounts that are left alone, what its planner
 /// waits for.
 pub(crate) fn held_up(conn: &Connection, batch: JobId, now: Timestamp) -> rusqlite::Result<Vec<String>> {

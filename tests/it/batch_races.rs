@@ -29,3 +29,15 @@ fn a_planner_that_loses_an_item_to_another_leaves_the_counts_right() -> jobmill:
     assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 4));
     Ok(())
 }
+
+#[test]
+fn a_cancelled_batch_that_was_never_created_comes_to_its_end() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().creations.push_back(Creation::Fails(Fate::Ambiguous, CallClass::Transport));
+    let id = submit(&t, 2);
+    t.drain()?;
+    t.client().cancel(id)?;
+    pass(&t, 1200);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Cancelled, 1));
+    Ok(())
+}

@@ -127,8 +127,11 @@ impl Submission<'_> {
         match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
             MaySend::Yes => {}
             MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
-            // Whoever cancels sees to what is left.
-            MaySend::No => return Ok(Some(Outcome::Done(()))),
+            // Whoever cancels has passed it by while nobody knew whether it had been sent, and comes once more.
+            MaySend::No => {
+                self.write(|turn, row| turn.cancel_later_if_asked(row.batch))?;
+                return Ok(Some(Outcome::Done(())));
+            }
         }
         let created = match &self.row.file {
             Some(file) => {

@@ -41,3 +41,48 @@ fn a_cancelled_batch_that_was_never_created_comes_to_its_end() -> jobmill::Resul
     assert_eq!((status(&t, id), fake.count("create")), (Status::Cancelled, 1));
     Ok(())
 }
+
+/// The engine's own jobs stand in the same lists as all others: an operator may cancel or delete them.
+#[test]
+fn what_a_planner_left_half_done_is_taken_up_when_its_job_is_gone() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let id = submit(&t, 2);
+    let planner = t.client().list(Query::new().queues(["system"]))?.jobs[0].id;
+    // As a shutdown leaves it that comes between the binding and the end of the plan.
+    tamper(
+        t.client(),
+        &format!(
+            "INSERT INTO jobmill_batch_request (id, batch, state, provider, account, base_url, endpoint, key, poll_owner)
+             VALUES (77, {}, 0, 'fake', 'a', 'b', '', 'k', {});
+             UPDATE jobmill_batch_item SET state = 1, request = 77, sends = 1, attempt = 1;
+             UPDATE jobmill_batch SET waiting = 0, sent = 2;",
+            raw(id),
+            raw(planner)
+        ),
+    );
+    t.client().delete(planner)?;
+    t.engine().maintain()?;
+    pass(&t, 60);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_batch_ends_though_the_job_that_cancels_is_gone() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::RateLimited));
+    let id = submit(&t, 2);
+    t.drain()?;
+    t.client().cancel(id)?;
+    for job in t.client().list(Query::new().queues(["system"]))?.jobs {
+        if job.kind.as_deref() == Some("jobmill.batch.cancel") {
+            t.client().delete(job.id)?;
+        }
+    }
+    t.engine().maintain()?;
+    pass(&t, 600);
+    assert_eq!((status(&t, id), fake.inside().batches.len()), (Status::Cancelled, 0));
+    Ok(())
+}

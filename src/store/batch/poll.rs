@@ -164,15 +164,22 @@ impl Turn<'_> {
     /// Has everything taken up again that ought to be under way and of which no job is at work: after a crash between
     /// two steps, or when somebody has removed such a job.
     pub(crate) fn resume_batches(&mut self) -> rusqlite::Result<()> {
-        let open: Vec<(BatchRequestId, RequestState)> = self
+        let open: Vec<(BatchRequestId, JobId, RequestState, bool)> = self
             .conn
             .prepare_cached(
-                "SELECT id, state FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5",
+                "SELECT id, batch, state, cancel_requested_at IS NOT NULL
+                 FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5",
             )?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, state) in open {
+        for (id, batch, state, cancel_requested) in open {
             match state {
+                RequestState::Planning | RequestState::Submitting if self.is_being_cancelled(batch)? => {
+                    self.cancel_later(batch)?;
+                }
+                RequestState::Running if !cancel_requested => self.cancel_later_if_asked(batch)?,
+                // A planner that is still at it is not disturbed by another.
+                RequestState::Planning if self.is_batch_open(batch)? => self.plan_later(batch)?,
                 RequestState::Submitting | RequestState::Sent => self.send_later(id)?,
                 RequestState::Ended => self.harvest_later(id)?,
                 _ => {}

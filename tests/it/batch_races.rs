@@ -86,3 +86,31 @@ fn a_cancelled_batch_ends_though_the_job_that_cancels_is_gone() -> jobmill::Resu
     assert_eq!((status(&t, id), fake.inside().batches.len()), (Status::Cancelled, 0));
     Ok(())
 }
+
+/// The job that cancels may come late, when the batch has ended and goes once more.
+#[test]
+fn a_late_cancellation_does_not_reach_a_batch_that_was_retried() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.answer(|_, _| Some(errored(jobmill::provider::ItemError::Invalid, "bad")));
+    let id = submit(&t, 2);
+    t.drain()?;
+    fake.inside().cancels.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    t.client().cancel(id)?;
+    t.drain()?;
+    fake.complete_all();
+    fake.inside().polls.clear();
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    assert_eq!((status(&t, id), fake.count("cancel")), (Status::Cancelled, 1));
+    fake.answer(|_, _| Some(succeeded(&Value::Null)));
+    t.client().retry(id)?;
+    t.advance(secs(600));
+    t.drain()?;
+    assert_eq!(t.client().batch(id)?.items.cancelled, 0);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
+    Ok(())
+}

@@ -274,9 +274,9 @@ impl<'a> Task<'a> {
         match self {
             Self::One(provider, row) => {
                 let id = row.remote_id.clone().unwrap_or_default();
-                vec![Told { row: *row, answer: provider.poll(&id), limits: provider.limits() }]
+                vec![Told { row: *row, answer: asked(|| provider.poll(&id)), limits: provider.limits() }]
             }
-            Self::All(provider, rows, since) => match provider.list(since) {
+            Self::All(provider, rows, since) => match asked(|| provider.list(since)) {
                 Ok(Some(batches)) => {
                     let mut known: HashMap<String, RemoteBatch> =
                         batches.into_iter().map(|batch| (batch.id.clone(), batch)).collect();
@@ -300,6 +300,14 @@ impl<'a> Task<'a> {
             },
         }
     }
+}
+
+/// What a provider answers. One that panics, which may be the application's, must not end the thread that asks for all.
+fn asked<T>(ask: impl FnOnce() -> CallResult<T>) -> CallResult<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).unwrap_or_else(|_| {
+        let why = "the provider panicked when it was asked";
+        Err(CallError::new(crate::provider::Fate::Ambiguous, CallClass::Server, why))
+    })
 }
 
 fn not_here(why: String) -> CallError {

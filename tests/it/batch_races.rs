@@ -114,3 +114,16 @@ fn a_late_cancellation_does_not_reach_a_batch_that_was_retried() -> jobmill::Res
     assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
     Ok(())
 }
+
+/// Providers are brought by users too, and the one thread asks for all.
+#[test]
+fn a_provider_that_panics_when_it_is_asked_is_asked_again() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let id = submit(&t, 2);
+    t.drain()?;
+    fake.complete_all();
+    fake.inside().on_poll = Some(Box::new(|| panic!("as the test wants")));
+    pass(&t, 900);
+    assert_eq!(status(&t, id), Status::Completed);
+    Ok(())
+}

@@ -127,3 +127,27 @@ fn a_provider_that_panics_when_it_is_asked_is_asked_again() -> jobmill::Result<(
     assert_eq!(status(&t, id), Status::Completed);
     Ok(())
 }
+
+/// A batch's rows go some time after its job.
+#[test]
+fn a_deleted_batch_is_seen_by_nobody() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let ada = t.client().for_user("ada")?;
+    let id = ada.submit(NewBatch::new("fake"), items(2))?.id();
+    t.drain()?;
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!(ada.batch_results(id)?.count(), 2);
+    ada.delete(id)?;
+    for client in [&ada, &t.client().for_user("bob")?, t.client()] {
+        let gone = [
+            client.batch(id).err(),
+            client.batch_items(id, &ItemQuery::new()).err(),
+            client.batch_item(id, "key-0").err(),
+            client.batch_requests(id, &[], None, 10).err(),
+            client.batch_results(id).err(),
+        ];
+        assert_eq!(gone.map(|error| error.map(|error| error.kind())), [Some(ErrorKind::NotFound); 5]);
+    }
+    Ok(())
+}

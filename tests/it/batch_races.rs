@@ -151,3 +151,37 @@ fn a_deleted_batch_is_seen_by_nobody() -> jobmill::Result<()> {
     }
     Ok(())
 }
+
+/// A step's kind is a kind like any other, which everybody may enqueue.
+#[test]
+fn only_the_job_of_its_own_step_takes_an_item_further() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let provider = fake.clone();
+    let (told, heard) = crossbeam_channel::unbounded();
+    let t = Harness::new(move |builder| {
+        let told = told.clone();
+        builder.provider(provider.clone()).batch_step("step", move |reply, ctx| {
+            told.send((reply.key, ctx.id())).expect("a test");
+            Ok(Step::Done)
+        })
+    })?;
+    fake.inside().now = t.client().batch_clock();
+    t.client().pause("default")?;
+    let ada = t.client().for_user("ada")?;
+    let id = ada.submit(NewBatch::new("fake").step("step"), items(1))?.id();
+    t.drain()?;
+    fake.complete_all();
+    pass(&t, 60);
+    let own = ada.list(Query::new().kinds(["step"]))?.jobs[0].id;
+    let item = ada.batch_item(id, "key-0")?.id;
+    let forged = NewJob::json("step", &json!({ "item": item, "step_number": 0 })).queue("other");
+    let other = t.client().for_user("bob")?.enqueue(forged)?.id();
+    t.drain()?;
+    assert_eq!(t.client().get(other)?.status, Status::Completed);
+    assert!(heard.try_recv().is_err(), "bob's job was given ada's reply");
+    t.client().resume("default")?;
+    t.drain()?;
+    assert_eq!(heard.try_recv(), Ok(("key-0".to_owned(), own)));
+    assert_eq!(status(&t, id), Status::Completed);
+    Ok(())
+}

@@ -310,15 +310,21 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Takes an item further as its step has decided. False: it is not at that step any more.
-    pub(crate) fn step_item(&mut self, item: BatchItemId, step_number: u32, step: &Step) -> rusqlite::Result<bool> {
+    /// Takes an item further as its step has decided. False: it is not at that step any more, or another job is.
+    pub(crate) fn step_item(
+        &mut self,
+        item: BatchItemId,
+        step_number: u32,
+        job: JobId,
+        step: &Step,
+    ) -> rusqlite::Result<bool> {
         let known: Option<(JobId, u32)> = self
             .conn
             .prepare_cached(
                 "SELECT batch, (SELECT max_steps FROM jobmill_batch WHERE job = batch) FROM jobmill_batch_item
-                 WHERE id = :item AND state = 2 AND step_number = :step_number",
+                 WHERE id = :item AND state = 2 AND step_number = :step_number AND step_job = :job",
             )?
-            .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+            .query_row(named_params! { ":item": item, ":step_number": step_number, ":job": job }, |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
@@ -373,19 +379,21 @@ impl Turn<'_> {
 
     /// Fails up to `limit` items whose step's job has come to an end without a word, and tells how many that were.
     pub(crate) fn fail_lost_steps(&mut self, limit: usize) -> rusqlite::Result<usize> {
-        let lost: Vec<(BatchItemId, u32, Option<String>)> = self
+        let lost: Vec<(BatchItemId, u32, JobId, Option<String>)> = self
             .conn
             .prepare_cached(
-                "SELECT item.id, item.step_number, job.error
+                "SELECT item.id, item.step_number, item.step_job, job.error
                  FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
                  LEFT JOIN jobmill_job AS job ON job.id = item.step_job
                  WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
             )?
-            .query_map(named_params! { ":limit": limit as i64 }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .query_map(named_params! { ":limit": limit as i64 }, |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?
             .collect::<rusqlite::Result<_>>()?;
-        for (item, step_number, error) in &lost {
+        for (item, step_number, job, error) in &lost {
             let error = error.clone().unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
-            self.step_item(*item, *step_number, &Step::Fail(error))?;
+            self.step_item(*item, *step_number, *job, &Step::Fail(error))?;
         }
         Ok(lost.len())
     }
@@ -471,19 +479,21 @@ pub(crate) struct ReplyRow {
     pub(crate) state: Option<Box<RawValue>>,
 }
 
-/// What the step of an item is to decide about. None: it is not at that step.
+/// What the step of an item is to decide about, which is this job. None: it is not at that step, or another job is: a job
+/// of that kind is soon enqueued by anybody, and an item that was retried has another than before.
 pub(crate) fn reply(
     conn: &rusqlite::Connection,
     item: BatchItemId,
     step_number: u32,
+    job: JobId,
 ) -> rusqlite::Result<Option<ReplyRow>> {
     conn.prepare_cached(
         "SELECT batch, key, agent_id, body.body, output.output, body.state
          FROM jobmill_batch_item AS item JOIN jobmill_batch_body AS body ON body.item = item.id
          JOIN jobmill_batch_output AS output ON output.item = item.id
-         WHERE item.id = :item AND item.state = 2 AND step_number = :step_number",
+         WHERE item.id = :item AND item.state = 2 AND step_number = :step_number AND step_job = :job",
     )?
-    .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+    .query_row(named_params! { ":item": item, ":step_number": step_number, ":job": job }, |row| {
         Ok(ReplyRow {
             batch: row.get(0)?,
             key: row.get(1)?,

@@ -56,7 +56,9 @@ impl Turn<'_> {
     /// Whether a batch is under way and somebody has asked for its cancellation.
     pub(crate) fn is_being_cancelled(&self, batch: JobId) -> rusqlite::Result<bool> {
         self.conn
-            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NOT NULL")?
+            .prepare_cached(
+                "SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NOT NULL",
+            )?
             .exists(named_params! { ":id": batch })
     }
 

@@ -2,7 +2,7 @@
 
 use jobmill::provider::{CallClass, CallError, Fate, RemoteEnd};
 use jobmill::testing::Harness;
-use jobmill::{ErrorKind, ItemQuery, NewBatch, NewJob, Query, RequestStatus, Status, Step};
+use jobmill::{ErrorKind, ItemQuery, NewBatch, NewJob, Query, RequestStatus, Status, Step, Unique};
 use serde_json::{Value, json};
 
 use crate::batch::{BatchClock, item, items, pass, start, status, submit};
@@ -182,6 +182,25 @@ fn only_the_job_of_its_own_step_takes_an_item_further() -> jobmill::Result<()> {
     t.client().resume("default")?;
     t.drain()?;
     assert_eq!(heard.try_recv(), Ok(("key-0".to_owned(), own)));
+    assert_eq!(status(&t, id), Status::Completed);
+    Ok(())
+}
+
+/// The key under which an engine's job would be unique is one that others may hold.
+#[test]
+fn nobody_else_can_stand_in_for_the_job_of_a_step() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let provider = fake.clone();
+    let t = Harness::new(move |builder| builder.provider(provider.clone()).batch_step("step", |_, _| Ok(Step::Done)))?;
+    fake.inside().now = t.client().batch_clock();
+    let ada = t.client().for_user("ada")?;
+    let id = ada.submit(NewBatch::new("fake").step("step"), items(1))?.id();
+    t.drain()?;
+    let item = ada.batch_item(id, "key-0")?.id;
+    let forged = NewJob::json("step", &json!({ "item": item, "step_number": 0 })).delay(secs(1_000_000));
+    t.client().for_user("bob")?.enqueue(forged.unique(Unique::key(format!("{item}/0"))))?;
+    fake.complete_all();
+    pass(&t, 60);
     assert_eq!(status(&t, id), Status::Completed);
     Ok(())
 }

@@ -8,7 +8,6 @@ use crate::model::batch_job::StepItem;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Priority;
 use crate::model::new_job::NewJob;
-use crate::model::unique::Unique;
 use crate::model::usage::{PriceTable, Usage};
 use crate::provider::{ItemError, ItemOutcome};
 use crate::store::Turn;
@@ -274,8 +273,7 @@ impl Turn<'_> {
     ) -> rusqlite::Result<JobId> {
         let mut job = NewJob::json(step.to_owned(), &StepItem { item, step_number })
             .queue(terms.queue.clone())
-            .priority(terms.priority)
-            .unique(Unique::key(format!("{item}/{step_number}")));
+            .priority(terms.priority);
         job.user_id.clone_from(&terms.user);
         self.enqueue(&job).map(|enqueued| enqueued.id())
     }

@@ -42,6 +42,24 @@ fn a_cancelled_batch_that_was_never_created_comes_to_its_end() -> jobmill::Resul
     Ok(())
 }
 
+/// A repetition under the same key is a way to find out, not a sign that nothing was sent.
+#[test]
+fn a_cancelled_batch_that_may_be_at_a_provider_which_knows_keys_is_cancelled_there() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.idempotent = true;
+    fake.inside().creations.push_back(Creation::AnswerLost);
+    let id = submit(&t, 2);
+    t.drain()?;
+    t.client().cancel(id)?;
+    pass(&t, 600);
+    assert!(fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
+    fake.end_all(&RemoteEnd::Cancelled);
+    pass(&t, 1200);
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.completed, fake.inside().batches.len()), (Status::Cancelled, 2, 1));
+    Ok(())
+}
+
 /// The engine's own jobs stand in the same lists as all others: an operator may cancel or delete them.
 #[test]
 fn what_a_planner_left_half_done_is_taken_up_when_its_job_is_gone() -> jobmill::Result<()> {
@@ -202,5 +220,23 @@ fn nobody_else_can_stand_in_for_the_job_of_a_step() -> jobmill::Result<()> {
     fake.complete_all();
     pass(&t, 60);
     assert_eq!(status(&t, id), Status::Completed);
+    Ok(())
+}
+
+#[test]
+fn that_a_repetition_is_refused_tells_nothing_of_the_first_sending() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.idempotent = true;
+    fake.inside().creations.extend([
+        Creation::AnswerLost,
+        Creation::Fails(Fate::Rejected, CallClass::RateLimited),
+        Creation::Fails(Fate::Rejected, CallClass::Account),
+    ]);
+    let id = submit(&t, 2);
+    pass(&t, 30);
+    assert!(fake.count("create") > 1);
+    t.client().cancel(id)?;
+    pass(&t, 600);
+    assert!(fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
     Ok(())
 }

@@ -133,6 +133,11 @@ impl Submission<'_> {
                 return Ok(Some(Outcome::Done(())));
             }
         }
+        self.create()
+    }
+
+    /// Has the batch created, which is in the file as sent.
+    fn create(&self) -> Next {
         let created = match &self.row.file {
             Some(file) => {
                 self.provider.create(Create::with_file(&self.row.key, &self.row.endpoint, self.row.items, file))
@@ -190,18 +195,20 @@ impl Submission<'_> {
     fn not_done(&self, error: &CallError, fate: Fate) -> Next {
         let text = error.to_string();
         if fate == Fate::Ambiguous {
-            if self.provider.limits().idempotent {
-                self.write(move |turn, row| turn.not_sent(row, &text))?;
-            } else {
-                self.write(move |turn, row| turn.request_failed(row, &text))?;
-            }
+            self.write(move |turn, row| turn.request_failed(row, &text))?;
             return Ok(Some(Outcome::Snooze(error.retry_after.unwrap_or_else(|| backoff(self.row.failures)))));
         }
+        // That the second sending had no effect tells nothing of the first.
+        let again = self.row.state == RequestState::Sent;
+        let refused = move |turn: &mut crate::store::Turn<'_>, row: &RequestRow, text: &str| match again {
+            true => turn.request_failed(row, text),
+            false => turn.not_sent(row, text),
+        };
         match error.class {
             CallClass::Account => {
                 let wait = error.retry_after;
                 let until_at = self.write(move |turn, row| {
-                    turn.not_sent(row, &text)?;
+                    refused(turn, row, &text)?;
                     turn.block(&row.account, wait, &text)
                 })?;
                 Ok(Some(Outcome::Snooze(until(until_at, self.now()))))
@@ -216,7 +223,7 @@ impl Submission<'_> {
                 let breaks = limited || self.row.failures + 1 >= FAILURES_IN_A_ROW;
                 let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
                 self.write(move |turn, row| {
-                    turn.not_sent(row, &text)?;
+                    refused(turn, row, &text)?;
                     if breaks { turn.block(&row.account, Some(wait), &text).map(drop) } else { Ok(()) }
                 })?;
                 Ok(Some(Outcome::Snooze(wait)))
@@ -264,9 +271,17 @@ impl Submission<'_> {
     /// Finds out whether the creation has made a batch. Never sends anything before it is known.
     fn resolve(&self) -> Next {
         let limits = self.provider.limits();
-        if limits.idempotent || limits.local {
-            self.write(|turn, row| turn.not_sent(row, "no answer came; sent again under the same key"))?;
+        if limits.local {
+            self.write(|turn, row| turn.not_sent(row, "no answer came, and nothing has left"))?;
             return Ok(None);
+        }
+        if limits.idempotent {
+            match self.write(move |turn, row| turn.mark_sent_again(row, limits.create_timeout))? {
+                MaySend::Yes => return self.create(),
+                MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+                // A batch that is cancelled is looked for, and not made to find out whether it was.
+                MaySend::No => {}
+            }
         }
         let (now, sent_at) = (self.now(), self.row.sent_at.unwrap_or_else(|| self.now()));
         let since = sent_at.saturating_sub(CLOCK_SKEW);

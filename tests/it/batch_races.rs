@@ -204,6 +204,46 @@ fn only_the_job_of_its_own_step_takes_an_item_further() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// An older sending may succeed when the item has been frozen into another request.
+#[test]
+fn a_request_that_loses_an_item_before_it_is_sent_is_made_anew() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().lags = true;
+    fake.inside().creations.extend([Creation::AnswerLost, Creation::AnswerLost]);
+    let id = submit(&t, 3);
+    pass(&t, 420);
+    fake.inside().lags = false;
+    pass(&t, 120);
+    assert_eq!(t.client().batch_requests(id, &[], None, 10)?.len(), 2, "a twin");
+    // One expires in both. The others expire in the first, and succeed in the second when they are on their way again.
+    let expired = || Some(jobmill::provider::ItemOutcome::Expired);
+    fake.answer(move |_, _| expired());
+    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
+    fake.inside().batches[0].state = jobmill::provider::RemoteState::Ended(RemoteEnd::Expired);
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    assert_eq!(t.client().batch_requests(id, &[RequestStatus::Submitting], None, 10)?.len(), 1);
+    fake.answer(move |_, body| if body["n"] == 0 { expired() } else { Some(succeeded(&Value::Null)) });
+    fake.complete_all();
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    assert_eq!(t.client().batch(id)?.items.completed, 2);
+    fake.answer(|_, _| Some(succeeded(&Value::Null)));
+    for _ in 0..20 {
+        pass(&t, 60);
+        fake.complete_all();
+    }
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 3));
+    assert_eq!(
+        fake.inside().batches.last().map(|held| held.requests.len()),
+        Some(1),
+        "what succeeded is not paid again"
+    );
+    Ok(())
+}
+
 /// The key under which an engine's job would be unique is one that others may hold.
 #[test]
 fn nobody_else_can_stand_in_for_the_job_of_a_step() -> jobmill::Result<()> {
@@ -233,7 +273,7 @@ fn that_a_repetition_is_refused_tells_nothing_of_the_first_sending() -> jobmill:
         Creation::Fails(Fate::Rejected, CallClass::Account),
     ]);
     let id = submit(&t, 2);
-    pass(&t, 30);
+    pass(&t, 60);
     assert!(fake.count("create") > 1);
     t.client().cancel(id)?;
     pass(&t, 600);

@@ -23,6 +23,8 @@ use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
 const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
 /// How long a request waits for an account whose key is not here.
 const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
+/// How long an account is left alone when a request was not what was planned, lest it go on for ever in no time.
+const WAIT_FOR_CHANGED: Duration = Duration::from_secs(10);
 /// The first poll of a batch, unless its provider wants it later.
 const FIRST_POLL: Duration = Duration::from_secs(30);
 /// After how many failures in a row nothing is sent to an account for a while.
@@ -119,9 +121,10 @@ impl Submission<'_> {
         let limits = self.provider.limits();
         if limits.uploads && self.row.file.is_none() {
             return match self.upload()? {
-                Ok(file) => self.write(move |turn, row| turn.uploaded(row.id, &file)).map(|()| None),
+                Some(Ok(file)) => self.write(move |turn, row| turn.uploaded(row.id, &file)).map(|()| None),
                 // A file that nobody knows of costs nothing, and is looked for by its name the next time.
-                Err(error) => self.not_done(&error, Fate::Rejected),
+                Some(Err(error)) => self.not_done(&error, Fate::Rejected),
+                None => self.changed(),
             };
         }
         match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
@@ -145,7 +148,12 @@ impl Submission<'_> {
             None => {
                 let mut reader = self.body()?;
                 let body = Body { length: self.row.bytes, reader: &mut reader };
-                self.provider.create(Create::with_body(&self.row.key, &self.row.endpoint, self.row.items, body))
+                let create = Create::with_body(&self.row.key, &self.row.endpoint, self.row.items, body);
+                let created = self.provider.create(create);
+                if created.is_err() && reader.is_changed() {
+                    return self.changed();
+                }
+                created
             }
         };
         match created {
@@ -161,21 +169,35 @@ impl Submission<'_> {
         }
     }
 
-    fn upload(&self) -> Result<std::result::Result<String, CallError>> {
+    /// Uploads the body. None: it is not what was frozen any more.
+    fn upload(&self) -> Result<Option<std::result::Result<String, CallError>>> {
         let name = format!("{}.jsonl", self.row.key);
         if self.row.uploaded_at.is_some() {
             match self.provider.find_upload(&name) {
                 Ok(files) => {
                     if let Some(file) = files.into_iter().next() {
-                        return Ok(Ok(file));
+                        return Ok(Some(Ok(file)));
                     }
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Some(Err(error))),
             }
         }
         self.write(|turn, row| turn.upload_begins(row.id))?;
         let mut reader = self.body()?;
-        Ok(self.provider.upload(&name, Body { length: self.row.bytes, reader: &mut reader }))
+        let uploaded = self.provider.upload(&name, Body { length: self.row.bytes, reader: &mut reader });
+        Ok(if uploaded.is_err() && reader.is_changed() { None } else { Some(uploaded) })
+    }
+
+    /// The body is not what was frozen: an older sending of an item has succeeded meanwhile, or another release encodes
+    /// otherwise. It cannot have been sent to its end now, and its items go anew.
+    fn changed(&self) -> Next {
+        if self.row.state == RequestState::Sent {
+            // It had been sent before, as it was then.
+            return self.look();
+        }
+        let why = "its items have changed since it was planned";
+        self.write(move |turn, row| turn.block(&row.account, Some(WAIT_FOR_CHANGED), why).map(drop))?;
+        self.release(why, Learnt::default())
     }
 
     fn adopt(&self, remote: RemoteBatch) -> Next {
@@ -283,6 +305,12 @@ impl Submission<'_> {
                 MaySend::No => {}
             }
         }
+        self.look()
+    }
+
+    /// Looks for the batch at the provider.
+    fn look(&self) -> Next {
+        let limits = self.provider.limits();
         let (now, sent_at) = (self.now(), self.row.sent_at.unwrap_or_else(|| self.now()));
         let since = sent_at.saturating_sub(CLOCK_SKEW);
         let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);

@@ -244,6 +244,28 @@ fn a_request_that_loses_an_item_before_it_is_sent_is_made_anew() -> jobmill::Res
     Ok(())
 }
 
+/// A submission that is cut off leaves a part of a batch, which nobody has asked to be sent.
+#[test]
+fn a_batch_that_was_never_complete_cannot_be_retried() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let client = t.client().clone();
+    let mut retried = None;
+    let meddling = (0..4000).map(|n| {
+        if n == 2500 {
+            let id = client.list(Query::new().kinds(["jobmill.batch"])).expect("a list").jobs[0].id;
+            client.cancel(id).expect("a cancellation");
+            retried = Some(client.retry(id).map(drop));
+        }
+        item(n)
+    });
+    let refused = t.client().submit(NewBatch::new("fake"), meddling).expect_err("it was ended meanwhile");
+    assert_eq!(refused.kind(), ErrorKind::Conflict);
+    assert_eq!(retried.expect("a retry").map_err(|error| error.kind()), Err(ErrorKind::Conflict));
+    pass(&t, 60);
+    assert_eq!(fake.count("create"), 0);
+    Ok(())
+}
+
 /// The key under which an engine's job would be unique is one that others may hold.
 #[test]
 fn nobody_else_can_stand_in_for_the_job_of_a_step() -> jobmill::Result<()> {

@@ -302,3 +302,22 @@ fn that_a_repetition_is_refused_tells_nothing_of_the_first_sending() -> jobmill:
     assert!(fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
     Ok(())
 }
+
+/// The item of the first result may have been completed by another sending.
+#[test]
+fn a_batch_is_proved_ours_by_an_item_that_needs_it_no_more() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().keeps_keys = false;
+    fake.inside().creations.push_back(Creation::AnswerLost);
+    let id = submit(&t, 3);
+    t.drain()?;
+    tamper(
+        t.client(),
+        "UPDATE jobmill_batch_item SET state = 3 WHERE key = 'key-0';
+         UPDATE jobmill_batch SET sent = sent - 1, completed = completed + 1;",
+    );
+    fake.complete_all();
+    pass(&t, 1200);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    Ok(())
+}

@@ -399,7 +399,7 @@ impl Submission<'_> {
         reader
             .snapshot("cannot read the item", |conn| {
                 let Some(mark) = Mark::parse(&custom_id) else { return Ok(false) };
-                Ok(file_tag(conn)? == Some(mark.tag) && plan::is_bound(conn, mark.item, id)?)
+                Ok(file_tag(conn)? == Some(mark.tag) && plan::was_bound(conn, mark.item, id)?)
             })
             .ok()
     }

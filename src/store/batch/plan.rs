@@ -390,8 +390,8 @@ pub(crate) fn blocked(
     .optional()
 }
 
-/// Whether an item belongs to a request and has no result.
-pub(crate) fn is_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request AND state = 1")?
+/// Whether a request is the last that held an item, whatever has become of the item since.
+pub(crate) fn was_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request")?
         .exists(named_params! { ":item": item, ":request": request })
 }

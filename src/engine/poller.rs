@@ -21,6 +21,8 @@ use crate::store::batch::request::RequestRow;
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
+/// The shortest rest after a cycle that could not write what it was told.
+const REST_FAILED: Duration = Duration::from_secs(1);
 /// How long nobody else asks about a batch that we ask about.
 const LEASE: Duration = Duration::from_secs(120);
 /// The first poll of a batch, and how much longer each further one waits.
@@ -237,7 +239,11 @@ impl Poller {
 
     fn rest(&self) -> Duration {
         let now = self.client.desk().clock().now();
-        let due = self.client.reader().snapshot("cannot read when the next poll is due", poll::next_due);
+        let accounts = self.agency.accounts();
+        let due = self
+            .client
+            .reader()
+            .snapshot("cannot read when the next poll is due", |conn| poll::next_due(conn, &accounts));
         match due {
             Ok(Some(due)) if self.agency.settings.polling => due.since(now).min(REST_MAX),
             _ => REST_MAX,
@@ -254,15 +260,18 @@ impl Poller {
                     log::warn!("batches are looked after later: {error}");
                 }
             }
+            let mut rest_min = Duration::from_millis(20);
             if self.agency.settings.polling
                 && let Err(error) = self.cycle()
             {
                 log::warn!("a cycle of polls failed and is tried again: {error}");
+                // What was due is due still.
+                rest_min = REST_FAILED;
             }
             crossbeam_channel::select! {
                 recv(stop) -> _ => return,
                 recv(wake) -> _ => {}
-                default(self.rest().max(Duration::from_millis(20))) => {}
+                default(self.rest().max(rest_min)) => {}
             }
         }
     }

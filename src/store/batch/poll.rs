@@ -229,11 +229,41 @@ impl Turn<'_> {
     }
 }
 
-/// When the next request is due. None: nothing is at a provider.
-pub(crate) fn next_due(conn: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+/// When the next request of these accounts is due. None: nothing of theirs is at a provider. The accounts are a JSON array.
+pub(crate) fn next_due(conn: &Connection, accounts: &str) -> rusqlite::Result<Option<Timestamp>> {
     conn.prepare_cached(
         "SELECT min(max(next_poll_at, coalesce(poll_until, 0)))
-         FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due WHERE state = 3",
+         FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+         WHERE state = 3 AND account IN (SELECT value FROM json_each(:accounts))",
     )?
-    .query_row([], |row| row.get(0))
+    .query_row(named_params! { ":accounts": accounts }, |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::connect::Durability;
+
+    /// The poller rests until then: what it may not ask about would never let it.
+    #[test]
+    fn what_others_must_ask_about_is_due_to_nobody_here() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("jobs.db");
+        let store = Store::open(&path, Durability::Normal, Duration::ZERO).expect("a store");
+        let conn = store.connection();
+        for (id, account, at) in [(1, "strange", 10), (2, "ours", 30), (3, "ours", 20)] {
+            conn.execute(
+                "INSERT INTO jobmill_batch_request (id, batch, state, provider, account, base_url, endpoint, key,
+                     next_poll_at)
+                 VALUES (?1, 1, 3, 'p', ?2, '', '', ?1, ?3)",
+                rusqlite::params![id, account, at],
+            )
+            .expect("a request");
+        }
+        let due = |accounts| next_due(conn, accounts).expect("a look").map(Timestamp::as_micros);
+        assert_eq!((due("[]"), due("[\"ours\"]"), due("[\"ours\",\"strange\"]")), (None, Some(20), Some(10)));
+    }
 }

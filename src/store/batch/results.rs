@@ -62,13 +62,14 @@ struct Item {
 }
 
 /// Reads an item that a result is for.
-const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
+pub(crate) const PLAN_ITEM: &str =
+    "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
          route.model
      FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
      WHERE item.id = ?1";
 
 /// Takes an item further by a result. What its failed attempts have used up stays in the sum.
-const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
+pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
      SET state = ?2, attempt = ?3, finish = ?4, error_class = ?5, error = ?6, step_job = ?7,
          input = CASE WHEN ?8 IS NULL THEN input ELSE coalesce(input, 0) + ?8 END,
          cache_read = CASE WHEN ?9 IS NULL THEN cache_read ELSE coalesce(cache_read, 0) + ?9 END,

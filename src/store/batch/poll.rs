@@ -25,6 +25,10 @@ pub(crate) const PLAN_DUE: &str = concat!(
      ORDER BY next_poll_at LIMIT :limit"
 );
 
+/// Reads the batches that are under way: of the few batches, not of all jobs, in whichever order SQLite would rather go.
+pub(crate) const PLAN_BATCHES: &str = "SELECT batch.job FROM jobmill_batch AS batch
+     CROSS JOIN jobmill_job AS job ON job.id = batch.job WHERE job.state = 2";
+
 impl Turn<'_> {
     /// Takes the requests of these accounts that are due for the caller to ask about, about which nobody else asks
     /// meanwhile. The accounts are a JSON array.
@@ -187,10 +191,7 @@ impl Turn<'_> {
         }
         let running: Vec<JobId> = self
             .conn
-            .prepare_cached(
-                "SELECT batch.job FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
-                 WHERE job.state = 2",
-            )?
+            .prepare_cached(PLAN_BATCHES)?
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         running.into_iter().try_for_each(|batch| self.settle(batch))

@@ -2,10 +2,12 @@
 
 use jobmill::provider::{CallClass, CallError, Fate, RemoteEnd};
 use jobmill::testing::Harness;
-use jobmill::{ErrorKind, ItemQuery, NewBatch, NewJob, Query, RequestStatus, Status, Step, Unique};
+use jobmill::{
+    Batches, ErrorKind, ItemQuery, NewBatch, NewJob, Price, PriceTable, Query, RequestStatus, Status, Step, Unique,
+};
 use serde_json::{Value, json};
 
-use crate::batch::{BatchClock, item, items, pass, start, status, submit};
+use crate::batch::{BatchClock, item, items, pass, start, status, submit, with};
 use crate::support::fake::{Creation, Fake, errored, succeeded};
 use crate::support::{raw, secs, sound, tamper};
 
@@ -319,5 +321,26 @@ fn a_batch_is_proved_ours_by_an_item_that_needs_it_no_more() -> jobmill::Result<
     fake.complete_all();
     pass(&t, 1200);
     assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    Ok(())
+}
+
+/// An operator decides while the creation is still under way.
+#[test]
+fn what_a_creation_made_is_kept_though_an_operator_has_named_another() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::RateLimited));
+    let id = submit(&t, 2);
+    t.drain()?;
+    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+    let client = t.client().clone();
+    let meddling = move || client.adopt_request(request, "remote-77").expect("nobody knows yet");
+    fake.inside().on_encode = Some(Box::new(meddling));
+    pass(&t, 60);
+    let requests = t.client().batch_requests(id, &[], None, 10)?;
+    let held: Vec<_> = requests.iter().map(|request| request.remote_id.as_deref()).collect();
+    assert_eq!(held, [Some("remote-77"), Some("remote-0")]);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
     Ok(())
 }

@@ -205,9 +205,16 @@ impl Submission<'_> {
             .min(self.agency.settings.poll_interval)
             .max(remote.retry_after.unwrap_or_default())
             .max(self.provider.limits().poll_min);
-        let ours = self.write(move |turn, row| turn.adopt(row, &remote, wait))?;
+        let ours = self.write(move |turn, row| {
+            let ours = turn.adopt(row, &remote, wait)?;
+            if !ours {
+                // An operator has named another meanwhile. Unless it is some other request's, it is paid for our items.
+                turn.record_twin(row, &remote)?;
+            }
+            Ok(ours)
+        })?;
         if !ours {
-            log::error!("{}: its batch belongs to another request", self.row.id);
+            log::error!("{}: it is known as another batch, or its batch belongs to another request", self.row.id);
         }
         self.ctx.client().desk().wake_poller();
         Ok(Some(Outcome::Done(())))

@@ -344,3 +344,22 @@ fn what_a_creation_made_is_kept_though_an_operator_has_named_another() -> jobmil
     assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
     Ok(())
 }
+
+/// Two planners may be at one batch, each with what it knew of the budget when it began.
+#[test]
+fn a_plan_that_others_have_overtaken_goes_not_beyond_the_budget() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let prices = PriceTable::new("1", "EUR").model("m", Price::new(1000.0, 1000.0).batch_factor(1.0));
+    let t = with(&fake, Batches::new().prices(prices));
+    fake.inside().now = t.client().batch_clock();
+    fake.inside().limits.items = 1;
+    let id = t.client().submit(NewBatch::new("fake").budget(1.0), items(2))?.id();
+    let client = t.client().clone();
+    fake.inside().on_encode = Some(Box::new(move || {
+        tamper(&client, "UPDATE jobmill_batch SET cost_nanos = budget_nanos - 1000");
+    }));
+    pass(&t, 60);
+    assert_eq!(fake.count("create"), 0);
+    assert_eq!(t.client().batch(id)?.items.failed, 2);
+    Ok(())
+}

@@ -116,12 +116,7 @@ impl Turn<'_> {
             .query_row(named_params! { ":batch": batch }, |row| {
                 Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
             })?;
-        let reserved: i64 = self
-            .conn
-            .prepare_cached(
-                "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
-            )?
-            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        let reserved = reserved(self.conn, batch)?;
         Ok(Begin::Go(PlanState {
             routes: routes(self.conn, batch)?,
             budget_nanos,
@@ -187,7 +182,7 @@ impl Turn<'_> {
     }
 
     /// Freezes a request. From here on it is sent, whatever crashes. False: the batch is closed, or another request has
-    /// taken the room at the account meanwhile.
+    /// taken the room at the account meanwhile, or what was left of the budget.
     pub(crate) fn seal(
         &mut self,
         batch: JobId,
@@ -202,6 +197,14 @@ impl Turn<'_> {
         let of_model = under_way(self.conn, &room.account, room.model.as_deref())?;
         let alone = of_model.tokens == 0;
         if all.items + sealed.items > room.items || (of_model.tokens + sealed.tokens > room.tokens && !alone) {
+            return Ok(false);
+        }
+        let left: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT budget_nanos - cost_nanos FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        let held = reserved(self.conn, batch)?;
+        if left.is_some_and(|left| held.saturating_add(sealed.reserved_nanos) > left) {
             return Ok(false);
         }
         self.conn
@@ -294,6 +297,14 @@ impl Turn<'_> {
             })
             .map(drop)
     }
+}
+
+/// What the open requests of a batch may come to.
+fn reserved(conn: &Connection, batch: JobId) -> rusqlite::Result<i64> {
+    conn.prepare_cached(
+        "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
+    )?
+    .query_row(named_params! { ":batch": batch }, |row| row.get(0))
 }
 
 /// The ways of a batch's items.

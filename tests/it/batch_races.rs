@@ -363,3 +363,18 @@ fn a_plan_that_others_have_overtaken_goes_not_beyond_the_budget() -> jobmill::Re
     assert_eq!(t.client().batch(id)?.items.failed, 2);
     Ok(())
 }
+
+/// A planner that was thought dead, or whose batch was cancelled and retried while it reckoned, binds to what is no more.
+#[test]
+fn a_planner_whose_request_was_taken_from_it_binds_nothing_to_it() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let id = submit(&t, 3);
+    let client = t.client().clone();
+    let meddling = move || tamper(&client, "UPDATE jobmill_batch_request SET state = 6");
+    fake.inside().on_encode = Some(Box::new(meddling));
+    pass(&t, 60);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 3));
+    Ok(())
+}

@@ -153,14 +153,21 @@ impl Turn<'_> {
         Ok(BatchRequestId::from_raw(id))
     }
 
-    /// Binds items to a request that is open. Each was sent so often before. False: the batch is closed.
+    /// Whether a request is open still: another may have ended it, who took its planner for dead.
+    fn is_planning(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND state = 0")?
+            .exists(named_params! { ":id": request })
+    }
+
+    /// Binds items to a request that is open. Each was sent so often before. False: the batch is closed, or the request.
     pub(crate) fn bind(
         &mut self,
         batch: JobId,
         request: BatchRequestId,
         items: &[(BatchItemId, u32)],
     ) -> rusqlite::Result<bool> {
-        if !self.is_batch_open(batch)? {
+        if !self.is_batch_open(batch)? || !self.is_planning(request)? {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(
@@ -190,7 +197,7 @@ impl Turn<'_> {
         sealed: &Sealed,
         room: &Room,
     ) -> rusqlite::Result<bool> {
-        if !self.is_batch_open(batch)? {
+        if !self.is_batch_open(batch)? || !self.is_planning(request)? {
             return Ok(false);
         }
         let all = under_way(self.conn, &room.account, None)?;

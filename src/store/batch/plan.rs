@@ -154,7 +154,7 @@ impl Turn<'_> {
     }
 
     /// Whether a request is open still: another may have ended it, who took its planner for dead.
-    fn is_planning(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
+    pub(crate) fn is_planning(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
         self.conn
             .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND state = 0")?
             .exists(named_params! { ":id": request })

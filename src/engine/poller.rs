@@ -21,6 +21,8 @@ use crate::store::batch::request::RequestRow;
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
+/// The shortest rest after a cycle that could not write what it was told.
+const REST_FAILED: Duration = Duration::from_secs(1);
 /// How long nobody else asks about a batch that we ask about.
 const LEASE: Duration = Duration::from_secs(120);
 /// The first poll of a batch, and how much longer each further one waits.
@@ -237,7 +239,11 @@ impl Poller {
 
     fn rest(&self) -> Duration {
         let now = self.client.desk().clock().now();
-        let due = self.client.reader().snapshot("cannot read when the next poll is due", poll::next_due);
+        let accounts = self.agency.accounts();
+        let due = self
+            .client
+            .reader()
+            .snapshot("cannot read when the next poll is due", |conn| poll::next_due(conn, &accounts));
         match due {
             Ok(Some(due)) if self.agency.settings.polling => due.since(now).min(REST_MAX),
             _ => REST_MAX,
@@ -254,15 +260,18 @@ impl Poller {
                     log::warn!("batches are looked after later: {error}");
                 }
             }
+            let mut rest_min = Duration::from_millis(20);
             if self.agency.settings.polling
                 && let Err(error) = self.cycle()
             {
                 log::warn!("a cycle of polls failed and is tried again: {error}");
+                // What was due is due still.
+                rest_min = REST_FAILED;
             }
             crossbeam_channel::select! {
                 recv(stop) -> _ => return,
                 recv(wake) -> _ => {}
-                default(self.rest().max(Duration::from_millis(20))) => {}
+                default(self.rest().max(rest_min)) => {}
             }
         }
     }
@@ -274,9 +283,9 @@ impl<'a> Task<'a> {
         match self {
             Self::One(provider, row) => {
                 let id = row.remote_id.clone().unwrap_or_default();
-                vec![Told { row: *row, answer: provider.poll(&id), limits: provider.limits() }]
+                vec![Told { row: *row, answer: asked(|| provider.poll(&id)), limits: provider.limits() }]
             }
-            Self::All(provider, rows, since) => match provider.list(since) {
+            Self::All(provider, rows, since) => match asked(|| provider.list(since)) {
                 Ok(Some(batches)) => {
                     let mut known: HashMap<String, RemoteBatch> =
                         batches.into_iter().map(|batch| (batch.id.clone(), batch)).collect();
@@ -300,6 +309,14 @@ impl<'a> Task<'a> {
             },
         }
     }
+}
+
+/// What a provider answers. One that panics, which may be the application's, must not end the thread that asks for all.
+fn asked<T>(ask: impl FnOnce() -> CallResult<T>) -> CallResult<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).unwrap_or_else(|_| {
+        let why = "the provider panicked when it was asked";
+        Err(CallError::new(crate::provider::Fate::Ambiguous, CallClass::Server, why))
+    })
 }
 
 fn not_here(why: String) -> CallError {

@@ -17,7 +17,7 @@ use crate::store::place::Place;
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, share};
+use crate::store::{Store, Turn, batch, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
 pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at, share FROM jobmill_job INDEXED BY jobmill_job_place
@@ -218,6 +218,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         conn.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     wrong.retain(|line| line != "ok");
     wrong.extend(miscounted(conn)?);
+    wrong.extend(batch::read::miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
          AND lane IN (SELECT id FROM jobmill_lane WHERE kind NOT IN ('', 'jobmill.batch'))

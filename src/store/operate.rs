@@ -219,6 +219,10 @@ impl Turn<'_> {
             State::Expired => AttemptOutcome::Expired,
             other => return Ok(Err(Refused::Status(other.status()))),
         };
+        // A batch that never began may lack items, and whoever was about to add them has gone.
+        if self.is_batch_lane(ended.place.lane) && ended.started_at.is_none() {
+            return Ok(Err(Refused::Status(ended.state.status())));
+        }
         if let Some(key) = &ended.unique_key
             && let Some(holder) = unique::retake(self.conn, key, id, self.now)?
         {

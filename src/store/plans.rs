@@ -16,7 +16,7 @@ use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
-use crate::store::{Store, Turn, enqueue, fair, housekeeping, list, read, rescue};
+use crate::store::{Store, Turn, batch, enqueue, fair, housekeeping, list, read, rescue};
 
 /// Wants everything, the users in turn or not.
 struct Greedy(bool);
@@ -155,11 +155,30 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("rescue", rescue::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
             ("prune", housekeeping::PLAN_PRUNE, place),
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
+            ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
+            ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
+            ("batch, send", batch::plan::PLAN_BOUND, "jobmill_batch_item_request (request=? AND rowid>?)"),
+            ("batch, result", batch::results::PLAN_ITEM, "item USING INTEGER PRIMARY KEY (rowid=?)"),
+            ("batch, apply", batch::results::PLAN_APPLY, "jobmill_batch_item USING INTEGER PRIMARY KEY (rowid=?)"),
         ] {
             let plan = plan(conn, sql);
             assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
             assert_cheap(name, &plan);
         }
+        for order in [Order::Ascending, Order::Descending] {
+            let plan = plan(conn, &batch::read::plan_items(order));
+            let index = "jobmill_batch_item_batch (batch=? AND rowid>? AND rowid<?)";
+            assert!(plan.iter().any(|step| step.contains(index)), "pages of items do not use {index}: {plan:?}");
+            assert_cheap("pages of items", &plan);
+        }
+        // Of all jobs, none is read that is no batch.
+        let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
+        assert!(plan_batches.iter().any(|step| step.contains("job USING INTEGER PRIMARY KEY")), "{plan_batches:?}");
+        // The accounts, which are few, are read from the list that is given.
+        let plan_due = plan(conn, batch::poll::PLAN_DUE);
+        let due = "jobmill_batch_request_due (next_poll_at<?)";
+        assert!(plan_due.iter().any(|step| step.contains(due)), "polls do not use {due}: {plan_due:?}");
+        assert!(!plan_due.iter().any(|step| step.contains("SCAN jobmill") || step.contains("TEMP B-TREE")));
         for (name, plans, index) in [
             ("all", list::PLAN_ALL, "jobmill_job USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"),
             ("lane", list::PLAN_LANE, "jobmill_job_place (lane=? AND state=? AND rowid>? AND rowid<?)"),

@@ -174,13 +174,21 @@ pub(crate) fn lane_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<LaneRow> {
 
 /// Whether a job stands in the file that is not this user's.
 pub(crate) fn is_foreign(conn: &Connection, id: JobId, user: &str) -> rusqlite::Result<bool> {
-    let owner: Option<Option<String>> = conn
-        .prepare_cached(
-            "SELECT (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share) FROM jobmill_job WHERE id = :id",
-        )?
-        .query_row(named_params! { ":id": id }, |row| row.get(0))
-        .optional()?;
-    Ok(owner.is_some_and(|owner| owner.as_deref() != Some(user)))
+    Ok(owner(conn, id)?.is_some_and(|owner| owner.as_deref() != Some(user)))
+}
+
+/// Whether there is such a job for this user, or for somebody who is bound to none.
+pub(crate) fn exists_for(conn: &Connection, id: JobId, user: Option<&str>) -> rusqlite::Result<bool> {
+    Ok(owner(conn, id)?.is_some_and(|owner| user.is_none() || owner.as_deref() == user))
+}
+
+/// Whose a job is. The outer one is none: there is no such job.
+fn owner(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Option<String>>> {
+    conn.prepare_cached(
+        "SELECT (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share) FROM jobmill_job WHERE id = :id",
+    )?
+    .query_row(named_params! { ":id": id }, |row| row.get(0))
+    .optional()
 }
 
 /// Reads the shares that a user has of lanes.

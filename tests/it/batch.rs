@@ -11,7 +11,7 @@ use jobmill::{
 use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, errored, succeeded};
-use crate::support::{PATIENCE, secs, until};
+use crate::support::{PATIENCE, secs, sound, until};
 
 pub(crate) fn item(n: usize) -> BatchItem {
     BatchItem::new(&json!({ "model": "m", "max_tokens": 5, "n": n })).key(format!("key-{n}"))
@@ -62,6 +62,7 @@ pub(crate) fn pass(t: &Harness, seconds: u64) {
         t.engine().poll().expect("a poll");
         t.drain().expect("a drain");
     }
+    sound(t.client());
 }
 
 pub(crate) fn status(t: &Harness, id: JobId) -> Status {

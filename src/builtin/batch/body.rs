@@ -83,6 +83,7 @@ pub(crate) struct BodyReader<'a> {
     hash: Sha256,
     /// What the hash must come to: what was frozen is sent, or nothing.
     frozen: Vec<u8>,
+    changed: bool,
 }
 
 impl<'a> BodyReader<'a> {
@@ -94,7 +95,13 @@ impl<'a> BodyReader<'a> {
         frozen: Vec<u8>,
     ) -> Self {
         let (buffer, after) = (Vec::new(), BatchItemId::from_raw(0));
-        Self { provider, reader, request, encoder, after, buffer, at: 0, closed: false, hash: Sha256::new(), frozen }
+        let (at, closed, changed, hash) = (0, false, false, Sha256::new());
+        Self { provider, reader, request, encoder, after, buffer, at, closed, hash, frozen, changed }
+    }
+
+    /// Whether it turned out not to be what was frozen, so that it was not read to its end.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed
     }
 
     fn fill(&mut self) -> std::io::Result<()> {
@@ -109,9 +116,12 @@ impl<'a> BodyReader<'a> {
             .snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK))
             .map_err(std::io::Error::other)?;
         for item in &items {
-            self.encoder.encode(self.provider, item, item.sends, &mut self.buffer).map_err(|rule| {
-                std::io::Error::other(format!("an item that could be encoded cannot be any more: {rule}"))
-            })?;
+            if let Err(rule) = self.encoder.encode(self.provider, item, item.sends, &mut self.buffer) {
+                self.buffer.clear();
+                self.changed = true;
+                let error = format!("an item that could be encoded cannot be any more: {rule}");
+                return Err(std::io::Error::other(error));
+            }
             self.after = item.id;
         }
         if items.len() < CHUNK {
@@ -120,6 +130,8 @@ impl<'a> BodyReader<'a> {
         }
         self.hash.update(&self.buffer);
         if self.closed && self.hash.finalize_reset()[..] != self.frozen[..] {
+            self.buffer.clear();
+            self.changed = true;
             return Err(std::io::Error::other("the body is not the one that was frozen"));
         }
         Ok(())

@@ -33,15 +33,25 @@ impl Canceller {
     /// Cancels what it can, and tells what could not be reached.
     fn cancel(&self, batch: JobId, ctx: &Context) -> Result<Option<String>> {
         let desk = ctx.client().desk();
-        in_slices(desk, move |turn| turn.cancel_items(batch, SLICE))?;
-        let open = call(desk, move |turn| turn.open_requests(batch))?;
+        // A batch that has ended meanwhile and was retried is not to be cancelled any more: each turn looks.
+        in_slices(desk, move |turn| Ok(turn.is_being_cancelled(batch)? && turn.cancel_items(batch, SLICE)?))?;
+        let open = call(desk, move |turn| match turn.is_being_cancelled(batch)? {
+            true => turn.open_requests(batch),
+            false => Ok(Vec::new()),
+        })?;
         let mut unreachable = None;
         for row in open {
             let id = row.id;
             match row.state {
                 RequestState::Planning | RequestState::Submitting => {
-                    in_slices(desk, move |turn| turn.end_items(batch, id, ItemState::Cancelled, (None, None), SLICE))?;
-                    call(desk, move |turn| turn.refuse(id, "cancelled before it was sent"))?;
+                    in_slices(desk, move |turn| {
+                        Ok(turn.is_being_cancelled(batch)?
+                            && turn.end_items(batch, id, ItemState::Cancelled, (None, None), SLICE)?)
+                    })?;
+                    call(desk, move |turn| match turn.is_being_cancelled(batch)? {
+                        true => turn.refuse(id, "cancelled before it was sent"),
+                        false => Ok(()),
+                    })?;
                 }
                 RequestState::Running if !row.cancel_requested => {
                     if let Err(why) = self.cancel_remote(&row, ctx)? {

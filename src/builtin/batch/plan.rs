@@ -76,8 +76,12 @@ impl Planner {
             };
             if let Some(left) = state.left {
                 // Its body was never reckoned to the end, and nothing of it has left.
-                in_slices(desk, move |turn| turn.unbind(batch, left, false, SLICE))?;
-                call(desk, move |turn| turn.refuse(left, "its planning was cut off"))?;
+                // Unless its planner lives after all, and has just frozen it.
+                in_slices(desk, move |turn| Ok(turn.is_planning(left)? && turn.unbind(batch, left, false, SLICE)?))?;
+                call(desk, move |turn| match turn.is_planning(left)? {
+                    true => turn.refuse(left, "its planning was cut off"),
+                    false => Ok(()),
+                })?;
                 continue;
             }
             let mut wait: Option<(Duration, String)> = None;

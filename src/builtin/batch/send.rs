@@ -23,6 +23,8 @@ use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
 const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
 /// How long a request waits for an account whose key is not here.
 const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
+/// How long an account is left alone when a request was not what was planned, lest it go on for ever in no time.
+const WAIT_FOR_CHANGED: Duration = Duration::from_secs(10);
 /// The first poll of a batch, unless its provider wants it later.
 const FIRST_POLL: Duration = Duration::from_secs(30);
 /// After how many failures in a row nothing is sent to an account for a while.
@@ -119,17 +121,26 @@ impl Submission<'_> {
         let limits = self.provider.limits();
         if limits.uploads && self.row.file.is_none() {
             return match self.upload()? {
-                Ok(file) => self.write(move |turn, row| turn.uploaded(row.id, &file)).map(|()| None),
+                Some(Ok(file)) => self.write(move |turn, row| turn.uploaded(row.id, &file)).map(|()| None),
                 // A file that nobody knows of costs nothing, and is looked for by its name the next time.
-                Err(error) => self.not_done(&error, Fate::Rejected),
+                Some(Err(error)) => self.not_done(&error, Fate::Rejected),
+                None => self.changed(),
             };
         }
         match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
             MaySend::Yes => {}
             MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
-            // Whoever cancels sees to what is left.
-            MaySend::No => return Ok(Some(Outcome::Done(()))),
+            // Whoever cancels has passed it by while nobody knew whether it had been sent, and comes once more.
+            MaySend::No => {
+                self.write(|turn, row| turn.cancel_later_if_asked(row.batch))?;
+                return Ok(Some(Outcome::Done(())));
+            }
         }
+        self.create()
+    }
+
+    /// Has the batch created, which is in the file as sent.
+    fn create(&self) -> Next {
         let created = match &self.row.file {
             Some(file) => {
                 self.provider.create(Create::with_file(&self.row.key, &self.row.endpoint, self.row.items, file))
@@ -137,7 +148,12 @@ impl Submission<'_> {
             None => {
                 let mut reader = self.body()?;
                 let body = Body { length: self.row.bytes, reader: &mut reader };
-                self.provider.create(Create::with_body(&self.row.key, &self.row.endpoint, self.row.items, body))
+                let create = Create::with_body(&self.row.key, &self.row.endpoint, self.row.items, body);
+                let created = self.provider.create(create);
+                if created.is_err() && reader.is_changed() {
+                    return self.changed();
+                }
+                created
             }
         };
         match created {
@@ -153,21 +169,35 @@ impl Submission<'_> {
         }
     }
 
-    fn upload(&self) -> Result<std::result::Result<String, CallError>> {
+    /// Uploads the body. None: it is not what was frozen any more.
+    fn upload(&self) -> Result<Option<std::result::Result<String, CallError>>> {
         let name = format!("{}.jsonl", self.row.key);
         if self.row.uploaded_at.is_some() {
             match self.provider.find_upload(&name) {
                 Ok(files) => {
                     if let Some(file) = files.into_iter().next() {
-                        return Ok(Ok(file));
+                        return Ok(Some(Ok(file)));
                     }
                 }
-                Err(error) => return Ok(Err(error)),
+                Err(error) => return Ok(Some(Err(error))),
             }
         }
         self.write(|turn, row| turn.upload_begins(row.id))?;
         let mut reader = self.body()?;
-        Ok(self.provider.upload(&name, Body { length: self.row.bytes, reader: &mut reader }))
+        let uploaded = self.provider.upload(&name, Body { length: self.row.bytes, reader: &mut reader });
+        Ok(if uploaded.is_err() && reader.is_changed() { None } else { Some(uploaded) })
+    }
+
+    /// The body is not what was frozen: an older sending of an item has succeeded meanwhile, or another release encodes
+    /// otherwise. It cannot have been sent to its end now, and its items go anew.
+    fn changed(&self) -> Next {
+        if self.row.state == RequestState::Sent {
+            // It had been sent before, as it was then.
+            return self.look();
+        }
+        let why = "its items have changed since it was planned";
+        self.write(move |turn, row| turn.block(&row.account, Some(WAIT_FOR_CHANGED), why).map(drop))?;
+        self.release(why, Learnt::default())
     }
 
     fn adopt(&self, remote: RemoteBatch) -> Next {
@@ -175,9 +205,16 @@ impl Submission<'_> {
             .min(self.agency.settings.poll_interval)
             .max(remote.retry_after.unwrap_or_default())
             .max(self.provider.limits().poll_min);
-        let ours = self.write(move |turn, row| turn.adopt(row, &remote, wait))?;
+        let ours = self.write(move |turn, row| {
+            let ours = turn.adopt(row, &remote, wait)?;
+            if !ours {
+                // An operator has named another meanwhile. Unless it is some other request's, it is paid for our items.
+                turn.record_twin(row, &remote)?;
+            }
+            Ok(ours)
+        })?;
         if !ours {
-            log::error!("{}: its batch belongs to another request", self.row.id);
+            log::error!("{}: it is known as another batch, or its batch belongs to another request", self.row.id);
         }
         self.ctx.client().desk().wake_poller();
         Ok(Some(Outcome::Done(())))
@@ -187,18 +224,20 @@ impl Submission<'_> {
     fn not_done(&self, error: &CallError, fate: Fate) -> Next {
         let text = error.to_string();
         if fate == Fate::Ambiguous {
-            if self.provider.limits().idempotent {
-                self.write(move |turn, row| turn.not_sent(row, &text))?;
-            } else {
-                self.write(move |turn, row| turn.request_failed(row, &text))?;
-            }
+            self.write(move |turn, row| turn.request_failed(row, &text))?;
             return Ok(Some(Outcome::Snooze(error.retry_after.unwrap_or_else(|| backoff(self.row.failures)))));
         }
+        // That the second sending had no effect tells nothing of the first.
+        let again = self.row.state == RequestState::Sent;
+        let refused = move |turn: &mut crate::store::Turn<'_>, row: &RequestRow, text: &str| match again {
+            true => turn.request_failed(row, text),
+            false => turn.not_sent(row, text),
+        };
         match error.class {
             CallClass::Account => {
                 let wait = error.retry_after;
                 let until_at = self.write(move |turn, row| {
-                    turn.not_sent(row, &text)?;
+                    refused(turn, row, &text)?;
                     turn.block(&row.account, wait, &text)
                 })?;
                 Ok(Some(Outcome::Snooze(until(until_at, self.now()))))
@@ -213,7 +252,7 @@ impl Submission<'_> {
                 let breaks = limited || self.row.failures + 1 >= FAILURES_IN_A_ROW;
                 let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
                 self.write(move |turn, row| {
-                    turn.not_sent(row, &text)?;
+                    refused(turn, row, &text)?;
                     if breaks { turn.block(&row.account, Some(wait), &text).map(drop) } else { Ok(()) }
                 })?;
                 Ok(Some(Outcome::Snooze(wait)))
@@ -261,10 +300,24 @@ impl Submission<'_> {
     /// Finds out whether the creation has made a batch. Never sends anything before it is known.
     fn resolve(&self) -> Next {
         let limits = self.provider.limits();
-        if limits.idempotent || limits.local {
-            self.write(|turn, row| turn.not_sent(row, "no answer came; sent again under the same key"))?;
+        if limits.local {
+            self.write(|turn, row| turn.not_sent(row, "no answer came, and nothing has left"))?;
             return Ok(None);
         }
+        if limits.idempotent {
+            match self.write(move |turn, row| turn.mark_sent_again(row, limits.create_timeout))? {
+                MaySend::Yes => return self.create(),
+                MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+                // A batch that is cancelled is looked for, and not made to find out whether it was.
+                MaySend::No => {}
+            }
+        }
+        self.look()
+    }
+
+    /// Looks for the batch at the provider.
+    fn look(&self) -> Next {
+        let limits = self.provider.limits();
         let (now, sent_at) = (self.now(), self.row.sent_at.unwrap_or_else(|| self.now()));
         let since = sent_at.saturating_sub(CLOCK_SKEW);
         let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);
@@ -353,7 +406,7 @@ impl Submission<'_> {
         reader
             .snapshot("cannot read the item", |conn| {
                 let Some(mark) = Mark::parse(&custom_id) else { return Ok(false) };
-                Ok(file_tag(conn)? == Some(mark.tag) && plan::is_bound(conn, mark.item, id)?)
+                Ok(file_tag(conn)? == Some(mark.tag) && plan::was_bound(conn, mark.item, id)?)
             })
             .ok()
     }

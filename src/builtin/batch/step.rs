@@ -17,10 +17,11 @@ pub(crate) type StepFn = Arc<dyn Fn(BatchReply, &Context) -> Result<Step, Failur
 /// Runs a step for the item of the context's job. What it decides is written before the job ends, and counts once.
 pub(crate) fn run(step: &StepFn, ctx: &Context) -> RawOutcome {
     let StepItem { item, step_number } = ctx.payload()?;
+    let job = ctx.id();
     let row = ctx
         .client()
         .reader()
-        .snapshot("cannot read the reply", |conn| results::reply(conn, item, step_number))
+        .snapshot("cannot read the reply", |conn| results::reply(conn, item, step_number, job))
         .map_err(failed)?;
     // It was decided before, and the job's end was not written; or the batch is cancelled.
     let Some(row) = row else { return Ok(Outcome::Done(b"null".to_vec())) };
@@ -38,11 +39,11 @@ pub(crate) fn run(step: &StepFn, ctx: &Context) -> RawOutcome {
         Ok(decided) => decided,
         Err(failure) if ctx.is_last_attempt() || failure.retry == Retry::Never => {
             let lost = Step::Fail(failure.message.clone());
-            call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, &lost)).map_err(failed)?;
+            call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, job, &lost)).map_err(failed)?;
             return Err(failure);
         }
         Err(failure) => return Err(failure),
     };
-    call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, &decided)).map_err(failed)?;
+    call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, job, &decided)).map_err(failed)?;
     Ok(Outcome::Done(b"null".to_vec()))
 }

@@ -116,12 +116,7 @@ impl Turn<'_> {
             .query_row(named_params! { ":batch": batch }, |row| {
                 Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
             })?;
-        let reserved: i64 = self
-            .conn
-            .prepare_cached(
-                "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
-            )?
-            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        let reserved = reserved(self.conn, batch)?;
         Ok(Begin::Go(PlanState {
             routes: routes(self.conn, batch)?,
             budget_nanos,
@@ -158,14 +153,21 @@ impl Turn<'_> {
         Ok(BatchRequestId::from_raw(id))
     }
 
-    /// Binds items to a request that is open. Each was sent so often before. False: the batch is closed.
+    /// Whether a request is open still: another may have ended it, who took its planner for dead.
+    pub(crate) fn is_planning(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND state = 0")?
+            .exists(named_params! { ":id": request })
+    }
+
+    /// Binds items to a request that is open. Each was sent so often before. False: the batch is closed, or the request.
     pub(crate) fn bind(
         &mut self,
         batch: JobId,
         request: BatchRequestId,
         items: &[(BatchItemId, u32)],
     ) -> rusqlite::Result<bool> {
-        if !self.is_batch_open(batch)? {
+        if !self.is_batch_open(batch)? || !self.is_planning(request)? {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(
@@ -176,7 +178,8 @@ impl Turn<'_> {
         let mut change = Change::default();
         for (id, sends) in items {
             if statement.execute(params![id, request, sends])? != 1 {
-                // Somebody else has it, and what was reckoned for this request is wrong.
+                // Somebody else has it, and what was reckoned for this request is wrong. Those before it are bound.
+                change.write(self.conn, batch)?;
                 return Ok(false);
             }
             change.item(Some(ItemState::Waiting), Some(ItemState::Sent));
@@ -186,7 +189,7 @@ impl Turn<'_> {
     }
 
     /// Freezes a request. From here on it is sent, whatever crashes. False: the batch is closed, or another request has
-    /// taken the room at the account meanwhile.
+    /// taken the room at the account meanwhile, or what was left of the budget.
     pub(crate) fn seal(
         &mut self,
         batch: JobId,
@@ -194,13 +197,21 @@ impl Turn<'_> {
         sealed: &Sealed,
         room: &Room,
     ) -> rusqlite::Result<bool> {
-        if !self.is_batch_open(batch)? {
+        if !self.is_batch_open(batch)? || !self.is_planning(request)? {
             return Ok(false);
         }
         let all = under_way(self.conn, &room.account, None)?;
         let of_model = under_way(self.conn, &room.account, room.model.as_deref())?;
         let alone = of_model.tokens == 0;
         if all.items + sealed.items > room.items || (of_model.tokens + sealed.tokens > room.tokens && !alone) {
+            return Ok(false);
+        }
+        let left: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT budget_nanos - cost_nanos FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        let held = reserved(self.conn, batch)?;
+        if left.is_some_and(|left| held.saturating_add(sealed.reserved_nanos) > left) {
             return Ok(false);
         }
         self.conn
@@ -293,6 +304,14 @@ impl Turn<'_> {
             })
             .map(drop)
     }
+}
+
+/// What the open requests of a batch may come to.
+fn reserved(conn: &Connection, batch: JobId) -> rusqlite::Result<i64> {
+    conn.prepare_cached(
+        "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
+    )?
+    .query_row(named_params! { ":batch": batch }, |row| row.get(0))
 }
 
 /// The ways of a batch's items.
@@ -389,8 +408,8 @@ pub(crate) fn blocked(
     .optional()
 }
 
-/// Whether an item belongs to a request and has no result.
-pub(crate) fn is_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request AND state = 1")?
+/// Whether a request is the last that held an item, whatever has become of the item since.
+pub(crate) fn was_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request")?
         .exists(named_params! { ":item": item, ":request": request })
 }

@@ -25,6 +25,10 @@ pub(crate) const PLAN_DUE: &str = concat!(
      ORDER BY next_poll_at LIMIT :limit"
 );
 
+/// Reads the batches that are under way: of the few batches, not of all jobs, in whichever order SQLite would rather go.
+pub(crate) const PLAN_BATCHES: &str = "SELECT batch.job FROM jobmill_batch AS batch
+     CROSS JOIN jobmill_job AS job ON job.id = batch.job WHERE job.state = 2";
+
 impl Turn<'_> {
     /// Takes the requests of these accounts that are due for the caller to ask about, about which nobody else asks
     /// meanwhile. The accounts are a JSON array.
@@ -164,15 +168,22 @@ impl Turn<'_> {
     /// Has everything taken up again that ought to be under way and of which no job is at work: after a crash between
     /// two steps, or when somebody has removed such a job.
     pub(crate) fn resume_batches(&mut self) -> rusqlite::Result<()> {
-        let open: Vec<(BatchRequestId, RequestState)> = self
+        let open: Vec<(BatchRequestId, JobId, RequestState, bool)> = self
             .conn
             .prepare_cached(
-                "SELECT id, state FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5",
+                "SELECT id, batch, state, cancel_requested_at IS NOT NULL
+                 FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5",
             )?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, state) in open {
+        for (id, batch, state, cancel_requested) in open {
             match state {
+                RequestState::Planning | RequestState::Submitting if self.is_being_cancelled(batch)? => {
+                    self.cancel_later(batch)?;
+                }
+                RequestState::Running if !cancel_requested => self.cancel_later_if_asked(batch)?,
+                // A planner that is still at it is not disturbed by another.
+                RequestState::Planning if self.is_batch_open(batch)? => self.plan_later(batch)?,
                 RequestState::Submitting | RequestState::Sent => self.send_later(id)?,
                 RequestState::Ended => self.harvest_later(id)?,
                 _ => {}
@@ -180,10 +191,7 @@ impl Turn<'_> {
         }
         let running: Vec<JobId> = self
             .conn
-            .prepare_cached(
-                "SELECT batch.job FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
-                 WHERE job.state = 2",
-            )?
+            .prepare_cached(PLAN_BATCHES)?
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         running.into_iter().try_for_each(|batch| self.settle(batch))
@@ -222,11 +230,41 @@ impl Turn<'_> {
     }
 }
 
-/// When the next request is due. None: nothing is at a provider.
-pub(crate) fn next_due(conn: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+/// When the next request of these accounts is due. None: nothing of theirs is at a provider. The accounts are a JSON array.
+pub(crate) fn next_due(conn: &Connection, accounts: &str) -> rusqlite::Result<Option<Timestamp>> {
     conn.prepare_cached(
         "SELECT min(max(next_poll_at, coalesce(poll_until, 0)))
-         FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due WHERE state = 3",
+         FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+         WHERE state = 3 AND account IN (SELECT value FROM json_each(:accounts))",
     )?
-    .query_row([], |row| row.get(0))
+    .query_row(named_params! { ":accounts": accounts }, |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::connect::Durability;
+
+    /// The poller rests until then: what it may not ask about would never let it.
+    #[test]
+    fn what_others_must_ask_about_is_due_to_nobody_here() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("jobs.db");
+        let store = Store::open(&path, Durability::Normal, Duration::ZERO).expect("a store");
+        let conn = store.connection();
+        for (id, account, at) in [(1, "strange", 10), (2, "ours", 30), (3, "ours", 20)] {
+            conn.execute(
+                "INSERT INTO jobmill_batch_request (id, batch, state, provider, account, base_url, endpoint, key,
+                     next_poll_at)
+                 VALUES (?1, 1, 3, 'p', ?2, '', '', ?1, ?3)",
+                rusqlite::params![id, account, at],
+            )
+            .expect("a request");
+        }
+        let due = |accounts| next_due(conn, accounts).expect("a look").map(Timestamp::as_micros);
+        assert_eq!((due("[]"), due("[\"ours\"]"), due("[\"ours\",\"strange\"]")), (None, Some(20), Some(10)));
+    }
 }

@@ -126,8 +126,27 @@ pub(crate) fn failures(conn: &Connection, batch: JobId, limit: usize) -> rusqlit
 const ITEM: &str = "SELECT item.id, item.batch, item.state, item.key, item.step_number, item.attempt, item.request,
          request.state, route.provider, route.model, item.agent_id, item.finish, item.error_class, item.error,
          item.input, item.cache_read, item.cache_write, item.output, item.reasoning, item.cost_nanos, item.unpriced
-     FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
+     FROM jobmill_batch_item AS item {INDEX} CROSS JOIN jobmill_batch_route AS route ON route.id = item.route
      LEFT JOIN jobmill_batch_request AS request ON request.id = item.request";
+
+/// Reads a page of a batch's items.
+pub(crate) fn plan_items(order: Order) -> String {
+    let item = ITEM.replace("{INDEX}", "INDEXED BY jobmill_batch_item_batch");
+    let direction = if order == Order::Ascending { "ASC" } else { "DESC" };
+    format!(
+        "{item} WHERE item.batch = :batch AND (:mask >> item.state) & 1 AND item.id > :after AND item.id < :before
+             AND (:request IS NULL OR item.request = :request) AND (:agent IS NULL OR item.agent_id = :agent)
+         ORDER BY item.id {direction} LIMIT :limit"
+    )
+}
+
+/// Reads results of a batch, in its order.
+pub(crate) const PLAN_RESULTS: &str =
+    "SELECT item.id, key, item.state, output.output, error_class, error, finish, step_number, attempt, input,
+         cache_read, cache_write, item.output, reasoning, cost_nanos, unpriced
+     FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_batch
+     LEFT JOIN jobmill_batch_output AS output ON output.item = item.id
+     WHERE item.batch = :batch AND item.id > :after AND item.state >= 3 ORDER BY item.id LIMIT :limit";
 
 fn item(row: &Row<'_>) -> rusqlite::Result<BatchItemRecord> {
     let (state, request): (ItemState, Option<RequestState>) = (row.get(2)?, row.get(7)?);
@@ -166,13 +185,7 @@ pub(crate) fn items(
     if filter.states.is_empty() {
         mask = i64::MAX;
     }
-    let direction = if order == Order::Ascending { "ASC" } else { "DESC" };
-    let sql = format!(
-        "{ITEM} WHERE item.batch = :batch AND (:mask >> item.state) & 1 AND item.id > :after AND item.id < :before
-             AND (:request IS NULL OR item.request = :request) AND (:agent IS NULL OR item.agent_id = :agent)
-         ORDER BY item.id {direction} LIMIT :limit"
-    );
-    conn.prepare_cached(&sql)?
+    conn.prepare_cached(&plan_items(order))?
         .query_map(
             named_params! {
                 ":batch": batch, ":mask": mask, ":after": after.map_or(0, BatchItemId::raw),
@@ -186,7 +199,8 @@ pub(crate) fn items(
 
 /// One item.
 pub(crate) fn item_by_key(conn: &Connection, batch: JobId, key: &str) -> rusqlite::Result<Option<BatchItemRecord>> {
-    conn.prepare_cached(&format!("{ITEM} WHERE item.batch = :batch AND item.key = :key"))?
+    let item_row = ITEM.replace("{INDEX}", "INDEXED BY jobmill_batch_item_key");
+    conn.prepare_cached(&format!("{item_row} WHERE item.batch = :batch AND item.key = :key"))?
         .query_row(named_params! { ":batch": batch, ":key": key }, item)
         .optional()
 }
@@ -198,31 +212,26 @@ pub(crate) fn results(
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<(BatchItemId, ItemResult)>> {
-    conn.prepare_cached(
-        "SELECT item.id, key, item.state, output.output, error_class, error, finish, step_number, attempt, input,
-             cache_read, cache_write, item.output, reasoning, cost_nanos, unpriced
-         FROM jobmill_batch_item AS item LEFT JOIN jobmill_batch_output AS output ON output.item = item.id
-         WHERE item.batch = :batch AND item.id > :after AND item.state >= 3 ORDER BY item.id LIMIT :limit",
-    )?
-    .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, |row| {
-        let state: ItemState = row.get(2)?;
-        let unpriced: i64 = row.get(15)?;
-        let step_number: u32 = row.get(7)?;
-        let result = ItemResult {
-            key: row.get(1)?,
-            status: state.status(None),
-            output: json(row, 3)?,
-            error_class: row.get(4)?,
-            error: row.get(5)?,
-            finish: row.get(6)?,
-            steps: step_number + 1,
-            attempts: row.get(8)?,
-            usage: usage(row, 9)?,
-            cost_nanos: if unpriced == 0 { row.get(14)? } else { None },
-        };
-        Ok((row.get(0)?, result))
-    })?
-    .collect()
+    conn.prepare_cached(PLAN_RESULTS)?
+        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, |row| {
+            let state: ItemState = row.get(2)?;
+            let unpriced: i64 = row.get(15)?;
+            let step_number: u32 = row.get(7)?;
+            let result = ItemResult {
+                key: row.get(1)?,
+                status: state.status(None),
+                output: json(row, 3)?,
+                error_class: row.get(4)?,
+                error: row.get(5)?,
+                finish: row.get(6)?,
+                steps: step_number + 1,
+                attempts: row.get(8)?,
+                usage: usage(row, 9)?,
+                cost_nanos: if unpriced == 0 { row.get(14)? } else { None },
+            };
+            Ok((row.get(0)?, result))
+        })?
+        .collect()
 }
 
 /// The requests of a batch, in their order, behind one of them: one more than `limit` if there are more.
@@ -279,6 +288,45 @@ pub(crate) fn requests(
         },
     )?
     .collect()
+}
+
+/// What of the batches' own counts does not fit their items, and which items no request or step holds that ought to.
+pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut wrong: Vec<String> = conn
+        .prepare(
+            "SELECT batch.job, waiting, sent, stepping, completed, failed, cancelled, expired,
+                 coalesce(rows.waiting_rows, 0), coalesce(rows.sent_rows, 0), coalesce(rows.stepping_rows, 0),
+                 coalesce(rows.completed_rows, 0), coalesce(rows.failed_rows, 0), coalesce(rows.cancelled_rows, 0),
+                 coalesce(rows.expired_rows, 0)
+             FROM jobmill_batch AS batch JOIN jobmill_job AS job ON job.id = batch.job
+             LEFT JOIN (SELECT batch, sum(state = 0) AS waiting_rows, sum(state = 1) AS sent_rows,
+                            sum(state = 2) AS stepping_rows, sum(state = 3) AS completed_rows,
+                            sum(state = 4) AS failed_rows, sum(state = 5) AS cancelled_rows,
+                            sum(state = 6) AS expired_rows
+                        FROM jobmill_batch_item GROUP BY batch) AS rows ON rows.batch = batch.job",
+        )?
+        .query_map([], |row| {
+            let seven = |first: usize| (first..first + 7).map(|at| row.get(at)).collect::<rusqlite::Result<Vec<i64>>>();
+            Ok((row.get::<_, JobId>(0)?, seven(1)?, seven(8)?))
+        })?
+        .filter_map(|batch| match batch {
+            Ok((_, counts, rows)) if counts == rows => None,
+            Ok((id, counts, rows)) => Some(Ok(format!("the batch {id} counts {counts:?}, its items are {rows:?}"))),
+            Err(error) => Some(Err(error)),
+        })
+        .collect::<rusqlite::Result<_>>()?;
+    let unheld: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_batch_item AS item JOIN jobmill_job AS job ON job.id = item.batch
+         WHERE (item.state = 1 AND NOT EXISTS (SELECT 1 FROM jobmill_batch_request AS request
+                                               WHERE request.id = item.request AND request.state < 5))
+             OR (item.state < 3 AND job.state NOT IN (0, 2, 5))",
+        [],
+        |row| row.get(0),
+    )?;
+    if unheld > 0 {
+        wrong.push(format!("{unheld} items wait for something that never comes"));
+    }
+    Ok(wrong)
 }
 
 /// What holds up a batch, in words: what went wrong with its requests last, accounts that are left alone, what its planner

@@ -144,6 +144,28 @@ impl Turn<'_> {
         Ok(MaySend::No)
     }
 
+    /// The creation of a request is about to be sent once more, under a key by which its provider knows what it has made
+    /// already. Until the answer is in the file, it may be there.
+    pub(crate) fn mark_sent_again(&mut self, row: &RequestRow, create_timeout: Duration) -> rusqlite::Result<MaySend> {
+        if !self.is_batch_open(row.batch)? {
+            return Ok(MaySend::No);
+        }
+        let until = self.now.saturating_add(create_timeout.saturating_mul(2));
+        if !self.lease(&row.account, row.id, until)? {
+            return Ok(MaySend::NotYet);
+        }
+        // The first sending stays the moment since when it is looked for.
+        let marked = self
+            .conn
+            .prepare_cached("UPDATE jobmill_batch_request SET attempt = attempt + 1 WHERE id = :id AND state = 2")?
+            .execute(named_params! { ":id": row.id })?;
+        if marked == 1 {
+            return Ok(MaySend::Yes);
+        }
+        self.end_lease(&row.account, row.id)?;
+        Ok(MaySend::No)
+    }
+
     /// The creation of a request cannot have had an effect: it may be sent again.
     pub(crate) fn not_sent(&mut self, row: &RequestRow, error: &str) -> rusqlite::Result<()> {
         self.end_lease(&row.account, row.id)?;

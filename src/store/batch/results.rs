@@ -8,7 +8,6 @@ use crate::model::batch_job::StepItem;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Priority;
 use crate::model::new_job::NewJob;
-use crate::model::unique::Unique;
 use crate::model::usage::{PriceTable, Usage};
 use crate::provider::{ItemError, ItemOutcome};
 use crate::store::Turn;
@@ -63,13 +62,14 @@ struct Item {
 }
 
 /// Reads an item that a result is for.
-const PLAN_ITEM: &str = "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
+pub(crate) const PLAN_ITEM: &str =
+    "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
          route.model
      FROM jobmill_batch_item AS item JOIN jobmill_batch_route AS route ON route.id = item.route
      WHERE item.id = ?1";
 
 /// Takes an item further by a result. What its failed attempts have used up stays in the sum.
-const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
+pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
      SET state = ?2, attempt = ?3, finish = ?4, error_class = ?5, error = ?6, step_job = ?7,
          input = CASE WHEN ?8 IS NULL THEN input ELSE coalesce(input, 0) + ?8 END,
          cache_read = CASE WHEN ?9 IS NULL THEN cache_read ELSE coalesce(cache_read, 0) + ?9 END,
@@ -280,8 +280,7 @@ impl Turn<'_> {
     ) -> rusqlite::Result<JobId> {
         let mut job = NewJob::json(step.to_owned(), &StepItem { item, step_number })
             .queue(terms.queue.clone())
-            .priority(terms.priority)
-            .unique(Unique::key(format!("{item}/{step_number}")));
+            .priority(terms.priority);
         job.user_id.clone_from(&terms.user);
         self.enqueue(&job).map(|enqueued| enqueued.id())
     }
@@ -316,15 +315,21 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Takes an item further as its step has decided. False: it is not at that step any more.
-    pub(crate) fn step_item(&mut self, item: BatchItemId, step_number: u32, step: &Step) -> rusqlite::Result<bool> {
+    /// Takes an item further as its step has decided. False: it is not at that step any more, or another job is.
+    pub(crate) fn step_item(
+        &mut self,
+        item: BatchItemId,
+        step_number: u32,
+        job: JobId,
+        step: &Step,
+    ) -> rusqlite::Result<bool> {
         let known: Option<(JobId, u32)> = self
             .conn
             .prepare_cached(
                 "SELECT batch, (SELECT max_steps FROM jobmill_batch WHERE job = batch) FROM jobmill_batch_item
-                 WHERE id = :item AND state = 2 AND step_number = :step_number",
+                 WHERE id = :item AND state = 2 AND step_number = :step_number AND step_job = :job",
             )?
-            .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+            .query_row(named_params! { ":item": item, ":step_number": step_number, ":job": job }, |row| {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .optional()?;
@@ -379,19 +384,21 @@ impl Turn<'_> {
 
     /// Fails up to `limit` items whose step's job has come to an end without a word, and tells how many that were.
     pub(crate) fn fail_lost_steps(&mut self, limit: usize) -> rusqlite::Result<usize> {
-        let lost: Vec<(BatchItemId, u32, Option<String>)> = self
+        let lost: Vec<(BatchItemId, u32, JobId, Option<String>)> = self
             .conn
             .prepare_cached(
-                "SELECT item.id, item.step_number, job.error
+                "SELECT item.id, item.step_number, item.step_job, job.error
                  FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
                  LEFT JOIN jobmill_job AS job ON job.id = item.step_job
                  WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
             )?
-            .query_map(named_params! { ":limit": limit as i64 }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+            .query_map(named_params! { ":limit": limit as i64 }, |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+            })?
             .collect::<rusqlite::Result<_>>()?;
-        for (item, step_number, error) in &lost {
+        for (item, step_number, job, error) in &lost {
             let error = error.clone().unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
-            self.step_item(*item, *step_number, &Step::Fail(error))?;
+            self.step_item(*item, *step_number, *job, &Step::Fail(error))?;
         }
         Ok(lost.len())
     }
@@ -477,19 +484,21 @@ pub(crate) struct ReplyRow {
     pub(crate) state: Option<Box<RawValue>>,
 }
 
-/// What the step of an item is to decide about. None: it is not at that step.
+/// What the step of an item is to decide about, which is this job. None: it is not at that step, or another job is: a job
+/// of that kind is soon enqueued by anybody, and an item that was retried has another than before.
 pub(crate) fn reply(
     conn: &rusqlite::Connection,
     item: BatchItemId,
     step_number: u32,
+    job: JobId,
 ) -> rusqlite::Result<Option<ReplyRow>> {
     conn.prepare_cached(
         "SELECT batch, key, agent_id, body.body, output.output, body.state
          FROM jobmill_batch_item AS item JOIN jobmill_batch_body AS body ON body.item = item.id
          JOIN jobmill_batch_output AS output ON output.item = item.id
-         WHERE item.id = :item AND item.state = 2 AND step_number = :step_number",
+         WHERE item.id = :item AND item.state = 2 AND step_number = :step_number AND step_job = :job",
     )?
-    .query_row(named_params! { ":item": item, ":step_number": step_number }, |row| {
+    .query_row(named_params! { ":item": item, ":step_number": step_number, ":job": job }, |row| {
         Ok(ReplyRow {
             batch: row.get(0)?,
             key: row.get(1)?,

@@ -54,6 +54,15 @@ impl Turn<'_> {
         self.is_batch_open(batch).map(|open| !open)
     }
 
+    /// Whether a batch is under way and somebody has asked for its cancellation.
+    pub(crate) fn is_being_cancelled(&self, batch: JobId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NOT NULL",
+            )?
+            .exists(named_params! { ":id": batch })
+    }
+
     /// Lets a batch begin.
     pub(crate) fn start_batch(&mut self, standing: &Standing) -> rusqlite::Result<()> {
         self.conn
@@ -73,6 +82,11 @@ impl Turn<'_> {
     /// Has what is open of a batch cancelled.
     pub(crate) fn cancel_later(&mut self, batch: JobId) -> rusqlite::Result<()> {
         self.enqueue(&CancelBatch { batch }.new_job()).map(drop)
+    }
+
+    /// The same, if somebody has asked for it.
+    pub(crate) fn cancel_later_if_asked(&mut self, batch: JobId) -> rusqlite::Result<()> {
+        if self.is_being_cancelled(batch)? { self.cancel_later(batch) } else { Ok(()) }
     }
 
     /// Asks for the cancellation of a batch that is under way. What is at a provider is cancelled there, and ends with

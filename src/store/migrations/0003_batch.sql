@@ -68,7 +68,9 @@ CREATE TABLE jobmill_batch_item (
     cost_nanos  INTEGER NOT NULL DEFAULT 0,
     unpriced    INTEGER NOT NULL DEFAULT 0
 ) STRICT;
--- Serves the planning, the lists, and the caller's own keys.
+-- Serves the pages of items and results, which come in the order of the batch.
+CREATE INDEX jobmill_batch_item_batch ON jobmill_batch_item (batch);
+-- Serves the planning, and the caller's own keys.
 CREATE INDEX jobmill_batch_item_state ON jobmill_batch_item (batch, state);
 CREATE UNIQUE INDEX jobmill_batch_item_key ON jobmill_batch_item (batch, key);
 -- Serves what is left of a request at its end.

@@ -62,6 +62,9 @@ pub(crate) struct Inside {
     pub(crate) lags: bool,
     /// What happens while a poll is under way.
     pub(crate) on_poll: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens while an item is encoded.
+    pub(crate) on_encode: Option<Box<dyn FnOnce() + Send>>,
+    pub(crate) cancels: VecDeque<CallError>,
 }
 
 /// The fake provider. It clones.
@@ -108,6 +111,8 @@ impl Fake {
             deletions: 0,
             lags: false,
             on_poll: None,
+            on_encode: None,
+            cancels: VecDeque::new(),
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
     }
@@ -180,6 +185,9 @@ impl Provider for Fake {
     }
 
     fn encode(&self, item: &Outgoing<'_>, body: &mut Vec<u8>) -> Result<(), String> {
+        if let Some(meanwhile) = { self.inside().on_encode.take() } {
+            meanwhile();
+        }
         if item.body.get().contains("unsendable") {
             return Err("must not be unsendable".to_owned());
         }
@@ -208,7 +216,9 @@ impl Provider for Fake {
     fn create(&self, new: Create<'_>) -> CallResult<RemoteBatch> {
         let mut bytes = Vec::new();
         if let Some(body) = new.body {
-            body.reader.read_to_end(&mut bytes).expect("a body");
+            if body.reader.read_to_end(&mut bytes).is_err() {
+                return Err(CallError::new(Fate::Ambiguous, CallClass::Transport, "the body broke off"));
+            }
             assert_eq!(bytes.len() as u64, body.length, "the length is exact");
         }
         let mut inside = self.inside();
@@ -321,6 +331,9 @@ impl Provider for Fake {
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {
         let mut inside = self.inside();
         inside.calls.push("cancel");
+        if let Some(error) = inside.cancels.pop_front() {
+            return Err(error);
+        }
         let held = inside.batches.iter_mut().find(|held| held.id == id).ok_or_else(missing)?;
         if matches!(held.state, RemoteState::Ended(_)) {
             return Err(CallError::new(Fate::Rejected, CallClass::Invalid, "it has ended"));

@@ -36,9 +36,10 @@ impl Encoder {
         self.routes.iter().find(|route| route.id == item.route).map_or("", |route| &*route.model)
     }
 
-    /// Encodes an item that was sent so often with this sending. What stands before it belongs to it.
+    /// Encodes an item that was sent so often with this sending. What stands before it belongs to it. It is in the body once
+    /// [`took`](Self::took) says so.
     pub(crate) fn encode(
-        &mut self,
+        &self,
         provider: &dyn Provider,
         item: &WaitingItem,
         sends: u32,
@@ -49,20 +50,15 @@ impl Encoder {
         let before = if self.first { self.frame.open } else { self.frame.between };
         body.extend_from_slice(before.as_bytes());
         let encoded = provider.encode(&Outgoing::new(&custom_id, &self.endpoint, self.model(item), &item.body), body);
-        match encoded {
-            Ok(()) => self.first = false,
-            Err(_) => body.truncate(start),
+        if encoded.is_err() {
+            body.truncate(start);
         }
         encoded
     }
 
-    /// Forgets the last item, which found no room.
-    pub(crate) fn is_first(&self) -> bool {
-        self.first
-    }
-
-    pub(crate) fn set_first(&mut self, first: bool) {
-        self.first = first;
+    /// The item that was encoded last has found room.
+    pub(crate) fn took(&mut self) {
+        self.first = false;
     }
 
     pub(crate) fn close(&self) -> &'static str {
@@ -122,6 +118,7 @@ impl<'a> BodyReader<'a> {
                 let error = format!("an item that could be encoded cannot be any more: {rule}");
                 return Err(std::io::Error::other(error));
             }
+            self.encoder.took();
             self.after = item.id;
         }
         if items.len() < CHUNK {

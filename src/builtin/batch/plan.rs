@@ -231,7 +231,6 @@ impl Planner {
             let mut slice = Vec::new();
             let mut broken: Vec<(BatchItemId, &'static str, String)> = Vec::new();
             for item in &items {
-                let was_first = encoder.is_first();
                 buffer.clear();
                 if let Err(rule) = encoder.encode(group.provider, item, item.sends + 1, &mut buffer) {
                     broken.push((item.id, "invalid", rule));
@@ -241,20 +240,17 @@ impl Planner {
                 let cost = self.cost(encoder.model(item), item);
                 let spent = state.committed_nanos.saturating_add(sealed.reserved_nanos);
                 if bytes > group.limits.bytes && sealed.items == 0 {
-                    encoder.set_first(was_first);
                     broken.push((item.id, "invalid", format!("is larger than {} bytes", group.limits.bytes)));
                     continue;
                 }
                 match (state.budget_nanos, cost) {
                     (Some(_), None) => {
-                        encoder.set_first(was_first);
                         let rule =
                             format!("no price is known of {:?}, and the batch has a budget", encoder.model(item));
                         broken.push((item.id, "budget", rule));
                         continue;
                     }
                     (Some(budget), Some(cost)) if spent.saturating_add(cost) > budget => {
-                        encoder.set_first(was_first);
                         (full, over_budget) = (true, true);
                         break;
                     }
@@ -265,10 +261,10 @@ impl Planner {
                     || bytes > group.limits.bytes
                     || (tokens > most_tokens && !(alone && sealed.items == 0))
                 {
-                    encoder.set_first(was_first);
                     full = true;
                     break;
                 }
+                encoder.took();
                 hash.update(&buffer);
                 sealed.items += 1;
                 sealed.bytes += buffer.len() as u64;

@@ -9,6 +9,7 @@ use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, Poll
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
+use crate::model::new_job::check_name;
 use crate::model::page::{Order, Query};
 use crate::store::batch::create::NotAdded;
 use crate::store::batch::read::{self, ItemFilter};
@@ -363,14 +364,17 @@ impl Client {
     ///
     /// # Errors
     /// `NotFound` if there is no such request; `Conflict` if it is known what became of it, or the batch is another's;
-    /// `Forbidden` if the client is bound to a user.
+    /// `Invalid` if the provider's id breaks the rule for names; `Forbidden` if the client is bound to a user.
     pub fn adopt_request(&self, id: BatchRequestId, remote_id: &str) -> Result<()> {
         self.administer("adopt a request")?;
+        check_name("remote_id", remote_id)?;
         let remote_id = remote_id.to_owned();
         self.decide(id, move |turn| turn.adopt_by_hand(id, &remote_id))
     }
 
-    /// Says that a request of which nobody knows whether its provider has it was not created: it is sent again.
+    /// Says that a request of which nobody knows whether its provider has it was not created: it is sent again. Or gives up
+    /// one of which its provider tells nothing any more, neither how it does nor its results: its items count as missing,
+    /// and are sent again while they have attempts left. If it was run, that is paid twice.
     ///
     /// # Errors
     /// Those of [`Client::adopt_request`].

@@ -339,7 +339,7 @@ fn next_wait(
     let grown = row.poll_wait.map_or(FIRST_WAIT, |last| last.mul_f64(GROWTH).max(Duration::from_secs(1)));
     let spread = BuildHasherDefault::<DefaultHasher>::default().hash_one((row.id.raw(), now.as_micros()));
     let jitter = 0.8 + 0.4 * (spread % 1000) as f64 / 1000.0;
-    let mut wait = grown.min(settings.poll_interval).mul_f64(jitter);
+    let mut wait = grown.min(settings.poll_interval).mul_f64(jitter).min(settings.poll_interval);
     let remote = remote.or(row.latest.as_ref());
     if remote.and_then(|remote| remote.expires_at).is_some_and(|at| now.since(at) > OVERDUE) {
         wait = wait.max(WAIT_OVERDUE);

@@ -378,3 +378,40 @@ fn a_planner_whose_request_was_taken_from_it_binds_nothing_to_it() -> jobmill::R
     assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 3));
     Ok(())
 }
+
+/// A batch that its provider had deleted, or whose results were past their time, was asked about for ever.
+#[test]
+fn a_batch_that_its_provider_knows_no_more_can_be_given_up() -> jobmill::Result<()> {
+    for ended in [false, true] {
+        let (fake, t) = start();
+        let id = t.client().submit(NewBatch::new("fake").max_attempts(1), items(2))?.id();
+        t.drain()?;
+        let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+        let early = t.client().abandon_request(request).expect_err("its provider tells of it");
+        assert_eq!(early.kind(), ErrorKind::Conflict);
+        if ended {
+            fake.complete_all();
+            t.advance(secs(60));
+            t.engine().poll()?;
+        }
+        fake.inside().batches.clear();
+        pass(&t, 600);
+        assert_eq!(status(&t, id), Status::Running, "nobody knows what became of it");
+        t.client().abandon_request(request)?;
+        pass(&t, 1200);
+        let batch = t.client().batch(id)?;
+        assert_eq!((batch.job.status, batch.items.failed, fake.count("create")), (Status::Failed, 2, 1));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_batch_is_adopted_by_an_id_only() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().creations.push_back(Creation::AnswerLost);
+    let id = submit(&t, 1);
+    t.drain()?;
+    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+    assert_eq!(t.client().adopt_request(request, "").expect_err("a refusal").kind(), ErrorKind::Invalid);
+    Ok(())
+}

@@ -279,11 +279,27 @@ impl Turn<'_> {
         self.adopt(&row, &remote, Duration::ZERO).map(Some)
     }
 
-    /// An operator says that a request was not created. False: it is known what became of it.
+    /// An operator says that a request was not created, or that its provider knows nothing of it any more. False: it is known what became of it.
     pub(crate) fn abandon_by_hand(&mut self, id: BatchRequestId) -> rusqlite::Result<Option<bool>> {
         let Some(row) = request(self.conn, id)? else { return Ok(None) };
-        if row.state != RequestState::Sent {
-            return Ok(Some(false));
+        let given_up = RemoteEnd::Broken("an operator has given it up".to_owned());
+        match row.state {
+            RequestState::Sent => {}
+            // What its provider still tells of is not given up.
+            RequestState::Running if row.failures > 0 => {
+                self.remote_ended(id, &given_up)?;
+                return Ok(Some(true));
+            }
+            RequestState::Ended if row.failures > 0 => {
+                self.conn
+                    .prepare_cached("UPDATE jobmill_batch_request SET remote_end = :end WHERE id = :id AND state = 4")?
+                    .execute(named_params! {
+                        ":id": id, ":end": serde_json::to_string(&given_up).unwrap_or_default(),
+                    })?;
+                self.harvest_later(id)?;
+                return Ok(Some(true));
+            }
+            _ => return Ok(Some(false)),
         }
         self.not_sent(&row, "an operator says that it was not created")?;
         self.send_later(id)?;

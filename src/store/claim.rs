@@ -15,7 +15,7 @@ use crate::store::audit::Line;
 use crate::store::detail;
 use crate::store::fair::{Rotation, Turns};
 use crate::store::lane::{Demand, NextDelayed};
-use crate::store::place::Place;
+use crate::store::place::{Place, place_columns};
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
 use crate::store::step::Step;
 
@@ -168,7 +168,7 @@ pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEX
 
 /// Reads one job that is to be claimed.
 pub(crate) const PLAN_READ: &str =
-    concat!("SELECT ", job_columns!(), ", claim, backoff, share FROM jobmill_job WHERE id = ?1");
+    concat!("SELECT ", job_columns!(), ", claim, backoff, ", place_columns!(), " FROM jobmill_job WHERE id = ?1");
 
 /// Marks one job as ours.
 pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
@@ -176,9 +176,12 @@ pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
      WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
-pub(crate) const PLAN_EXPIRED: &str =
-    "SELECT id, lane, share, state, attempt FROM jobmill_job INDEXED BY jobmill_job_expiry
-     WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
+pub(crate) const PLAN_EXPIRED: &str = concat!(
+    "SELECT id, state, attempt, ",
+    place_columns!(),
+    " FROM jobmill_job INDEXED BY jobmill_job_expiry
+     WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7, 8) ORDER BY expires_at LIMIT :limit"
+);
 
 /// The statements that are run once for each claimed job.
 struct Statements<'c> {
@@ -327,7 +330,7 @@ impl Turn<'_> {
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
         let (mut claim, aside) = statements.read.query_row(params![id], |row| {
             let (job, aside) = row::job(row, known.key())?;
-            let place = Place { lane, share: row.get(JOB_COLUMNS + 2)? };
+            let place = Place::read(row, JOB_COLUMNS + 2)?;
             let fence = row.get(JOB_COLUMNS)?;
             Ok((Claim { job, place, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
         })?;
@@ -348,7 +351,7 @@ impl Turn<'_> {
         if claim.fence > 1 {
             self.forget_last_attempt(&mut claim.job)?;
         }
-        self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at);
+        self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at)?;
         Ok(Some(claim))
     }
 
@@ -364,7 +367,14 @@ impl Turn<'_> {
     }
 
     /// Counts a claim.
-    pub(crate) fn claimed(&mut self, id: JobId, place: Place, from: State, attempt: u32, ready_at: Timestamp) {
+    pub(crate) fn claimed(
+        &mut self,
+        id: JobId,
+        place: Place,
+        from: State,
+        attempt: u32,
+        ready_at: Timestamp,
+    ) -> rusqlite::Result<()> {
         self.step(Step {
             job: id,
             place,
@@ -374,7 +384,7 @@ impl Turn<'_> {
             attempt,
             waited: Some(self.now.since(ready_at)),
             ran: None,
-        });
+        })
     }
 
     /// Ends jobs whose `expires_at` has passed, at most `limit`, and tells whether there may be more.
@@ -383,12 +393,12 @@ impl Turn<'_> {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(PLAN_EXPIRED)?;
-        let due: Vec<(JobId, Place, State, u32)> = statement
+        let due: Vec<(JobId, State, u32, Place)> = statement
             .query_map(named_params! { ":now": self.now, ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, Place { lane: row.get(1)?, share: row.get(2)? }, row.get(3)?, row.get(4)?))
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, Place::read(row, 3)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, place, state, attempt) in &due {
+        for (id, state, attempt, place) in &due {
             self.expire_one(*id, *place, *state, *attempt)?;
         }
         let more = due.len() == limit;
@@ -396,7 +406,7 @@ impl Turn<'_> {
             .conn
             .prepare_cached(
                 "SELECT expires_at FROM jobmill_job INDEXED BY jobmill_job_expiry
-                 WHERE expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT 1",
+                 WHERE expires_at IS NOT NULL AND state IN (0, 1, 7, 8) ORDER BY expires_at LIMIT 1",
             )?
             .query_row([], |row| row.get(0))
             .optional()?;
@@ -408,7 +418,7 @@ impl Turn<'_> {
         let expired = self
             .conn
             .prepare_cached(
-                "UPDATE jobmill_job SET state = 6, completed_at = :now WHERE id = :id AND state IN (0, 1, 7)",
+                "UPDATE jobmill_job SET state = 6, completed_at = :now WHERE id = :id AND state IN (0, 1, 7, 8)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now })?;
         if expired == 0 {

@@ -62,7 +62,7 @@ impl<'c> Ledger<'c> for Turn<'c> {
             Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
             None => None,
         };
-        Ok(Place { lane, share })
+        Ok(Place { lane, share, flow: new.flow, limited: !new.limits.is_empty() })
     }
 
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
@@ -111,13 +111,13 @@ impl<'c> Ledger<'c> for Turn<'c> {
         if entered.status().is_terminal() {
             return self.last_step(step);
         }
-        self.step(step);
+        self.step(step)?;
         if row.owner.is_some() {
             let is_fair = self.demand.as_ref().is_some_and(|demand| demand.is_fair_by_user());
             if is_fair && !self.is_apart(row.place.lane) {
                 self.book.turns.served(new.user_id.as_deref().unwrap_or_default());
             }
-            self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at());
+            self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at())?;
             self.out.claims.push(Claim {
                 job: running(row, new, self.now),
                 place: row.place,
@@ -148,7 +148,7 @@ impl<'c> Ledger<'c> for File<'c> {
             Some(user) => Some(share::find_or_create(self.conn, lane, user)?),
             None => None,
         };
-        Ok(Place { lane, share })
+        Ok(Place { lane, share, flow: new.flow, limited: !new.limits.is_empty() })
     }
 
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
@@ -218,14 +218,19 @@ pub(crate) struct NewRow {
     expires_at: Option<Timestamp>,
     /// Who has claimed it already.
     owner: Option<i64>,
+    /// Its gates with what it takes of each, as JSON.
+    limits: Option<String>,
+    /// The gate that holds it.
+    gate: Option<i64>,
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
-         completed_at, source_id, stop_reason, callback_url, detail)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
+         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, gate, weight, cost)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+         ?23, ?24, ?25, ?26, ?27)";
 
 fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let conn = ledger.conn();
@@ -243,7 +248,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let run_at = new.run_at.resolve(now);
     let expires_at = new.expires_at.map(|at| at.resolve(now).unwrap_or(now));
     let state = first_state(new, run_at);
-    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None };
+    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None, limits: None, gate: None };
     if expires_at.is_none_or(|expires_at| expires_at > now) {
         ledger.claim(&mut row);
     }
@@ -275,6 +280,11 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         new.stop_reason.as_ref().map(|reason| reason.as_str()),
         new.callback_url,
         (detail > 0).then_some(detail),
+        place.flow,
+        row.limits,
+        row.gate,
+        (new.weight != 1).then_some(new.weight),
+        (new.cost != 1).then_some(new.cost),
     ])?;
     if detail & detail::HAS_ROW > 0 {
         detail::insert(conn, id, new)?;

@@ -110,7 +110,7 @@ impl Lanes {
         let mut statement = conn.prepare_cached("SELECT name FROM jobmill_queue WHERE paused_at IS NOT NULL")?;
         self.paused = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
         let mut statement = conn.prepare_cached(
-            "SELECT id, created, pending, running, completed, failed, cancelled, expired, delayed,
+            "SELECT id, created, pending, running, completed, failed, cancelled, expired, delayed, held,
                  queue, kind, priority, job_type, background, owned
              FROM jobmill_lane ORDER BY id",
         )?;
@@ -121,12 +121,12 @@ impl Lanes {
             seen += 1;
             let id: i64 = row.get(0)?;
             let key = LaneKey {
-                queue: row.get_ref(9)?.as_str()?,
-                kind: row.get_ref(10)?.as_str()?,
-                priority: row.get(11)?,
-                job_type: row.get(12)?,
-                background: row.get(13)?,
-                owned: row.get(14)?,
+                queue: row.get_ref(10)?.as_str()?,
+                kind: row.get_ref(11)?.as_str()?,
+                priority: row.get(12)?,
+                job_type: row.get(13)?,
+                background: row.get(14)?,
+                owned: row.get(15)?,
             };
             let at = self.at(id).unwrap_or_else(|| self.add(id, key));
             let lane = &mut self.lanes[at];
@@ -283,8 +283,9 @@ macro_rules! add_counts {
             "UPDATE ",
             $table,
             " SET created = created + ?1, pending = pending + ?2, running = running + ?3, completed = completed + ?4,
-                 failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7, delayed = delayed + ?8
-             WHERE id = ?9"
+                 failed = failed + ?5, cancelled = cancelled + ?6, expired = expired + ?7, delayed = delayed + ?8,
+                 held = held + ?9
+             WHERE id = ?10"
         )
     };
 }
@@ -300,8 +301,8 @@ pub(crate) fn add_to_share(conn: &Connection, share: i64, change: &[i64; State::
 }
 
 fn add_to(conn: &Connection, sql: &'static str, id: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
-    let [created, pending, running, completed, failed, cancelled, expired, delayed] = change;
+    let [created, pending, running, completed, failed, cancelled, expired, delayed, held] = change;
     conn.prepare_cached(sql)?
-        .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, id])
+        .execute(params![created, pending, running, completed, failed, cancelled, expired, delayed, held, id])
         .map(drop)
 }

@@ -138,7 +138,7 @@ impl Reader {
     }
 }
 
-/// The first eight counters of a row, from `first` on.
+/// The counters of a row, from `first` on.
 fn counts(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<[i64; State::COUNT]> {
     let mut counts = [0; State::COUNT];
     for (column, count) in counts.iter_mut().enumerate() {
@@ -151,7 +151,7 @@ fn counts(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<[i64; State
 pub(crate) fn lanes(conn: &Connection) -> rusqlite::Result<Vec<LaneRow>> {
     conn.prepare_cached(
         "SELECT id, queue, kind, priority, job_type, background, owned,
-             created, pending, running, completed, failed, cancelled, expired, delayed
+             created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_lane",
     )?
     .query_map([], |row| Ok(LaneRow { counts: counts(row, 7)?, ..lane_row(row)? }))?
@@ -194,7 +194,7 @@ fn owner(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Option<String>
 /// Reads the shares that a user has of lanes.
 pub(crate) fn shares_of(conn: &Connection, user: &str) -> rusqlite::Result<Vec<ShareRow>> {
     conn.prepare_cached(
-        "SELECT id, lane, created, pending, running, completed, failed, cancelled, expired, delayed
+        "SELECT id, lane, created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_share WHERE user_id = :user",
     )?
     .query_map(named_params! { ":user": user }, |row| {
@@ -354,7 +354,7 @@ pub(crate) fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<
         State::Completed => AttemptOutcome::Completed,
         State::Failed => AttemptOutcome::Failed,
         State::Cancelled => AttemptOutcome::Cancelled,
-        State::Expired | State::Created | State::Pending | State::Delayed => {
+        State::Expired | State::Created | State::Pending | State::Delayed | State::Held => {
             return Ok(Some(attempts));
         }
     };
@@ -473,7 +473,7 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(counted.into_keys().map(|lane| format!("jobs are in lane {lane}, which does not exist")));
     let mut counted = recount("share")?;
     let mut statement = conn.prepare(
-        "SELECT id, lane, user_id, created, pending, running, completed, failed, cancelled, expired, delayed
+        "SELECT id, lane, user_id, created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_share",
     )?;
     let mut shares = statement.query([])?;

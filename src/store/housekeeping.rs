@@ -17,7 +17,7 @@ use crate::store::place::{Place, place_columns};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, batch, share};
+use crate::store::{Store, Turn, batch, limits, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
 pub(crate) const PLAN_PRUNE: &str = concat!(
@@ -73,6 +73,9 @@ impl Turn<'_> {
         let mut gone = 0;
         for (id, completed_at, place) in &seen {
             if *completed_at < range.cutoff {
+                if place.limited {
+                    self.leave_gates(*id)?;
+                }
                 delete(self.conn, *id)?;
                 self.book.doomed.remove(id);
                 // Nobody is told: what is kept for its time and goes then has not changed.
@@ -101,9 +104,10 @@ impl Turn<'_> {
 
     /// Deletes a job that nobody runs, and tells of it.
     pub(crate) fn remove(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        // Its row tells which limits count it.
+        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         delete(self.conn, standing.id)?;
         self.book.doomed.remove(&standing.id);
-        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         // Who waits for its end learns that there is nothing to wait for.
         self.ended(standing.id);
         self.keep_last_id()
@@ -228,6 +232,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         conn.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     wrong.retain(|line| line != "ok");
     wrong.extend(miscounted(conn)?);
+    wrong.extend(limits::miscounted(conn)?);
     wrong.extend(batch::read::miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2

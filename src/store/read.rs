@@ -13,11 +13,11 @@ use crate::model::job_type::JobType;
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::batch;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
+use crate::store::{batch, limits};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -410,6 +410,8 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
             if !served {
                 reasons.push(Reason::NoHandler { kind: kind.clone() });
             }
+            reasons.extend(limits::explain(conn, id, now)?);
+            reasons.extend(limits::explain_queue(conn, &job.queue, now)?);
             if reasons.is_empty() {
                 reasons.push(Reason::NoFreeWorker);
             }

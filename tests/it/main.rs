@@ -18,6 +18,7 @@ mod faults;
 mod file;
 mod history;
 mod house;
+mod limits;
 mod listing;
 mod local;
 mod local_chat;

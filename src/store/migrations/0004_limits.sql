@@ -90,11 +90,13 @@ CREATE TABLE jobmill_limit (
     burst       INTEGER   -- how many tokens a key can have
 ) STRICT;
 
--- A gate is a limit at one key. What of its tokens is spent, one moment tells: that at which it has all of them again.
+-- A gate is a limit at one key. What of its tokens is spent, one moment tells: that at which it has all of them again,
+-- in nanoseconds since the epoch, for tokens may come fast. The other times are microseconds.
 CREATE TABLE jobmill_gate (
     id            INTEGER NOT NULL PRIMARY KEY,
     limit_id      INTEGER NOT NULL,
     key           TEXT    NOT NULL,
+    jobs          INTEGER NOT NULL DEFAULT 0,  -- how many rows of jobs name it, whatever their states
     running       INTEGER NOT NULL DEFAULT 0,
     full_at       INTEGER NOT NULL DEFAULT 0,
     blocked_until INTEGER NOT NULL DEFAULT 0,
@@ -103,6 +105,8 @@ CREATE TABLE jobmill_gate (
 ) STRICT;
 -- Serves the look for gates whose time has come.
 CREATE INDEX jobmill_gate_wake ON jobmill_gate (wake_at) WHERE wake_at IS NOT NULL;
+-- Serves the removal of those that no job names any more.
+CREATE INDEX jobmill_gate_idle ON jobmill_gate (id) WHERE jobs = 0;
 
 -- How many jobs of a lane wait for a gate: those that it has let go and nobody has claimed yet, and those that it holds.
 CREATE TABLE jobmill_gate_lane (

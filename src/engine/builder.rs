@@ -35,7 +35,9 @@ use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
 use crate::model::limit::Limit;
+use crate::model::metrics::Window;
 use crate::model::new_job::{Payload, check_duration, check_kind, check_queue};
+use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::threshold::Threshold;
@@ -75,6 +77,7 @@ pub struct EngineBuilder {
     capacity: Option<u32>,
     limits: Vec<Limit>,
     bounded_queues: Vec<Limit>,
+    preference: Preference,
     ageing: Option<Duration>,
     fair_by_user: bool,
     thresholds: Vec<Threshold>,
@@ -108,6 +111,7 @@ impl EngineBuilder {
             capacity: None,
             limits: Vec::new(),
             bounded_queues: Vec::new(),
+            preference: Preference::default(),
             ageing: None,
             fair_by_user: false,
             thresholds: Vec::new(),
@@ -227,6 +231,12 @@ impl EngineBuilder {
     /// that none starves. Defaults to no ageing.
     pub fn ageing(mut self, bound: Duration) -> Self {
         self.ageing = Some(bound);
+        self
+    }
+
+    /// Sets what goes first among jobs of one priority. Defaults to [`Preference::Arrival`].
+    pub fn prefer(mut self, preference: Preference) -> Self {
+        self.preference = preference;
         self
     }
 
@@ -358,6 +368,7 @@ impl EngineBuilder {
                 return Err(Error::invalid("queue", format_args!("the limit of {name} must be at least 1")));
             }
         }
+        self.preference.check()?;
         if self.capacity == Some(0) {
             return Err(Error::invalid("capacity", "must be at least 1"));
         }
@@ -443,6 +454,7 @@ impl EngineBuilder {
             queue_limits: self.queue_limits,
             capacity: self.capacity,
             ageing: self.ageing,
+            preference: self.preference,
             fair_by_user: self.fair_by_user,
             backoff: self.backoff,
             timeout_grace: self.timeout_grace,
@@ -460,6 +472,9 @@ impl EngineBuilder {
             liveness,
             shutting_down: shutting_down.clone(),
         });
+        if self.preference != Preference::Arrival {
+            learn(&client, &shop.registry)?;
+        }
         panics::install();
         if !self.counts_rates {
             desk.press().count_nothing();
@@ -551,6 +566,16 @@ fn register(
             .map_err(|error| storage_error("cannot register the engine", error))
     })?;
     Ok(own)
+}
+
+/// Learns from the file how long jobs of each kind have run in the last day.
+fn learn(client: &Client, registry: &Registry) -> Result<()> {
+    for (kind, rates) in client.metrics(Window::Day)?.kinds {
+        if let Some(mean) = rates.ran.mean() {
+            registry.measured(&kind, mean);
+        }
+    }
+    Ok(())
 }
 
 /// The name of this host, for people to read.

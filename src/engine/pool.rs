@@ -13,6 +13,7 @@ use crate::model::batch_job::BATCH_KINDS;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::new_job::SYSTEM_QUEUE;
+use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
 use crate::store::lane::{Demand, Lane};
@@ -44,6 +45,7 @@ pub(crate) struct PoolSettings {
     /// What jobs may weigh all together that run at a time.
     pub(crate) capacity: Option<u32>,
     pub(crate) ageing: Option<Duration>,
+    pub(crate) preference: Preference,
     pub(crate) fair_by_user: bool,
     pub(crate) backoff: Backoff,
     pub(crate) timeout_grace: Duration,
@@ -605,6 +607,17 @@ impl Demand for PoolDemand<'_> {
 
     fn ageing(&self) -> Option<Duration> {
         self.pool.settings.ageing
+    }
+
+    fn preference(&self) -> Preference {
+        self.pool.settings.preference
+    }
+
+    fn takes(&self, lane: &Lane) -> Duration {
+        match self.pool.settings.preference {
+            Preference::Arrival => Duration::ZERO,
+            _ => self.pool.registry.mean(&lane.kind).unwrap_or_default(),
+        }
     }
 
     fn is_fair_by_user(&self) -> bool {

@@ -18,6 +18,7 @@ pub(crate) mod metrics;
 pub(crate) mod new_batch;
 pub(crate) mod new_job;
 pub(crate) mod page;
+pub(crate) mod preference;
 pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;

@@ -10,6 +10,7 @@ use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::new_job::NewJob;
+use crate::model::preference::Preference;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
@@ -28,11 +29,23 @@ const PASSED_MAX: usize = 1000;
 /// The most jobs that one turn claims.
 pub(crate) const CLAIM_MAX: usize = 512;
 
+/// In which order a stream gives the jobs of a lane, and which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Those that may run since they were created, by id.
+    Created,
+    /// Those with a `run_at` of their own, by that.
+    RunAt,
+    /// Those of the first sort that have an `expires_at`, by that.
+    Deadline,
+}
+
 /// The jobs of one lane that are ready, in their order.
 struct Stream {
     lane: i64,
-    /// Whether these are the lane's delayed jobs, ordered by `run_at`, or the others, ordered by id.
-    delayed: bool,
+    order: Order,
+    /// How long each is expected to run.
+    takes: Duration,
     heads: VecDeque<(i64, JobId)>,
     /// The position behind which the next heads are read.
     read_to: (i64, JobId),
@@ -42,9 +55,9 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(lane: i64, delayed: bool) -> Self {
+    fn new(lane: i64, order: Order, takes: Duration) -> Self {
         let (heads, read_to) = (VecDeque::new(), (0, JobId::from_raw(0)));
-        Self { lane, delayed, heads, read_to, exhausted: false, aged_only: false }
+        Self { lane, order, takes, heads, read_to, exhausted: false, aged_only: false }
     }
 
     /// The next job, read from the file if need be.
@@ -56,22 +69,28 @@ impl Stream {
     }
 
     fn read(&mut self, conn: &Connection, now: Timestamp, chunk: usize) -> rusqlite::Result<()> {
-        let (run_at, id) = self.read_to;
-        if self.delayed {
-            let mut statement = conn.prepare_cached(PLAN_DELAYED)?;
-            let mut rows = statement.query(named_params! {
-                ":lane": self.lane, ":run_at": run_at, ":id": id, ":now": now, ":chunk": chunk as i64,
-            })?;
-            while let Some(row) = rows.next()? {
-                self.heads.push_back((row.get(0)?, row.get(1)?));
+        let ((at, id), chunk_len) = (self.read_to, chunk as i64);
+        let mut statement;
+        let mut rows = match self.order {
+            Order::Created => {
+                statement = conn.prepare_cached(PLAN_PENDING)?;
+                statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk_len })?
             }
-        } else {
-            let mut statement = conn.prepare_cached(PLAN_PENDING)?;
-            let mut rows = statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk as i64 })?;
-            while let Some(row) = rows.next()? {
-                let id: JobId = row.get(0)?;
-                self.heads.push_back((id.created_at().as_micros(), id));
+            Order::RunAt => {
+                statement = conn.prepare_cached(PLAN_DELAYED)?;
+                statement.query(named_params! {
+                    ":lane": self.lane, ":run_at": at, ":id": id, ":now": now, ":chunk": chunk_len,
+                })?
             }
+            Order::Deadline => {
+                statement = conn.prepare_cached(PLAN_DEADLINE)?;
+                statement.query(named_params! { ":lane": self.lane, ":due": at, ":id": id, ":chunk": chunk_len })?
+            }
+        };
+        while let Some(row) = rows.next()? {
+            let id: JobId = row.get(0)?;
+            let at = if self.order == Order::Created { id.created_at().as_micros() } else { row.get(1)? };
+            self.heads.push_back((at, id));
         }
         self.exhausted = self.heads.len() < chunk;
         self.read_to = self.heads.back().copied().unwrap_or(self.read_to);
@@ -83,8 +102,8 @@ impl Stream {
 enum Source {
     /// In their order.
     Order(Stream),
-    /// By their users' turns.
-    Turns(Rotation),
+    /// By their users' turns. Each is expected to run for so long.
+    Turns(Rotation, Duration),
 }
 
 /// The next job of a source, with what it is compared by: its rank, when its user was served last, and its order.
@@ -97,7 +116,7 @@ impl Source {
     fn lane(&self) -> i64 {
         match self {
             Self::Order(stream) => stream.lane,
-            Self::Turns(rotation) => rotation.lane,
+            Self::Turns(rotation, _) => rotation.lane,
         }
     }
 
@@ -112,8 +131,12 @@ impl Source {
         let rank = |run_at| aged_rank(priority, run_at, turn.now, turn.ageing);
         match self {
             Self::Order(stream) => {
-                let Some((run_at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
+                let Some((at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
                     return Ok(None);
+                };
+                let (run_at, order) = match stream.order {
+                    Order::Deadline => (id.created_at().as_micros(), turn.preference.place_due(at, stream.takes)),
+                    _ => (at, turn.preference.place(at, stream.takes)),
                 };
                 let rank = rank(run_at);
                 if stream.aged_only && rank == priority.rank() {
@@ -121,13 +144,13 @@ impl Source {
                 }
                 // Among the aged the oldest goes first, whoever's it is.
                 let served = if turn.fair && !stream.aged_only { turns.of("") } else { 0 };
-                let state = if stream.delayed { State::Delayed } else { State::Pending };
-                Ok(Some(Head { key: (rank, served, run_at, id), state }))
+                let state = if stream.order == Order::RunAt { State::Delayed } else { State::Pending };
+                Ok(Some(Head { key: (rank, served, order, id), state }))
             }
-            Self::Turns(rotation) => {
+            Self::Turns(rotation, takes) => {
                 let head = rotation.head(turn.conn, turn.now, turns)?;
                 Ok(head.map(|next| Head {
-                    key: (rank(next.run_at), turns.of(&next.user), next.run_at, next.id),
+                    key: (rank(next.run_at), turns.of(&next.user), turn.preference.place(next.run_at, *takes), next.id),
                     state: next.state,
                 }))
             }
@@ -142,7 +165,7 @@ impl Source {
                     turns.served("");
                 }
             }
-            Self::Turns(rotation) => rotation.pop(turns),
+            Self::Turns(rotation, _) => rotation.pop(turns),
         }
     }
 }
@@ -161,6 +184,7 @@ struct Scene<'c> {
     conn: &'c Connection,
     now: Timestamp,
     ageing: Option<Duration>,
+    preference: Preference,
     /// Whether users take turns.
     fair: bool,
 }
@@ -171,9 +195,14 @@ pub(crate) const PLAN_PENDING: &str = "SELECT id FROM jobmill_job INDEXED BY job
      WHERE lane = :lane AND state = 1 AND id > :id ORDER BY id LIMIT :chunk";
 
 /// Reads the next jobs of a lane whose own time has come.
-pub(crate) const PLAN_DELAYED: &str = "SELECT run_at, id FROM jobmill_job INDEXED BY jobmill_job_delayed
+pub(crate) const PLAN_DELAYED: &str = "SELECT id, run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
      WHERE lane = :lane AND state = 7 AND run_at <= :now AND (run_at, id) > (:run_at, :id)
      ORDER BY run_at, id LIMIT :chunk";
+
+/// Reads the next jobs of a lane that have a deadline.
+pub(crate) const PLAN_DEADLINE: &str = "SELECT id, expires_at FROM jobmill_job INDEXED BY jobmill_job_deadline
+     WHERE lane = :lane AND state = 1 AND expires_at IS NOT NULL AND (expires_at, id) > (:due, :id)
+     ORDER BY expires_at, id LIMIT :chunk";
 
 /// Reads when the first delayed job of a lane is due.
 pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
@@ -214,7 +243,13 @@ impl Turn<'_> {
         let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
             return Ok(());
         };
-        let scene = Scene { conn: self.conn, now: self.now, ageing: demand.ageing(), fair: demand.is_fair_by_user() };
+        let scene = Scene {
+            conn: self.conn,
+            now: self.now,
+            ageing: demand.ageing(),
+            preference: demand.preference(),
+            fair: demand.is_fair_by_user(),
+        };
         if scene.fair {
             // Whose turn it is, the rows of the shares tell.
             self.book.shares.flush(self.conn)?;
@@ -335,15 +370,19 @@ impl Turn<'_> {
             let delayed =
                 lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(self.now.as_micros());
             any_room |= room && (pending || delayed);
+            let takes = demand.takes(lane);
             let by_turns = scene.fair && lane.owned;
             if by_turns && (pending || delayed) {
-                sources.push(Source::Turns(Rotation::new(lane.id, delayed)));
+                sources.push(Source::Turns(Rotation::new(lane.id, delayed), takes));
             }
             if by_turns && scene.ageing.is_none() {
                 continue;
             }
-            for ready in [pending.then_some(false), delayed.then_some(true)].into_iter().flatten() {
-                sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, ready) }));
+            let by_deadline = pending && !by_turns && scene.preference.by_deadline();
+            for (ready, order) in [(pending, Order::Created), (delayed, Order::RunAt), (by_deadline, Order::Deadline)] {
+                if ready {
+                    sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, order, takes) }));
+                }
             }
         }
         if !any_room {

@@ -30,7 +30,7 @@ pub(crate) const PLAN_HELD: &str = concat!(
 );
 
 /// Removes gates that no job names and of which nothing need be remembered.
-pub(crate) const PLAN_IDLE: &str = "DELETE FROM jobmill_gate WHERE id IN (
+const PLAN_IDLE: &str = "DELETE FROM jobmill_gate WHERE id IN (
          SELECT id FROM jobmill_gate INDEXED BY jobmill_gate_idle
          WHERE jobs = 0 AND running = 0 AND full_at <= :now_ns AND blocked_until <= :now LIMIT :limit)";
 

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
+use crate::model::preference::Preference;
 use crate::model::time::Timestamp;
 use crate::store::place::LaneKey;
 use crate::store::queue::Bounded;
@@ -85,6 +86,10 @@ pub(crate) trait Demand {
     fn bears(&mut self, lane: &Lane, weight: u32) -> bool;
     /// A job that has waited this long counts one priority higher.
     fn ageing(&self) -> Option<Duration>;
+    /// What goes first among jobs of one priority.
+    fn preference(&self) -> Preference;
+    /// How long a job of this sort is expected to run.
+    fn takes(&self, lane: &Lane) -> Duration;
     /// Whether users take turns.
     fn is_fair_by_user(&self) -> bool;
 }

@@ -28,6 +28,7 @@ mod mirror;
 mod model;
 mod order;
 mod paging;
+mod preference;
 mod provider;
 mod recovery;
 mod run;

@@ -14,6 +14,7 @@ mod limits;
 mod ours;
 mod report;
 mod scale;
+mod simulation;
 mod throughput;
 
 use report::Report;
@@ -27,7 +28,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 15] = [
+    let sections: [Section; 16] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -40,6 +41,7 @@ fn main() {
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
         ("limits", limits::limits),
+        ("simulation", simulation::simulation),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

@@ -218,8 +218,12 @@ impl Poller {
                 cycle.failed += 1;
                 let wait = next_wait(&self.agency.settings, &limits, &row, None, error.retry_after, now);
                 log::warn!("{}: the provider did not tell how it does: {error}", row.id);
-                let text = error.to_string();
-                call(desk, move |turn| turn.poll_failed(&row, &text, wait))?;
+                let (text, not_found) = (error.to_string(), error.is_not_found());
+                let patience = self.agency.settings.lost_after;
+                call(desk, move |turn| {
+                    turn.poll_failed(&row, &text, wait)?;
+                    if not_found { turn.not_known(&row, &text, patience).map(drop) } else { Ok(()) }
+                })?;
             }
         }
         Ok(())

@@ -425,6 +425,9 @@ pub enum RemoteEnd {
     Quota(String),
     /// Nothing was run, and it is the provider's fault. The same batch may be sent again.
     Broken(String),
+    /// Nobody can tell any more what of it was run: the provider does not know it, or keeps its results no more. Providers
+    /// do not say so; the engine does, when one has said long enough that it finds nothing.
+    Lost(String),
 }
 
 /// How many requests of a batch stand where, as far as the provider tells.
@@ -666,6 +669,11 @@ impl CallError {
 
     fn unsupported(what: &str) -> Self {
         Self::new(Fate::NotSent, CallClass::Unsupported, format!("the provider has no {what}"))
+    }
+
+    /// Whether the provider says for certain that there is nothing of that name.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.fate == Fate::Rejected && self.class == CallClass::NotFound
     }
 
     /// Whether the same call may do better later, if nothing else changes.

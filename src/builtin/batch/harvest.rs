@@ -130,6 +130,7 @@ impl Harvester {
             Some(RemoteEnd::Invalid(why)) => return self.refused(&row, why, ctx),
             Some(RemoteEnd::Quota(why)) => return self.over_quota(&row, why, ctx),
             Some(RemoteEnd::Broken(why)) => return self.broken(&row, why, ctx),
+            Some(RemoteEnd::Lost(why)) => return self.lost(&row, why, ctx),
             _ => {}
         }
         let Some(provider) = self.agency.for_account(&row.provider, &row.account) else {
@@ -177,15 +178,17 @@ impl Harvester {
             let wait = error.retry_after.unwrap_or_else(|| backoff(row.failures));
             log::warn!("{id}: its results cannot be read now: {error}");
             warn_of_retention(&row, provider.limits().retention, desk.clock().now());
-            let text = error.to_string();
+            let (text, not_found) = (error.to_string(), error.is_not_found());
             let account = error.class == CallClass::Account;
-            call(desk, move |turn| {
+            let patience = self.agency.settings.lost_after;
+            let lost = call(desk, move |turn| {
                 if account {
                     turn.block(&row.account, None, &text)?;
                 }
-                turn.request_failed(&row, &text)
+                turn.request_failed(&row, &text)?;
+                Ok(not_found && turn.not_known(&row, &text, patience)?)
             })?;
-            return Ok(Outcome::Snooze(wait));
+            return Ok(Outcome::Snooze(if lost { Duration::ZERO } else { wait }));
         }
         let to = match &row.end {
             Some(RemoteEnd::Cancelled) => ItemState::Cancelled,
@@ -228,6 +231,18 @@ impl Harvester {
         let row_of_items = row.clone();
         in_slices(ctx.client().desk(), move |turn| turn.finish_missing(&row_of_items, ItemState::Failed, SLICE))?;
         self.over(row, why, ctx)
+    }
+
+    /// Nobody knows what was run, so nothing is sent again that nobody asks for: it would be paid twice.
+    fn lost(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let (batch, id, why) = (row.batch, row.id, why.to_owned());
+        let error = why.clone();
+        in_slices(ctx.client().desk(), move |turn| turn.lose_items(batch, id, &error, SLICE))?;
+        call(ctx.client().desk(), move |turn| {
+            turn.refuse(id, &why)?;
+            turn.settle(batch)
+        })?;
+        Ok(Outcome::Done(()))
     }
 
     fn over(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {

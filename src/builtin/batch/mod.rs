@@ -67,6 +67,7 @@ pub struct Batches {
     pub(crate) prices: Option<PriceTable>,
     pub(crate) when_unknown: WhenUnknown,
     pub(crate) unknown_grace: Duration,
+    pub(crate) lost_after: Duration,
     pub(crate) items_in_flight: Option<u64>,
     pub(crate) tokens_in_flight: Option<u64>,
     pub(crate) delete_after_harvest: bool,
@@ -93,6 +94,7 @@ impl Batches {
             prices: None,
             when_unknown: WhenUnknown::WaitForProof,
             unknown_grace: Duration::from_secs(300),
+            lost_after: Duration::from_secs(86_400),
             items_in_flight: None,
             tokens_in_flight: None,
             delete_after_harvest: false,
@@ -164,6 +166,16 @@ impl Batches {
         self
     }
 
+    /// Sets for how long a provider must say that it does not know a batch, or that it keeps its results no more, until that
+    /// is believed: from 1 s to 366 days, and never before it has said so three times. A key of another workspace is
+    /// answered the same way. The items then fail as `missing`, and are not sent again by themselves, for they may have been
+    /// paid: [`Client::retry`](crate::Client::retry) sends them. One that is being cancelled is given up as soon as it was
+    /// asked about three times. Defaults to a day.
+    pub fn lost_after(mut self, time: Duration) -> Self {
+        self.lost_after = time;
+        self
+    }
+
     /// Sets the most items that may be at one account at a time. Defaults to what the provider says.
     pub fn items_in_flight(mut self, items: u64) -> Self {
         self.items_in_flight = Some(items);
@@ -198,6 +210,9 @@ impl Batches {
         }
         if !(Duration::from_secs(1)..=day).contains(&self.unknown_grace) {
             return Err(Error::invalid("batches.unknown_grace", "must be from 1 s to a day"));
+        }
+        if !(Duration::from_secs(1)..=366 * day).contains(&self.lost_after) {
+            return Err(Error::invalid("batches.lost_after", "must be from 1 s to 366 days"));
         }
         if !(7 * day..=520 * 7 * day).contains(&self.lookback) {
             return Err(Error::invalid("batches.lookback_weeks", "must be from 1 to 520"));

@@ -61,8 +61,8 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET latest = :latest, remote_status = :raw_status, polled_at = :now, next_poll_at = :next,
-                     poll_wait_us = :wait_us, poll_owner = NULL, poll_until = NULL, failures = 0, error = NULL,
-                     succeeded = :succeeded, failed = :failed, expires_at = coalesce(:expires_at, expires_at)
+                     poll_wait_us = :wait_us, poll_owner = NULL, poll_until = NULL, failures = 0, misses = 0,
+                     missed_since = NULL, error = NULL, succeeded = :succeeded, failed = :failed, expires_at = coalesce(:expires_at, expires_at)
                  WHERE id = :id AND state = 3",
             )?
             .execute(named_params! {

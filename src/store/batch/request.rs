@@ -12,6 +12,10 @@ use crate::store::Turn;
 use crate::store::batch::{Change, ItemState, RequestState};
 use crate::store::row::json;
 
+/// How often a request must have been looked for in vain before anything follows from it, however long that took: a clock
+/// that was set makes an hour of a moment.
+pub(crate) const MISSES_MIN: u32 = 3;
+
 /// A request, as those who take it on its way must know it.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestRow {
@@ -35,6 +39,8 @@ pub(crate) struct RequestRow {
     pub(crate) poll_wait: Option<Duration>,
     pub(crate) cancel_requested: bool,
     pub(crate) failures: u32,
+    /// How often in a row its provider did not know it.
+    pub(crate) misses: u32,
     /// The hash of its body, as it was frozen.
     pub(crate) sha256: Vec<u8>,
 }
@@ -42,7 +48,8 @@ pub(crate) struct RequestRow {
 macro_rules! request_columns {
     () => {
         "id, batch, state, provider, account, endpoint, key, items, bytes, tokens, file, uploaded_at, attempt, sent_at, \
-         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures, body_sha256"
+         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures, body_sha256, \
+         misses"
     };
 }
 pub(crate) use request_columns;
@@ -71,6 +78,7 @@ pub(crate) fn request_row(row: &Row<'_>) -> rusqlite::Result<RequestRow> {
         cancel_requested: row.get(18)?,
         failures: row.get(19)?,
         sha256: row.get::<_, Option<Vec<u8>>>(20)?.unwrap_or_default(),
+        misses: row.get(21)?,
     })
 }
 
@@ -202,7 +210,7 @@ impl Turn<'_> {
                 "UPDATE OR IGNORE jobmill_batch_request
                  SET state = 3, remote_id = :remote_id, remote_status = :raw_status, created = :text, latest = :text,
                      expires_at = :expires_at, polled_at = :now, next_poll_at = :next, poll_wait_us = :wait_us,
-                     failures = 0, error = NULL
+                     failures = 0, misses = 0, missed_since = NULL, error = NULL
                  WHERE id = :id AND state IN (1, 2)",
             )?
             .execute(named_params! {
@@ -230,13 +238,61 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET state = 4, remote_end = :end, ended_at = :now, next_poll_at = NULL, poll_owner = NULL,
-                     poll_until = NULL, failures = 0, error = NULL
+                     poll_until = NULL, failures = 0, misses = 0, missed_since = NULL, error = NULL
                  WHERE id = :id AND state = 3",
             )?
             .execute(named_params! {
                 ":id": id, ":now": self.now, ":end": serde_json::to_string(end).unwrap_or_default(),
             })?;
         if ended == 1 { self.harvest_later(id) } else { Ok(()) }
+    }
+
+    /// A request was looked for at its provider, which does not know it, or keeps its results no more. Tells how often that
+    /// was so in a row, and for how long.
+    pub(crate) fn missed(&mut self, id: BatchRequestId) -> rusqlite::Result<(u32, Duration)> {
+        let missed: Option<(u32, Timestamp)> = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET misses = misses + 1, missed_since = min(coalesce(missed_since, :now), :now)
+                 WHERE id = :id AND state IN (2, 3, 4) RETURNING misses, missed_since",
+            )?
+            .query_row(named_params! { ":id": id, ":now": self.now }, |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        Ok(missed.map_or((0, Duration::ZERO), |(misses, since)| (misses, self.now.since(since))))
+    }
+
+    /// The provider of a request says for certain that it does not know it, or that it keeps its results no more. Once it
+    /// has said so often and for long enough, the request is given up. What is being cancelled need not be waited for.
+    pub(crate) fn not_known(&mut self, row: &RequestRow, why: &str, patience: Duration) -> rusqlite::Result<bool> {
+        let (misses, time) = self.missed(row.id)?;
+        let unwanted = row.cancel_requested || self.is_cancel_requested(row.batch)?;
+        if misses < MISSES_MIN || (time < patience && !unwanted) {
+            return Ok(false);
+        }
+        self.lose(row, &format!("its provider has said {misses} times: {why}"))
+    }
+
+    /// Gives a request up of which nobody will ever know what of it was run. False: it has come to its end.
+    pub(crate) fn lose(&mut self, row: &RequestRow, why: &str) -> rusqlite::Result<bool> {
+        self.end_lease(&row.account, row.id)?;
+        let end = RemoteEnd::Lost(why.to_owned());
+        let lost = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET state = 4, remote_end = :end, ended_at = coalesce(ended_at, :now), next_poll_at = NULL,
+                     poll_owner = NULL, poll_until = NULL
+                 WHERE id = :id AND state IN (2, 3, 4)",
+            )?
+            .execute(named_params! {
+                ":id": row.id, ":now": self.now, ":end": serde_json::to_string(&end).unwrap_or_default(),
+            })?;
+        if lost == 1 {
+            log::error!("{}: it is given up, and what of it was run is not known: {why}", row.id);
+            self.harvest_later(row.id)?;
+        }
+        Ok(lost == 1)
     }
 
     /// A twin of a request was found: a batch at the provider with the same items, which is paid as well. Its results are

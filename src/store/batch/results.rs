@@ -250,6 +250,21 @@ impl Turn<'_> {
         Ok(finished.len() == limit)
     }
 
+    /// Ends up to `limit` items of a request of which nobody knows what became, and tells whether any are left.
+    pub(crate) fn lose_items(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        why: &str,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        if self.is_cancel_requested(batch)? {
+            return self.end_items(batch, request, ItemState::Cancelled, (None, None), limit);
+        }
+        let why = (Some(class_word(ItemError::Missing)), Some(why));
+        self.end_items(batch, request, ItemState::Failed, why, limit)
+    }
+
     fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
         self.conn
             .prepare_cached(

@@ -130,6 +130,8 @@ CREATE TABLE jobmill_batch_request (
     cleaned_at          INTEGER,           -- when what the provider kept of it was deleted
     cancel_requested_at INTEGER,
     failures            INTEGER NOT NULL DEFAULT 0,  -- of what is being tried, since it last went well
+    misses              INTEGER NOT NULL DEFAULT 0,  -- how often in a row its provider did not know it
+    missed_since        INTEGER,
     error               TEXT
 ) STRICT;
 CREATE INDEX jobmill_batch_request_batch ON jobmill_batch_request (batch, id);

@@ -190,7 +190,7 @@ pub enum RequestStatus {
     Ended,
     /// All its results are in the file.
     Harvested,
-    /// Nothing of it was run, and its items have gone elsewhere.
+    /// Nothing of it was run, or nobody can tell what. Its items have gone elsewhere, or have failed.
     Refused,
 }
 

@@ -111,6 +111,14 @@ pub trait Provider: Send + Sync {
     /// The call failed, or the results were cut off. Those that were given count, and all may be given again.
     fn results(&self, batch: &RemoteBatch, todo: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()>;
 
+    /// Names the items for which a batch was refused as a whole ([`RemoteEnd::Invalid`]), as far as its provider does. These
+    /// fail, and the others are sent again. If none is named, the batch is sent again in halves, until what is refused
+    /// stands alone.
+    fn refused_items(&self, batch: &RemoteBatch) -> Vec<RefusedItem> {
+        let _ = batch;
+        Vec::new()
+    }
+
     /// Asks for a batch to be cancelled. What is done already is still done, and paid.
     ///
     /// # Errors
@@ -131,6 +139,16 @@ pub trait Provider: Send + Sync {
         let _ = leftover;
         Ok(())
     }
+}
+
+/// An item for which a batch was refused as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "it is a place and a word on it")]
+pub struct RefusedItem {
+    /// Its place in the body: the first is 1.
+    pub place: u64,
+    /// What is wrong with it, as the provider says.
+    pub message: String,
 }
 
 /// Takes results as they come, and breaks if no more are wanted.

@@ -29,6 +29,10 @@ const LINE_BYTES: usize = 2000;
 /// How long a quota is left alone after it was reached.
 const QUOTA_WAIT: Duration = Duration::from_secs(60);
 
+/// How often a batch may be refused as a whole before what is refused is not parted any more: that many refusals find a
+/// few bad items among thousands, and more of them mean that the items are not to blame one by one.
+const REFUSALS_MAX: usize = 64;
+
 /// The handler of harvests.
 pub(crate) struct Harvester {
     pub(crate) agency: Arc<Agency>,
@@ -203,14 +207,35 @@ impl Harvester {
         Ok(Outcome::Done(()))
     }
 
-    /// The input was refused as a whole, and nothing was run.
+    /// The input was refused as a whole, and nothing was run. The items that its provider names fail, and the others go
+    /// again. If it names none, they go again in halves, so that what is refused stands alone in the end, and fails.
     fn refused(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
-        let (batch, id, why) = (row.batch, row.id, why.to_owned());
-        let error = why.clone();
-        in_slices(ctx.client().desk(), move |turn| {
-            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+        let (desk, reader) = (ctx.client().desk(), ctx.client().reader());
+        let (batch, id, items, error) = (row.batch, row.id, row.items, why.to_owned());
+        let provider = self.agency.for_account(&row.provider, &row.account);
+        let (places, messages): (Vec<u64>, Vec<String>) = provider
+            .zip(row.latest.as_ref())
+            .map(|(provider, latest)| provider.refused_items(latest))
+            .unwrap_or_default()
+            .into_iter()
+            .map(|item| (item.place, item.message))
+            .unzip();
+        let (named, refusals) = reader.snapshot("cannot read the items", |conn| {
+            let named = if places.is_empty() { None } else { plan::at_places(conn, (batch, id, items), &places)? };
+            Ok((named.unwrap_or_default(), plan::refusals(conn, batch)?))
         })?;
-        self.over(row, &why, ctx)
+        let half = if named.is_empty() { Some(items.div_ceil(2).max(1)) } else { None };
+        let alone = named.is_empty() && items <= 1;
+        let named: Vec<_> = named.into_iter().zip(messages).collect();
+        call(desk, move |turn| turn.fail_bound(batch, id, &named))?;
+        if alone || refusals >= REFUSALS_MAX {
+            in_slices(desk, move |turn| {
+                turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+            })?;
+        } else {
+            in_slices(desk, move |turn| turn.part(batch, id, half, SLICE))?;
+        }
+        self.over(row, why, ctx)
     }
 
     /// Too much was under way, and nothing was run. Half as much may pass later.

@@ -225,7 +225,7 @@ impl Planner {
         let request = self.open(batch, group, ctx)?;
         let (mut sealed, mut hash) =
             (Sealed { items: 0, bytes: 0, tokens: 0, reserved_nanos: 0, sha256: [0; 32] }, Sha256::new());
-        let (mut full, mut over_budget) = (false, false);
+        let (mut full, mut over_budget, mut most_together) = (false, false, most_items);
         let mut buffer = Vec::new();
         while !full && !items.is_empty() {
             let mut slice = Vec::new();
@@ -257,13 +257,15 @@ impl Planner {
                     _ => {}
                 }
                 let tokens = sealed.tokens + item.tokens;
-                if sealed.items >= most_items
+                let together = most_together.min(item.request_items_max.unwrap_or(u64::MAX));
+                if sealed.items >= together
                     || bytes > group.limits.bytes
                     || (tokens > most_tokens && !(alone && sealed.items == 0))
                 {
                     full = true;
                     break;
                 }
+                most_together = together;
                 encoder.took();
                 hash.update(&buffer);
                 sealed.items += 1;

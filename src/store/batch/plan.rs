@@ -25,6 +25,8 @@ pub(crate) struct WaitingItem {
     pub(crate) sends: u32,
     pub(crate) tokens: u64,
     pub(crate) max_output: Option<u64>,
+    /// The most items of a request that it may go in.
+    pub(crate) request_items_max: Option<u64>,
     pub(crate) body: Box<RawValue>,
 }
 
@@ -326,7 +328,8 @@ pub(crate) fn routes(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<Ro
 }
 
 /// Reads items that wait, in their order, behind one of them.
-pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body,
+         request_items_max
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_state
      JOIN jobmill_batch_body AS body ON body.item = item.id
      WHERE batch = :batch AND item.state = 0 AND item.id > :after ORDER BY item.id LIMIT :limit";
@@ -352,6 +355,7 @@ fn waiting_item(row: &rusqlite::Row<'_>) -> rusqlite::Result<WaitingItem> {
         tokens: row.get::<_, i64>(4)?.cast_unsigned(),
         max_output: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
         body: raw_json(row, 6)?,
+        request_items_max: row.get::<_, Option<i64>>(7)?.map(i64::cast_unsigned),
     })
 }
 
@@ -377,7 +381,8 @@ pub(crate) fn under_way(conn: &Connection, account: &str, model: Option<&str>) -
 }
 
 /// Reads items of a request, in their order, behind one of them.
-pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body,
+         request_items_max
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_request
      JOIN jobmill_batch_body AS body ON body.item = item.id
      WHERE request = :request AND item.state = 1 AND item.id > :after ORDER BY item.id LIMIT :limit";
@@ -406,6 +411,38 @@ pub(crate) fn blocked(
     )?
     .query_row(named_params! { ":account": account, ":now": now }, |row| Ok((row.get(0)?, row.get(1)?)))
     .optional()
+}
+
+/// The items of a request by their places in its body, the first of which is 1. None, if one of these places is not in it,
+/// or an item has gone elsewhere meanwhile, so that none can be told for certain.
+pub(crate) fn at_places(
+    conn: &Connection,
+    (batch, request, items): (JobId, BatchRequestId, u64),
+    places: &[u64],
+) -> rusqlite::Result<Option<Vec<BatchItemId>>> {
+    let ids: Vec<BatchItemId> = conn
+        .prepare_cached(
+            "SELECT id FROM jobmill_batch_item INDEXED BY jobmill_batch_item_batch
+             WHERE batch = :batch AND request = :request ORDER BY id",
+        )?
+        .query_map(named_params! { ":batch": batch, ":request": request }, |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if ids.len() as u64 != items {
+        return Ok(None);
+    }
+    let at = |place: &u64| ids.get(usize::try_from(place.checked_sub(1)?).ok()?).copied();
+    Ok(places.iter().map(at).collect())
+}
+
+/// How many requests of a batch its providers have refused as a whole since it began, or was retried.
+pub(crate) fn refusals(conn: &Connection, batch: JobId) -> rusqlite::Result<usize> {
+    conn.prepare_cached(
+        "SELECT count(*) FROM jobmill_batch_request
+         WHERE batch = :batch AND state = 6 AND remote_end ->> '$.invalid' IS NOT NULL
+             AND ended_at >= (SELECT started_at FROM jobmill_job WHERE id = :batch)",
+    )?
+    .query_row(named_params! { ":batch": batch }, |row| row.get::<_, i64>(0))
+    .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// Whether a request is the last that held an item, whatever has become of the item since.

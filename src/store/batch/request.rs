@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::batch_job::{CleanRequest, HarvestRequest, SendRequest};
-use crate::model::id::{BatchRequestId, JobId};
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteEnd, RemoteState};
 use crate::store::Turn;
@@ -392,6 +392,51 @@ impl Turn<'_> {
         change.items(ItemState::Sent, to, ended);
         change.write(self.conn, batch)?;
         Ok(ended == limit)
+    }
+
+    /// Fails items of a request, each for a reason of its own.
+    pub(crate) fn fail_bound(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        items: &[(BatchItemId, String)],
+    ) -> rusqlite::Result<()> {
+        let mut fail = self.conn.prepare_cached(
+            "UPDATE jobmill_batch_item SET state = 4, error_class = 'invalid', error = :error
+             WHERE id = :id AND request = :request AND state = 1",
+        )?;
+        let mut change = Change::default();
+        for (id, error) in items {
+            let failed = fail.execute(named_params! { ":id": id, ":request": request, ":error": error })?;
+            change.items(ItemState::Sent, ItemState::Failed, failed);
+        }
+        change.write(self.conn, batch)
+    }
+
+    /// Lets go of up to `limit` items of a request that was refused as a whole, and tells whether any are left. They go again
+    /// in requests of so many items at most, and the attempt does not count.
+    pub(crate) fn part(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        request_items_max: Option<u64>,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        let parted = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = 0, attempt = max(attempt - 1, 0),
+                     request_items_max = coalesce(:max, request_items_max)
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)",
+            )?
+            .execute(named_params! {
+                ":request": request, ":max": request_items_max.map(u64::cast_signed), ":limit": limit as i64,
+            })?;
+        let mut change = Change::default();
+        change.items(ItemState::Sent, ItemState::Waiting, parted);
+        change.write(self.conn, batch)?;
+        Ok(parted == limit)
     }
 
     /// All results of a request are in the file. What the provider keeps of it is deleted if that is wanted.

@@ -76,7 +76,8 @@ pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
          cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
          output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
          reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
-         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16
+         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16,
+         request_items_max = ?17
      WHERE id = ?1";
 
 /// What becomes of an item.
@@ -186,6 +187,7 @@ impl Turn<'_> {
                 i64::from(usage.is_some() && cost.is_none()),
                 mark.sends,
                 request.id,
+                matches!(outcome, ItemOutcome::Expired).then(|| half(request)).flatten(),
             ])?;
             if let ItemOutcome::Succeeded { reply, .. } = outcome {
                 keep.execute(params![mark.item, reply.get()])?;
@@ -232,7 +234,7 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_item
                  SET state = CASE WHEN :to <> 5 AND attempt < :max_attempts THEN 0 ELSE :to END,
-                     error_class = :class, error = :error
+                     error_class = :class, error = :error, request_items_max = :request_items_max
                  WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)
                  RETURNING state",
             )?
@@ -240,6 +242,7 @@ impl Turn<'_> {
                 named_params! {
                     ":request": request.id, ":to": to, ":max_attempts": terms.max_attempts, ":class": class,
                     ":error": error, ":limit": limit as i64,
+                    ":request_items_max": (to == ItemState::Expired).then(|| half(request)).flatten(),
                 },
                 |row| row.get(0),
             )?
@@ -417,6 +420,11 @@ impl Turn<'_> {
         }
         Ok(lost.len())
     }
+}
+
+/// How many items may go together at most of those for which a request's time was not enough: half as many as it held.
+fn half(request: &RequestRow) -> Option<i64> {
+    (request.items > 0).then(|| request.items.div_ceil(2).cast_signed())
 }
 
 /// What a result tells of tokens, if anybody was paid for it.

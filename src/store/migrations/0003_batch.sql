@@ -54,6 +54,7 @@ CREATE TABLE jobmill_batch_item (
     applied_by  INTEGER,                     -- in which request
     tokens      INTEGER NOT NULL,            -- the estimated input
     max_output  INTEGER,
+    request_items_max INTEGER,               -- the most items of the next request it goes in; null: as many as fit
     step_job    INTEGER,                     -- the job that is at its step
     key         TEXT    NOT NULL,
     agent_id    TEXT,

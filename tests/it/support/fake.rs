@@ -8,7 +8,7 @@ use std::time::Duration;
 use jobmill::Timestamp;
 use jobmill::provider::{
     Account, CallClass, CallError, CallResult, Candidate, Create, Fate, Finish, Frame, ItemError, ItemOutcome, Limits,
-    Outgoing, Provider, RemoteBatch, RemoteEnd, RemoteState, ResultLine, Sink, Sought, Todo, Usage,
+    Outgoing, Provider, RefusedItem, RemoteBatch, RemoteEnd, RemoteState, ResultLine, Sink, Sought, Todo, Usage,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -65,6 +65,8 @@ pub(crate) struct Inside {
     /// What happens while an item is encoded.
     pub(crate) on_encode: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) cancels: VecDeque<CallError>,
+    /// The items that it names when it refuses a batch as a whole.
+    pub(crate) refused: Vec<RefusedItem>,
 }
 
 /// The fake provider. It clones.
@@ -113,6 +115,7 @@ impl Fake {
             on_poll: None,
             on_encode: None,
             cancels: VecDeque::new(),
+            refused: Vec::new(),
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
     }
@@ -326,6 +329,10 @@ impl Provider for Fake {
             }
         }
         Ok(())
+    }
+
+    fn refused_items(&self, _: &RemoteBatch) -> Vec<RefusedItem> {
+        self.inside().refused.clone()
     }
 
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {

@@ -185,9 +185,11 @@ impl Harvester {
             let (text, not_found) = (error.to_string(), error.is_not_found());
             let account = error.class == CallClass::Account;
             let patience = self.agency.settings.lost_after;
+            // Whether a local endpoint serves again shows when this is tried again.
+            let pause = provider.limits().local.then_some(wait);
             let lost = call(desk, move |turn| {
                 if account {
-                    turn.block(&row.account, None, &text)?;
+                    turn.block(&row.account, pause, &text)?;
                 }
                 turn.request_failed(&row, &text)?;
                 Ok(not_found && turn.not_known(&row, &text, patience)?)
@@ -203,7 +205,13 @@ impl Harvester {
         in_slices(desk, move |turn| turn.finish_missing(&missing, to, SLICE))?;
         log::info!("{id}: {} items have their results", sum.items);
         let clean = self.agency.settings.delete_after_harvest;
-        call(desk, move |turn| turn.harvested(&row, clean))?;
+        let heals = provider.limits().local && !sum.account;
+        call(desk, move |turn| {
+            if heals {
+                turn.unblock(&row.account)?;
+            }
+            turn.harvested(&row, clean)
+        })?;
         Ok(Outcome::Done(()))
     }
 
@@ -264,7 +272,7 @@ impl Harvester {
         let error = why.clone();
         in_slices(ctx.client().desk(), move |turn| turn.lose_items(batch, id, &error, SLICE))?;
         call(ctx.client().desk(), move |turn| {
-            turn.refuse(id, &why)?;
+            turn.ended_in_vain(id, &why)?;
             turn.settle(batch)
         })?;
         Ok(Outcome::Done(()))
@@ -274,7 +282,7 @@ impl Harvester {
         let (batch, id, why) = (row.batch, row.id, why.to_owned());
         log::warn!("{id}: nothing of it was run: {why}");
         call(ctx.client().desk(), move |turn| {
-            turn.refuse(id, &why)?;
+            turn.ended_in_vain(id, &why)?;
             turn.settle(batch)
         })?;
         Ok(Outcome::Done(()))

@@ -60,9 +60,12 @@ impl Turn<'_> {
                 |row| Ok((row.get(0)?, row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH), row.get(2)?)),
             )?
             .collect::<rusqlite::Result<_>>()?;
+        let is_batch = self.is_batch_lane(range.lane);
         let mut gone = 0;
         for (id, completed_at, share) in &seen {
-            if *completed_at < range.cutoff {
+            // What a request costs that runs on when its batch has ended, the batch is still to be told.
+            let keeps = is_batch && self.has_open_requests(*id)?;
+            if *completed_at < range.cutoff && !keeps {
                 delete(self.conn, *id)?;
                 self.book.doomed.remove(id);
                 // Nobody is told: what is kept for its time and goes then has not changed.

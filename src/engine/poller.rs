@@ -10,7 +10,7 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 
-use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, SLICE, call, in_slices};
+use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, call, in_slices};
 use crate::client::Client;
 use crate::error::Result;
 use crate::model::batch::PollCycle;
@@ -75,7 +75,7 @@ impl Poller {
         let (started_at, began) = (desk.clock().now(), desk.clock().monotonic());
         let limit = self.agency.settings.poll_batch_size;
         let accounts = self.agency.accounts();
-        let due = call(desk, move |turn| turn.claim_polls(&accounts, limit, LEASE))?;
+        let due = call(desk, move |turn| turn.claim_polls(&accounts, limit, LEASE, POLL_WAIT_MAX))?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
         cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
@@ -351,7 +351,7 @@ fn next_wait(
     if row.sent_at.is_some_and(|at| now.since(at) > settings.lookback) {
         wait = wait.max(WAIT_OLD);
     }
-    wait.max(retry_after.unwrap_or_default()).max(limits.poll_min)
+    wait.max(retry_after.unwrap_or_default()).max(limits.poll_min).min(POLL_WAIT_MAX)
 }
 
 /// The thread, and how it is woken and stopped.

@@ -234,7 +234,7 @@ pub struct Limits {
     pub items_in_flight: Option<u64>,
     /// The longest that a creation may take, after which it counts as not made if it cannot be found.
     pub create_timeout: Duration,
-    /// The least time between two polls of one batch.
+    /// The least time between two polls of one batch: a day at most.
     pub poll_min: Duration,
 }
 

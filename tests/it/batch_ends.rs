@@ -1,13 +1,17 @@
 //! LLM batches that do not come to the end that was hoped for: lost, refused as a whole, expired, cancelled too late.
 
-use jobmill::provider::{RefusedItem, RemoteEnd, RemoteState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jobmill::provider::{CallClass, CallError, Fate, Key, Local, RefusedItem, RemoteEnd, RemoteState};
 use jobmill::testing::Harness;
-use jobmill::{Batches, JobId, NewBatch, RequestStatus, Status};
-use serde_json::Value;
+use jobmill::{BatchItem, Batches, JobId, NewBatch, RequestStatus, Retention, Status, WhenUnknown};
+use serde_json::{Value, json};
 
 use crate::batch::{BatchClock, items, pass, start, status, submit, with};
-use crate::support::fake::{Fake, succeeded};
-use crate::support::secs;
+use crate::support::fake::{Creation, Fake, succeeded};
+use crate::support::http::Server;
+use crate::support::{now, secs, tamper};
 
 /// Lets hours pass, with a look every quarter of one.
 fn hours(t: &Harness, hours: u64) {
@@ -224,5 +228,241 @@ fn what_expires_goes_again_in_smaller_requests() -> jobmill::Result<()> {
         pass(&t, 600);
         assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 9));
     }
+    Ok(())
+}
+
+/// A refusal and a batch that runs on counted as a cancellation that was made.
+#[test]
+fn a_cancellation_that_is_refused_is_asked_for_again() -> jobmill::Result<()> {
+    for (class, again) in [(CallClass::Invalid, true), (CallClass::Unsupported, false)] {
+        let (fake, t) = start();
+        let id = submit(&t, 2);
+        t.drain()?;
+        fake.inside().cancels.push_back(CallError::new(Fate::Rejected, class, "not while it is validated"));
+        t.client().cancel(id)?;
+        pass(&t, 600);
+        let cancelled = fake.inside().batches[0].cancelled;
+        assert_eq!((cancelled, fake.count("cancel")), (again, 1 + usize::from(again)));
+        fake.end_all(&RemoteEnd::Cancelled);
+        pass(&t, 600);
+        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Cancelled, 2));
+    }
+    Ok(())
+}
+
+/// Whoever cancels reads first what there is, and does then what follows from it.
+#[test]
+fn a_request_that_is_found_at_its_provider_while_it_is_cancelled_is_not_refused() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items = 1;
+    let id = submit(&t, 2);
+    t.drain()?;
+    let late = "(SELECT max(id) FROM jobmill_batch_request)";
+    tamper(t.client(), &format!("UPDATE jobmill_batch_request SET state = 1, remote_id = NULL WHERE id = {late}"));
+    let (client, adopt) = (t.client().clone(), format!("state = 3, remote_id = 'remote-1' WHERE id = {late}"));
+    fake.inside().on_cancel =
+        Some(Box::new(move || tamper(&client, &format!("UPDATE jobmill_batch_request SET {adopt}"))));
+    t.client().cancel(id)?;
+    t.drain()?;
+    t.engine().maintain()?;
+    t.drain()?;
+    assert!(fake.inside().batches.iter().all(|held| held.cancelled), "it is paid, so it is not forgotten");
+    fake.end_all(&RemoteEnd::Cancelled);
+    pass(&t, 1200);
+    assert_eq!(statuses(&t, id), [RequestStatus::Harvested; 2]);
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Cancelled, 2));
+    Ok(())
+}
+
+/// Somebody else's batch of the same size, which never ended, was waited for without end.
+#[test]
+fn what_might_be_ours_is_waited_for_no_longer_than_a_batch_may_run() -> jobmill::Result<()> {
+    for (policy, expected) in [
+        (WhenUnknown::WaitForProof, Status::Failed),
+        (WhenUnknown::Ask, Status::Running),
+        (WhenUnknown::WaitForProof, Status::Cancelled),
+    ] {
+        let fake = Fake::new("fake");
+        let t = with(&fake, Batches::new().when_unknown(policy));
+        fake.inside().now = t.client().batch_clock();
+        fake.inside().keeps_keys = false;
+        fake.inside().creations.push_back(Creation::AnswerLost);
+        let id = submit(&t, 2);
+        t.drain()?;
+        fake.inside().batches[0].id = "somebody's".to_owned();
+        if expected == Status::Cancelled {
+            t.client().cancel(id)?;
+        }
+        hours(&t, 23);
+        assert_eq!(status(&t, id), Status::Running);
+        hours(&t, 3);
+        assert_eq!((status(&t, id), fake.count("create")), (expected, 1), "{policy:?}");
+        if expected == Status::Failed {
+            let item = t.client().batch_item(id, "key-0")?;
+            assert_eq!((item.error_class.as_deref(), item.attempt), (Some("missing"), 1));
+        }
+    }
+    Ok(())
+}
+
+/// So was a batch at a provider that cannot look for one.
+#[test]
+fn a_provider_that_cannot_look_for_a_batch_is_not_asked_for_ever() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().creations.push_back(Creation::AnswerLost);
+    let unsupported = CallError::new(Fate::Rejected, CallClass::Unsupported, "there is no list");
+    fake.inside().finds.extend(vec![unsupported; 1000]);
+    let id = submit(&t, 2);
+    hours(&t, 26);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Failed, 1));
+    let error = t.client().batch_item(id, "key-0")?.error.unwrap_or_default();
+    assert!(error.contains("there is no list"), "{error}");
+    Ok(())
+}
+
+/// One empty list and a clock that is set ahead were proof enough to send a batch again.
+#[test]
+fn a_clock_that_is_set_ahead_sends_nothing_twice() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().lags = true;
+    fake.inside().creations.push_back(Creation::AnswerLost);
+    let id = submit(&t, 2);
+    t.drain()?;
+    for _ in 0..2 {
+        t.advance(secs(86_400));
+        t.drain()?;
+    }
+    assert_eq!((fake.count("find"), fake.count("create")), (2, 1));
+    fake.inside().lags = false;
+    t.advance(secs(60));
+    t.drain()?;
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    Ok(())
+}
+
+/// What was due by the old clock was due years hence by the new one.
+#[test]
+fn a_clock_that_is_set_back_holds_up_no_poll() -> jobmill::Result<()> {
+    for claimed in [false, true] {
+        let (fake, t) = start();
+        let right = now(&t);
+        t.advance(secs(365 * 86_400));
+        let id = submit(&t, 2);
+        t.drain()?;
+        if claimed {
+            // As a process leaves it that dies while it asks.
+            tamper(t.client(), &format!("UPDATE jobmill_batch_request SET poll_until = {}", now(&t).as_micros()));
+        }
+        t.clock().jump(right);
+        fake.complete_all();
+        pass(&t, 60);
+        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2), "{claimed}");
+    }
+    Ok(())
+}
+
+/// A plan that began before the cancellation left a request without items, which stood there for ever.
+#[test]
+fn a_plan_that_a_cancellation_overtakes_leaves_no_empty_request() -> jobmill::Result<()> {
+    for opened in [false, true] {
+        let (fake, t) = start();
+        let id = submit(&t, 2);
+        let client = t.client().clone();
+        let meanwhile = move || assert!(client.cancel(id).is_ok());
+        if opened {
+            fake.inside().on_encode = Some(Box::new(meanwhile));
+        } else {
+            fake.inside().on_limits = Some(Box::new(meanwhile));
+        }
+        t.drain()?;
+        assert_eq!((status(&t, id), statuses(&t, id)), (Status::Cancelled, Vec::new()), "opened {opened}");
+    }
+    // One that a crash has left, of a batch that has ended meanwhile.
+    let (_, t) = start();
+    let id = submit(&t, 2);
+    t.client().cancel(id)?;
+    t.drain()?;
+    tamper(
+        t.client(),
+        "INSERT INTO jobmill_batch_request (id, batch, state, provider, account, base_url, endpoint, key)
+         SELECT 77, job, 0, 'fake', 'a', 'b', '', 'k' FROM jobmill_batch",
+    );
+    assert_eq!(statuses(&t, id), [RequestStatus::Planning]);
+    t.engine().maintain()?;
+    assert_eq!(statuses(&t, id), []);
+    Ok(())
+}
+
+/// Each item failed for itself for want of a key, and went round and round.
+#[test]
+fn a_local_batch_waits_for_the_key_of_its_endpoint() -> jobmill::Result<()> {
+    let server = Server::start(|_, connection| {
+        while connection.request().is_some() {
+            connection.answer(200, &[], "{\"choices\":[{\"message\":{},\"finish_reason\":\"stop\"}]}");
+        }
+    });
+    let (here, url) = (Arc::new(AtomicBool::new(false)), server.url("/v1"));
+    let is_here = here.clone();
+    let t = Harness::new(move |builder| {
+        let is_here = is_here.clone();
+        let key = Key::from_fn(move || match is_here.load(Ordering::SeqCst) {
+            true => Ok("a key".to_owned()),
+            false => Err("the vault is locked".into()),
+        });
+        builder.provider(Local::chat_openai(url.clone()).key(key).build().expect("a provider"))
+    })?;
+    let item = |n| BatchItem::new(&json!({ "model": "m", "messages": [], "n": n }));
+    let batch = || NewBatch::new("local").max_attempts(1);
+    let first = t.client().submit(batch(), (0..20).map(item))?.id();
+    t.drain()?;
+    let second = t.client().submit(batch(), (0..2).map(item))?.id();
+    for _ in 0..10 {
+        t.advance(secs(60));
+        t.drain()?;
+    }
+    assert_eq!((t.client().batch(first)?.items.sent, server.connections()), (20, 0));
+    for id in [first, second] {
+        let explained = t.client().explain(id)?.to_string();
+        assert!(explained.contains("the function that gives the key failed"), "{explained}");
+    }
+    here.store(true, Ordering::SeqCst);
+    for _ in 0..25 {
+        t.advance(secs(60));
+        t.drain()?;
+    }
+    for (id, items) in [(first, 20), (second, 2)] {
+        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, items));
+    }
+    assert_eq!(t.client().batch_item(first, &t.client().batch_results(first)?.next().expect("one")?.key)?.attempt, 1);
+    Ok(())
+}
+
+/// The twin of a request runs on when the batch has ended, and is paid.
+#[test]
+fn a_batch_is_kept_until_its_twin_is_done() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let provider = fake.clone();
+    let t = Harness::new(move |builder| {
+        builder.provider(provider.clone()).retention(Retention { completed: Some(secs(3600)), ..Retention::FOREVER })
+    })?;
+    fake.inside().now = t.client().batch_clock();
+    fake.inside().lags = true;
+    fake.inside().creations.extend([Creation::AnswerLost, Creation::AnswerLost]);
+    let id = submit(&t, 3);
+    pass(&t, 420);
+    fake.inside().lags = false;
+    pass(&t, 120);
+    fake.inside().batches[0].state = RemoteState::Ended(RemoteEnd::Completed);
+    pass(&t, 600);
+    assert_eq!((status(&t, id), t.client().batch(id)?.spent.usage.input), (Status::Completed, Some(30)));
+    hours(&t, 2);
+    t.engine().maintain()?;
+    fake.complete_all();
+    hours(&t, 2);
+    assert_eq!(t.client().batch(id)?.spent.usage.input, Some(60), "it was paid twice");
+    t.engine().maintain()?;
+    assert!(t.client().batch(id).is_err(), "it is kept no longer than need be");
     Ok(())
 }

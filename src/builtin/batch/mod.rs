@@ -26,6 +26,8 @@ use crate::store::connect::storage_error;
 
 /// How far the clocks of a provider and of this machine may lie apart.
 pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// The longest that a batch is left alone between two polls, whoever asks for more.
+pub(crate) const POLL_WAIT_MAX: Duration = Duration::from_secs(86_400);
 /// How many rows are changed in one transaction where many must be.
 pub(crate) const SLICE: usize = 1000;
 
@@ -34,7 +36,8 @@ pub(crate) const SLICE: usize = 1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenUnknown {
-    /// Waits until its results prove which one it is, a day at most. Nothing is ever paid twice.
+    /// Waits until its results prove which one it is, as long as a batch may run there: a day with most. When that is over
+    /// and nothing is proved, its items fail as `missing`. Nothing is ever paid twice.
     #[default]
     WaitForProof,
     /// Sends it again after this time. That may be paid twice, though each item is completed once.

@@ -222,7 +222,7 @@ impl Planner {
 
         let routes = state.routes.clone();
         let mut encoder = Encoder::new(group.provider, tag, routes, group.endpoint.clone());
-        let request = self.open(batch, group, ctx)?;
+        let Some(request) = self.open(batch, group, ctx)? else { return Ok(Planned::Nothing) };
         let (mut sealed, mut hash) =
             (Sealed { items: 0, bytes: 0, tokens: 0, reserved_nanos: 0, sha256: [0; 32] }, Sha256::new());
         let (mut full, mut over_budget, mut most_together) = (false, false, most_items);
@@ -278,7 +278,11 @@ impl Planner {
                 for (item, class, rule) in &broken {
                     turn.fail_waiting(batch, *item, class, rule)?;
                 }
-                turn.bind(batch, request, &slice)
+                let bound = turn.bind(batch, request, &slice)?;
+                if !bound {
+                    turn.drop_empty(request)?;
+                }
+                Ok(bound)
             })?;
             if !bound || ctx.is_shutting_down() {
                 return Ok(Planned::Request);
@@ -306,7 +310,7 @@ impl Planner {
         Ok(Planned::Wait(WAIT_FOR_TURN, "another batch has taken the room at the account".to_owned()))
     }
 
-    fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<BatchRequestId> {
+    fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<Option<BatchRequestId>> {
         let (account, endpoint, model) = (group.account.clone(), group.endpoint.clone(), group.model.clone());
         let planner = ctx.id();
         call(ctx.client().desk(), move |turn| {

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::builtin::batch::body::{BodyReader, Encoder, NoItems};
-use crate::builtin::batch::{Agency, CLOCK_SKEW, SLICE, WhenUnknown, backoff, call, failed, in_slices, until};
+use crate::builtin::batch::{
+    Agency, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, WhenUnknown, backoff, call, failed, in_slices, until,
+};
 use crate::error::Result;
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
@@ -16,7 +18,7 @@ use crate::provider::{
     Body, CallClass, CallError, Create, Fate, Provider, RemoteBatch, RemoteState, ResultLine, Sought,
 };
 use crate::store::batch::account::Learnt;
-use crate::store::batch::request::{MaySend, RequestRow, is_elsewhere, request};
+use crate::store::batch::request::{MISSES_MIN, MaySend, RequestRow, is_elsewhere, request};
 use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
 
 /// How long a request waits for another creation at its account.
@@ -204,7 +206,8 @@ impl Submission<'_> {
         let wait = FIRST_POLL
             .min(self.agency.settings.poll_interval)
             .max(remote.retry_after.unwrap_or_default())
-            .max(self.provider.limits().poll_min);
+            .max(self.provider.limits().poll_min)
+            .min(POLL_WAIT_MAX);
         let ours = self.write(move |turn, row| {
             let ours = turn.adopt(row, &remote, wait)?;
             if !ours {
@@ -271,7 +274,9 @@ impl Submission<'_> {
                 turn.not_sent(row, &why)
             }
         })?;
-        in_slices(self.ctx.client().desk(), move |turn| turn.unbind(batch, id, false, SLICE))?;
+        in_slices(self.ctx.client().desk(), move |turn| {
+            Ok(turn.is_unsent(id)? && turn.unbind(batch, id, false, SLICE)?)
+        })?;
         self.write(move |turn, row| {
             turn.refuse(row.id, &why)?;
             turn.settle(row.batch)
@@ -288,7 +293,8 @@ impl Submission<'_> {
         })?;
         let error = why.clone();
         in_slices(self.ctx.client().desk(), move |turn| {
-            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+            let why = (Some("invalid"), Some(&*error));
+            Ok(turn.is_unsent(id)? && turn.end_items(batch, id, ItemState::Failed, why, SLICE)?)
         })?;
         self.write(move |turn, row| {
             turn.refuse(row.id, &why)?;
@@ -322,8 +328,12 @@ impl Submission<'_> {
         let since = sent_at.saturating_sub(CLOCK_SKEW);
         let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);
         let sought = Sought::new(&self.row.key, self.row.file.as_deref(), self.row.items, since, last).now(now);
-        let candidates = match self.provider.find(&sought) {
-            Ok(candidates) => candidates,
+        let (candidates, mut doubt) = match self.provider.find(&sought) {
+            Ok(candidates) => (candidates, None),
+            // A provider that cannot be looked through may have it all the same.
+            Err(error) if !error.is_retryable() && error.class != CallClass::Account => {
+                (Vec::new(), Some(format!("cannot look for it: {error}")))
+            }
             Err(error) => {
                 let text = format!("cannot look for it: {error}");
                 let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
@@ -369,20 +379,34 @@ impl Submission<'_> {
                 None => undecided += 1,
             }
         }
-        let passed = now.since(sent_at);
-        let resend = match (undecided, self.agency.settings.when_unknown) {
-            (0, _) => passed >= (2 * limits.create_timeout).max(self.agency.settings.unknown_grace),
-            (_, WhenUnknown::ResubmitAfter(after)) => passed >= after,
-            _ => false,
+        if undecided > 0 {
+            doubt = Some(format!("{undecided} batches at the provider might be it; their results will tell"));
+        }
+        let (looks, _) = self.write(|turn, row| turn.missed(row.id))?;
+        let (passed, settings) = (now.since(sent_at), &self.agency.settings);
+        let grace = (2 * limits.create_timeout).max(settings.unknown_grace);
+        let after = match (&doubt, settings.when_unknown) {
+            (None, _) => Some(grace),
+            (Some(_), WhenUnknown::ResubmitAfter(after)) => Some(after),
+            (Some(_), WhenUnknown::WaitForProof | WhenUnknown::Ask) => None,
         };
-        if resend {
+        let sure = looks >= MISSES_MIN;
+        if sure && after.is_some_and(|after| passed >= after) {
             log::warn!("{id}: its creation left no trace for {passed:?}, so it is sent again");
             self.write(|turn, row| turn.not_sent(row, "its creation left no trace"))?;
             return Ok(None);
         }
-        if undecided > 0 {
-            let text = format!("{undecided} batches at the provider might be it; their results will tell");
-            self.write(move |turn, row| turn.request_failed(row, &text))?;
+        if let Some(doubt) = doubt {
+            // Whatever it is, it has had its time, and a while to show it.
+            let over = passed >= limits.window.max(settings.lost_after).saturating_add(grace);
+            let lost = sure && over && settings.when_unknown == WhenUnknown::WaitForProof;
+            self.write(move |turn, row| {
+                turn.request_failed(row, &doubt)?;
+                if lost { turn.lose(row, &doubt).map(drop) } else { Ok(()) }
+            })?;
+            if lost {
+                return Ok(Some(Outcome::Done(())));
+            }
         }
         Ok(Some(Outcome::Snooze(LOOK_EVERY.min(self.agency.settings.poll_interval))))
     }

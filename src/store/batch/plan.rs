@@ -128,13 +128,16 @@ impl Turn<'_> {
         }))
     }
 
-    /// Opens a request, whose items are still to come.
+    /// Opens a request, whose items are still to come. None: the batch is closed.
     pub(crate) fn open_request(
         &mut self,
         batch: JobId,
         planner: JobId,
         new: &NewRequest<'_>,
-    ) -> rusqlite::Result<BatchRequestId> {
+    ) -> rusqlite::Result<Option<BatchRequestId>> {
+        if !self.is_batch_open(batch)? {
+            return Ok(None);
+        }
         let last: i64 = self
             .conn
             .prepare_cached("SELECT coalesce(max(id), 0) FROM jobmill_batch_request")?
@@ -152,7 +155,7 @@ impl Turn<'_> {
                 ":base_url": new.base_url, ":api_version": new.api_version, ":endpoint": new.endpoint,
                 ":model": new.model, ":key": key, ":planner": planner,
             })?;
-        Ok(BatchRequestId::from_raw(id))
+        Ok(Some(BatchRequestId::from_raw(id)))
     }
 
     /// Whether a request is open still: another may have ended it, who took its planner for dead.
@@ -277,10 +280,14 @@ impl Turn<'_> {
         Ok(freed == limit)
     }
 
-    /// Removes a request that found no item.
+    /// Removes a request that found no item. One that has some stays.
     pub(crate) fn drop_empty(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
         self.conn
-            .prepare_cached("DELETE FROM jobmill_batch_request WHERE id = :id AND state = 0")?
+            .prepare_cached(
+                "DELETE FROM jobmill_batch_request
+                 WHERE id = :id AND state = 0
+                     AND NOT EXISTS (SELECT 1 FROM jobmill_batch_item WHERE request = :id AND state = 1)",
+            )?
             .execute(named_params! { ":id": request })
             .map(drop)
     }
@@ -292,14 +299,14 @@ impl Turn<'_> {
             .exists(named_params! { ":batch": batch })
     }
 
-    /// Ends a request of which nothing was run.
+    /// Ends a request of which nothing has left.
     pub(crate) fn refuse(&mut self, request: BatchRequestId, why: &str) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET state = :refused, error = :why, ended_at = :now, next_poll_at = NULL, poll_owner = NULL,
                      reserved_nanos = 0
-                 WHERE id = :id AND state < 5",
+                 WHERE id = :id AND state IN (0, 1)",
             )?
             .execute(named_params! {
                 ":id": request, ":why": why, ":now": self.now, ":refused": RequestState::Refused,

@@ -20,10 +20,15 @@ pub(crate) const PLAN_DUE: &str = concat!(
     "SELECT ",
     request_columns!(),
     " FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
-     WHERE state = 3 AND next_poll_at <= :now AND (poll_until IS NULL OR poll_until <= :now)
+     WHERE state = 3 AND next_poll_at <= :now
+         AND (poll_until IS NULL OR poll_until <= :now OR poll_until > :lease_max)
          AND account IN (SELECT value FROM json_each(:accounts))
      ORDER BY next_poll_at LIMIT :limit"
 );
+
+/// Makes requests due that are due later than any wait lasts.
+pub(crate) const PLAN_OVERDUE: &str = "UPDATE jobmill_batch_request INDEXED BY jobmill_batch_request_due
+     SET next_poll_at = :now WHERE state = 3 AND next_poll_at > :latest";
 
 /// Reads the batches that are under way: of the few batches, not of all jobs, in whichever order SQLite would rather go.
 pub(crate) const PLAN_BATCHES: &str = "SELECT batch.job FROM jobmill_batch AS batch
@@ -32,16 +37,29 @@ pub(crate) const PLAN_BATCHES: &str = "SELECT batch.job FROM jobmill_batch AS ba
 impl Turn<'_> {
     /// Takes the requests of these accounts that are due for the caller to ask about, about which nobody else asks
     /// meanwhile. The accounts are a JSON array.
+    ///
+    /// What is due later than any wait lasts, or claimed for longer than any claim, was so before the clock was set back,
+    /// and is due now.
     pub(crate) fn claim_polls(
         &mut self,
         accounts: &str,
         limit: usize,
         lease: Duration,
+        wait_max: Duration,
     ) -> rusqlite::Result<Vec<RequestRow>> {
+        self.conn
+            .prepare_cached(PLAN_OVERDUE)?
+            .execute(named_params! { ":now": self.now, ":latest": self.now.saturating_add(wait_max) })?;
         let due: Vec<RequestRow> = self
             .conn
             .prepare_cached(PLAN_DUE)?
-            .query_map(named_params! { ":now": self.now, ":accounts": accounts, ":limit": limit as i64 }, request_row)?
+            .query_map(
+                named_params! {
+                    ":now": self.now, ":lease_max": self.now.saturating_add(lease), ":accounts": accounts,
+                    ":limit": limit as i64,
+                },
+                request_row,
+            )?
             .collect::<rusqlite::Result<_>>()?;
         let mut claim = self.conn.prepare_cached(
             "UPDATE jobmill_batch_request SET poll_owner = :owner, poll_until = :until WHERE id = :id",
@@ -184,6 +202,8 @@ impl Turn<'_> {
                 RequestState::Running if !cancel_requested => self.cancel_later_if_asked(batch)?,
                 // A planner that is still at it is not disturbed by another.
                 RequestState::Planning if self.is_batch_open(batch)? => self.plan_later(batch)?,
+                RequestState::Planning => self.drop_empty(id)?,
+                RequestState::Submitting if !self.is_batch_open(batch)? => self.refuse(id, "its batch has ended")?,
                 RequestState::Submitting | RequestState::Sent => self.send_later(id)?,
                 RequestState::Ended => self.harvest_later(id)?,
                 _ => {}

@@ -39,8 +39,6 @@ pub(crate) struct RequestRow {
     pub(crate) poll_wait: Option<Duration>,
     pub(crate) cancel_requested: bool,
     pub(crate) failures: u32,
-    /// How often in a row its provider did not know it.
-    pub(crate) misses: u32,
     /// The hash of its body, as it was frozen.
     pub(crate) sha256: Vec<u8>,
 }
@@ -48,8 +46,7 @@ pub(crate) struct RequestRow {
 macro_rules! request_columns {
     () => {
         "id, batch, state, provider, account, endpoint, key, items, bytes, tokens, file, uploaded_at, attempt, sent_at, \
-         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures, body_sha256, \
-         misses"
+         remote_id, remote_end, latest, poll_wait_us, cancel_requested_at IS NOT NULL, failures, body_sha256"
     };
 }
 pub(crate) use request_columns;
@@ -78,7 +75,6 @@ pub(crate) fn request_row(row: &Row<'_>) -> rusqlite::Result<RequestRow> {
         cancel_requested: row.get(18)?,
         failures: row.get(19)?,
         sha256: row.get::<_, Option<Vec<u8>>>(20)?.unwrap_or_default(),
-        misses: row.get(21)?,
     })
 }
 
@@ -141,7 +137,8 @@ impl Turn<'_> {
         let marked = self
             .conn
             .prepare_cached(
-                "UPDATE jobmill_batch_request SET state = 2, attempt = attempt + 1, sent_at = :now
+                "UPDATE jobmill_batch_request
+                 SET state = 2, attempt = attempt + 1, sent_at = :now, misses = 0, missed_since = NULL
                  WHERE id = :id AND state = 1 AND cancel_requested_at IS NULL",
             )?
             .execute(named_params! { ":id": row.id, ":now": self.now })?;
@@ -367,6 +364,24 @@ impl Turn<'_> {
         self.conn
             .prepare_cached("INSERT OR IGNORE INTO jobmill_batch_foreign (account, remote_id) VALUES (:account, :id)")?
             .execute(named_params! { ":account": account, ":id": remote_id })
+            .map(drop)
+    }
+
+    /// Whether nothing of a request has left, for all that is known: it may turn out to be at its provider after all.
+    pub(crate) fn is_unsent(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND state IN (0, 1)")?
+            .exists(named_params! { ":id": request })
+    }
+
+    /// Ends a request that came to its end at the provider and has no results.
+    pub(crate) fn ended_in_vain(&mut self, request: BatchRequestId, why: &str) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET state = :refused, error = :why, reserved_nanos = 0
+                 WHERE id = :id AND state = 4",
+            )?
+            .execute(named_params! { ":id": request, ":why": why, ":refused": RequestState::Refused })
             .map(drop)
     }
 

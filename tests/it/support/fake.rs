@@ -65,6 +65,10 @@ pub(crate) struct Inside {
     /// What happens while an item is encoded.
     pub(crate) on_encode: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) cancels: VecDeque<CallError>,
+    /// What happens while a cancellation is under way.
+    pub(crate) on_cancel: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens when its limits are asked for.
+    pub(crate) on_limits: Option<Box<dyn FnOnce() + Send>>,
     /// The items that it names when it refuses a batch as a whole.
     pub(crate) refused: Vec<RefusedItem>,
 }
@@ -115,6 +119,8 @@ impl Fake {
             on_poll: None,
             on_encode: None,
             cancels: VecDeque::new(),
+            on_cancel: None,
+            on_limits: None,
             refused: Vec::new(),
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
@@ -180,6 +186,9 @@ impl Provider for Fake {
     }
 
     fn limits(&self) -> Limits {
+        if let Some(meanwhile) = { self.inside().on_limits.take() } {
+            meanwhile();
+        }
         self.inside().limits.clone()
     }
 
@@ -338,6 +347,11 @@ impl Provider for Fake {
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {
         let mut inside = self.inside();
         inside.calls.push("cancel");
+        if let Some(meanwhile) = inside.on_cancel.take() {
+            drop(inside);
+            meanwhile();
+            inside = self.inside();
+        }
         if let Some(error) = inside.cancels.pop_front() {
             return Err(error);
         }

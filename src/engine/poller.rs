@@ -21,6 +21,8 @@ use crate::store::batch::request::RequestRow;
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
+/// The shortest rest.
+const REST_MIN: Duration = Duration::from_millis(20);
 /// The shortest rest after a cycle that could not write what it was told.
 const REST_FAILED: Duration = Duration::from_secs(1);
 /// How long nobody else asks about a batch that we ask about.
@@ -264,14 +266,7 @@ impl Poller {
                     log::warn!("batches are looked after later: {error}");
                 }
             }
-            let mut rest_min = Duration::from_millis(20);
-            if self.agency.settings.polling
-                && let Err(error) = self.cycle()
-            {
-                log::warn!("a cycle of polls failed and is tried again: {error}");
-                // What was due is due still.
-                rest_min = REST_FAILED;
-            }
+            let rest_min = if self.agency.settings.polling { rest_min(&self.cycle()) } else { REST_MIN };
             crossbeam_channel::select! {
                 recv(stop) -> _ => return,
                 recv(wake) -> _ => {}
@@ -311,6 +306,18 @@ impl<'a> Task<'a> {
                     rows.into_iter().map(failed).collect()
                 }
             },
+        }
+    }
+}
+
+/// How long to rest at least after a cycle that came to this.
+fn rest_min(cycle: &Result<PollCycle>) -> Duration {
+    match cycle {
+        Ok(_) => REST_MIN,
+        Err(error) => {
+            log::warn!("a cycle of polls failed and is tried again: {error}");
+            // What was due is due still.
+            REST_FAILED
         }
     }
 }
@@ -381,5 +388,18 @@ impl PollerThread {
         if self.thread.join().is_err() {
             log::error!("the poller panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// What was due stays due when the file fails, so that a poller which did not rest would ask a thousand times a second.
+    #[test]
+    fn a_poller_rests_after_a_cycle_that_failed() {
+        assert_eq!(rest_min(&Ok(PollCycle::default())), REST_MIN);
+        assert_eq!(rest_min(&Err(Error::invalid("file", "is broken"))), Duration::from_secs(1));
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jobmill::provider::{CallClass, CallError, Fate, Key, Local, RefusedItem, RemoteEnd, RemoteState};
+use jobmill::provider::{
+    CallClass, CallError, Fate, Key, Local, OpenAi, Provider, Quirks, RefusedItem, RemoteEnd, RemoteState,
+};
 use jobmill::testing::Harness;
 use jobmill::{BatchItem, Batches, JobId, NewBatch, RequestStatus, Retention, Status, WhenUnknown};
 use serde_json::{Value, json};
@@ -11,7 +13,8 @@ use serde_json::{Value, json};
 use crate::batch::{BatchClock, items, pass, start, status, submit, with};
 use crate::support::fake::{Creation, Fake, succeeded};
 use crate::support::http::Server;
-use crate::support::{now, secs, tamper};
+use crate::support::provider_server::{Fault, Framing, KEY, Outcome, ProviderServer, Route, Shape};
+use crate::support::{now, query, raw, secs, tamper};
 
 /// Lets hours pass, with a look every quarter of one.
 fn hours(t: &Harness, hours: u64) {
@@ -464,5 +467,112 @@ fn a_batch_is_kept_until_its_twin_is_done() -> jobmill::Result<()> {
     assert_eq!(t.client().batch(id)?.spent.usage.input, Some(60), "it was paid twice");
     t.engine().maintain()?;
     assert!(t.client().batch(id).is_err(), "it is kept no longer than need be");
+    Ok(())
+}
+
+/// Between the look whether a batch is cancelled and the word that it is sent lies an upload, which takes its time.
+#[test]
+fn a_batch_that_is_cancelled_while_its_body_is_uploaded_is_not_created() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.uploads = true;
+    let id = submit(&t, 1);
+    let (client, later) = (t.client().clone(), fake.clone());
+    let uploading = move || assert!(client.cancel(id).is_ok());
+    fake.inside().on_encode = Some(Box::new(move || later.inside().on_encode = Some(Box::new(uploading))));
+    t.drain()?;
+    assert_eq!((status(&t, id), fake.count("upload"), fake.count("create")), (Status::Cancelled, 1, 0));
+    Ok(())
+}
+
+/// An operator gives a request up while its provider is asked about it once more.
+#[test]
+fn what_a_poll_tells_too_late_changes_nothing() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    let id = t.client().submit(NewBatch::new("fake").max_attempts(1), items(2))?.id();
+    t.drain()?;
+    fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    t.advance(secs(60));
+    t.engine().poll()?;
+    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+    let client = t.client().clone();
+    fake.inside().on_poll = Some(Box::new(move || client.abandon_request(request).expect("it is not known")));
+    t.advance(secs(60));
+    t.engine().poll()?;
+    assert_eq!(statuses(&t, id), [RequestStatus::Ended]);
+    let due = "SELECT count(*) FROM jobmill_batch_request WHERE next_poll_at IS NOT NULL";
+    assert_eq!(query::<i64>(t.client(), due), 0, "it is not asked about any more");
+    pass(&t, 60);
+    assert_eq!((status(&t, id), t.client().batch(id)?.items.failed), (Status::Failed, 2));
+    Ok(())
+}
+
+/// Two plans may see the same room at an account. The second to be frozen finds it taken.
+#[test]
+fn a_plan_that_others_have_overtaken_goes_not_beyond_the_room_at_the_account() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items_in_flight = Some(3);
+    let id = submit(&t, 2);
+    let (client, account) = (t.client().clone(), fake.account().fingerprint);
+    fake.inside().on_encode = Some(Box::new(move || {
+        let other = format!("77, 1, 3, 'fake', '{account}', 'b', '', 'k', 2");
+        let columns = "id, batch, state, provider, account, base_url, endpoint, key, items";
+        tamper(&client, &format!("INSERT INTO jobmill_batch_request ({columns}) VALUES ({other})"));
+    }));
+    t.drain()?;
+    let batch = t.client().batch(id)?;
+    assert_eq!((fake.count("create"), batch.items.waiting), (0, 2));
+    assert_eq!(t.client().batch_item(id, "key-0")?.attempt, 0, "what was not sent is no attempt");
+    tamper(t.client(), &format!("DELETE FROM jobmill_batch_request WHERE batch <> {}", raw(id)));
+    pass(&t, 60);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    Ok(())
+}
+
+/// The server dies in the middle of a file, and so do we; then it is away, and in the end it has all of it.
+#[test]
+fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jobmill::Result<()> {
+    let server = ProviderServer::start(Shape::OpenAi);
+    let url = server.url();
+    let mut t = Harness::new(move |builder| {
+        let provider = OpenAi::builder(Key::fixed(KEY)).base_url(url.clone()).quirks(Quirks::openai());
+        builder.provider(provider.build().expect("good settings"))
+    })?;
+    let clock = now(&t);
+    server.clock(move || clock);
+    let item = |n| BatchItem::new(&json!({ "model": "m", "messages": [], "n": n })).key(format!("key-{n}"));
+    let id = t.client().submit(NewBatch::new("openai").max_attempts(1), (0..1200).map(item))?.id();
+    t.drain()?;
+    server.decide(|item| match item.body["n"].as_u64() {
+        Some(n) if n % 10 == 0 => Outcome::Fail(400, "invalid_value".to_owned(), "m".to_owned()),
+        _ => Outcome::Say("x".to_owned()),
+    });
+    server.end(&server.last().id);
+    // It breaks off in the midst of a file, then at its end, where more was promised.
+    server.state().framing = Framing::NoLastChunk;
+    server.arrange(|lines| lines[..700].iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>().into());
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.items.completed, batch.items.failed), (700, 0));
+    t.crash()?;
+    server.state().framing = Framing::ShortLength;
+    server.arrange(|lines| lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>().into());
+    t.advance(secs(60));
+    t.drain()?;
+    t.crash()?;
+    server.fault(Route::Results, Fault::DropBefore);
+    server.fault(Route::Results, Fault::status(503));
+    server.state().framing = Framing::Chunked;
+    for _ in 0..20 {
+        t.advance(secs(60));
+        t.drain()?;
+    }
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 1080, 120));
+    assert_eq!((batch.spent.usage.input, batch.strays), (Some(1080 * 10), 0), "each counts once");
+    assert_eq!(server.state().batches.len(), 1);
     Ok(())
 }

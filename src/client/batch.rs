@@ -374,7 +374,8 @@ impl Client {
 
     /// Says that a request of which nobody knows whether its provider has it was not created: it is sent again. Or gives up
     /// one of which its provider tells nothing any more, neither how it does nor its results: its items count as missing,
-    /// and are sent again while they have attempts left. If it was run, that is paid twice.
+    /// and are sent again while they have attempts left. If it was run, that is paid twice. By itself the engine gives such a
+    /// request up after [`Batches::lost_after`](crate::Batches::lost_after), and sends nothing again.
     ///
     /// # Errors
     /// Those of [`Client::adopt_request`].

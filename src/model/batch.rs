@@ -55,7 +55,8 @@ pub struct Spent {
     pub usage: Usage,
     /// What is known to have been paid, in billionths of the currency's unit.
     pub cost_nanos: i64,
-    /// Results whose cost is not known, for the price table lacks their model or the provider did not count.
+    /// Results whose cost is not known, for the price table lacks their model, the provider did not count, or it does not
+    /// know any more what it has run.
     pub unpriced: u64,
     /// The currency, if anything has a price.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -51,6 +51,7 @@ fn a_batch_that_its_provider_has_not_known_for_a_day_ends_and_is_not_paid_again(
         let item = t.client().batch_item(id, "key-0")?;
         let error = item.error.unwrap_or_default();
         assert_eq!(item.error_class.as_deref(), Some("missing"));
+        assert_eq!((item.cost_nanos, batch.spent.unpriced), (None, 2), "unknown, and not nothing");
         assert!(error.contains("no such batch"), "{error}");
         assert_eq!(statuses(&t, id), [RequestStatus::Refused]);
         // Who would rather pay twice says so.

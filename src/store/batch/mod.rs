@@ -147,6 +147,11 @@ impl Change {
         }
     }
 
+    /// So many may have been paid, and nobody will ever tell.
+    pub(crate) fn unknown(&mut self, count: usize) {
+        self.unpriced += count as i64;
+    }
+
     pub(crate) fn stray(&mut self) {
         self.strays += 1;
     }

@@ -261,11 +261,26 @@ impl Turn<'_> {
         why: &str,
         limit: usize,
     ) -> rusqlite::Result<bool> {
-        if self.is_cancel_requested(batch)? {
-            return self.end_items(batch, request, ItemState::Cancelled, (None, None), limit);
-        }
-        let why = (Some(class_word(ItemError::Missing)), Some(why));
-        self.end_items(batch, request, ItemState::Failed, why, limit)
+        let (to, class, error) = match self.is_cancel_requested(batch)? {
+            true => (ItemState::Cancelled, None, None),
+            false => (ItemState::Failed, Some(class_word(ItemError::Missing)), Some(cut(why, ERROR_BYTES))),
+        };
+        // What it cost is not nothing: it is not known.
+        let lost = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = :to, error_class = :class, error = :error, unpriced = unpriced + 1
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)",
+            )?
+            .execute(named_params! {
+                ":request": request, ":to": to, ":class": class, ":error": error, ":limit": limit as i64,
+            })?;
+        let mut change = Change::default();
+        change.items(ItemState::Sent, to, lost);
+        change.unknown(lost);
+        change.write(self.conn, batch)?;
+        Ok(lost == limit)
     }
 
     fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {

@@ -174,6 +174,8 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
         // Of all jobs, none is read that is no batch.
         let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
         assert!(plan_batches.iter().any(|step| step.contains("job USING INTEGER PRIMARY KEY")), "{plan_batches:?}");
+        let plan_overdue = plan(conn, batch::poll::PLAN_OVERDUE);
+        assert!(plan_overdue[0].contains("jobmill_batch_request_due (next_poll_at>?)"), "{plan_overdue:?}");
         // The accounts, which are few, are read from the list that is given.
         let plan_due = plan(conn, batch::poll::PLAN_DUE);
         let due = "jobmill_batch_request_due (next_poll_at<?)";

@@ -577,3 +577,20 @@ fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jo
     assert_eq!(server.state().batches.len(), 1);
     Ok(())
 }
+
+/// The provider did not find the file yet, or not any more, and all items paid for it.
+#[test]
+fn a_body_that_its_provider_does_not_find_is_uploaded_anew() -> jobmill::Result<()> {
+    for times in [2, 10] {
+        let (fake, t) = start();
+        fake.inside().limits.uploads = true;
+        fake.inside().creations.extend(vec![Creation::Fails(Fate::Rejected, CallClass::NotFound); times]);
+        let id = submit(&t, 2);
+        pass(&t, 600);
+        fake.complete_all();
+        pass(&t, 600);
+        let expected = if times == 2 { (Status::Completed, 3) } else { (Status::Failed, 4) };
+        assert_eq!((status(&t, id), fake.count("upload")), expected);
+    }
+    Ok(())
+}

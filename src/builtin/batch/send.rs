@@ -31,6 +31,8 @@ const WAIT_FOR_CHANGED: Duration = Duration::from_secs(10);
 const FIRST_POLL: Duration = Duration::from_secs(30);
 /// After how many failures in a row nothing is sent to an account for a while.
 const FAILURES_IN_A_ROW: u32 = 3;
+/// How often the body of a batch is uploaded anew that its provider does not find.
+const UPLOADS_MAX: u32 = 3;
 /// How often batches that might be ours are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -248,6 +250,14 @@ impl Submission<'_> {
             CallClass::TooLarge if self.row.items > 1 => {
                 let half = self.row.items / 2;
                 self.release(&text, Learnt { items: Some(half), tokens: None })
+            }
+            // A list may lag behind an upload, and a file be deleted. Nothing was run, and no item is to blame.
+            CallClass::NotFound if self.row.file.is_some() && !again && self.row.attempt < UPLOADS_MAX => {
+                self.write(move |turn, row| {
+                    turn.not_sent(row, &text)?;
+                    turn.forget_upload(row.id)
+                })?;
+                Ok(Some(Outcome::Snooze(backoff(self.row.attempt))))
             }
             class if error.is_retryable() || class == CallClass::NotFound && self.row.file.is_none() => {
                 // What holds for the whole account, each of its requests need not find out for itself.

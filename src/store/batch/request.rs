@@ -124,6 +124,16 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// The body of a request is not at the provider any more, and is uploaded anew.
+    pub(crate) fn forget_upload(&mut self, id: BatchRequestId) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET file = NULL, uploaded_at = NULL WHERE id = :id AND state = 1",
+            )?
+            .execute(named_params! { ":id": id })
+            .map(drop)
+    }
+
     /// The creation of a request is about to be sent. From here on nobody knows whether it was, until the answer is in the
     /// file.
     pub(crate) fn mark_sent(&mut self, row: &RequestRow, create_timeout: Duration) -> rusqlite::Result<MaySend> {

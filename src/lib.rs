@@ -50,6 +50,7 @@ pub use model::history::{Action, HistoryEntry};
 pub use model::id::{BatchItemId, BatchRequestId, JobId};
 pub use model::job::{Job, Priority, Progress, Status};
 pub use model::job_type::JobType;
+pub use model::limit::{Limit, LimitUsage, LimitUse};
 pub use model::metrics::{Metrics, Rates, Window};
 pub use model::new_batch::{BatchItem, Estimate, NewBatch};
 pub use model::new_job::{NewJob, Payload};

@@ -3,6 +3,7 @@
 mod ask;
 pub(crate) mod batch;
 pub(crate) mod jobs;
+mod limits;
 mod operate;
 pub(crate) mod selection;
 
@@ -19,7 +20,7 @@ use crate::model::new_job::{NewJob, check_name};
 use crate::store::connect::{self, DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::enqueue::{self, Enqueued};
 use crate::store::read::{self, Reader};
-use crate::store::{Store, Turn, housekeeping};
+use crate::store::{Store, Turn, gate, housekeeping};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -175,6 +176,7 @@ impl Client {
         let job = self.admit(job)?;
         let caller = self.caller.clone();
         self.desk().call(move |turn| {
+            knows_limits(turn, &job)?;
             let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
             hide_foreign(turn.conn, enqueued, &caller)
         })
@@ -190,6 +192,7 @@ impl Client {
             return Ok(Vec::new());
         }
         let enqueue_all = |turn: &mut Turn<'_>, jobs: &[NewJob]| -> Result<Vec<Enqueued>> {
+            jobs.iter().try_for_each(|job| knows_limits(turn, job))?;
             jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
         };
         let caller = self.caller.clone();
@@ -213,6 +216,11 @@ impl Client {
     /// Those of [`Client::enqueue`].
     pub fn enqueue_in(&self, transaction: &rusqlite::Transaction<'_>, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = self.admit(job)?;
+        for used in &job.limits {
+            if !gate::is_defined_in(transaction, &used.name).map_err(cannot_enqueue)? {
+                return Err(unknown_limit(&used.name));
+            }
+        }
         let (now, counts) = (self.desk().clock().now(), self.desk().press().counts());
         let enqueued = enqueue::enqueue_in(transaction, &job, now, counts).map_err(cannot_enqueue)?;
         let enqueued = hide_foreign(transaction, enqueued, &self.caller)?;
@@ -305,6 +313,7 @@ impl<'a> Transaction<'a> {
     /// `Invalid` if a rule is broken, with the field and the rule.
     pub fn enqueue(&mut self, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = admit(job.into(), &self.caller)?;
+        knows_limits(&self.turn, &job)?;
         self.turn.enqueue(&job).map_err(cannot_enqueue)
     }
 
@@ -344,6 +353,18 @@ fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
     }
     job.created_by = caller.actor().map(str::to_owned);
     Ok(job)
+}
+
+/// Refuses a job that counts against a limit that nobody has set: its name may be misspelt.
+fn knows_limits(turn: &Turn<'_>, job: &NewJob) -> Result<()> {
+    match job.limits.iter().find(|used| !turn.book.gates.is_defined(&used.name)) {
+        Some(unknown) => Err(unknown_limit(&unknown.name)),
+        None => Ok(()),
+    }
+}
+
+fn unknown_limit(name: &str) -> Error {
+    Error::invalid("limit", format_args!("there is no limit {name:?}: set it first"))
 }
 
 /// Keeps from a bound client which job of somebody else's holds a key.

@@ -34,6 +34,7 @@ use crate::handler::registry::{FnHandler, Registry};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
+use crate::model::limit::Limit;
 use crate::model::new_job::{Payload, check_duration, check_kind, check_queue};
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
@@ -71,6 +72,9 @@ pub struct EngineBuilder {
     workers: Workers,
     queue_limits: HashMap<String, usize>,
     backoff: Backoff,
+    capacity: Option<u32>,
+    limits: Vec<Limit>,
+    bounded_queues: Vec<Limit>,
     ageing: Option<Duration>,
     fair_by_user: bool,
     thresholds: Vec<Threshold>,
@@ -101,6 +105,9 @@ impl EngineBuilder {
             workers: Workers::default(),
             queue_limits: HashMap::new(),
             backoff: Backoff::default(),
+            capacity: None,
+            limits: Vec::new(),
+            bounded_queues: Vec::new(),
             ageing: None,
             fair_by_user: false,
             thresholds: Vec::new(),
@@ -185,6 +192,28 @@ impl EngineBuilder {
     /// Sets how many jobs of one queue this process runs at a time, at least 1. Defaults to no limit but the workers.
     pub fn queue(mut self, name: impl Into<String>, limit: usize) -> Self {
         self.queue_limits.insert(name.into(), limit);
+        self
+    }
+
+    /// Sets a [`Limit`] in the file at the start, as [`Client::set_limit`](crate::Client::set_limit) does. May be called for
+    /// several. Defaults to what the file has.
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limits.push(limit);
+        self
+    }
+
+    /// Bounds a queue in all processes together, at the start, as
+    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several. Defaults to what the file has.
+    pub fn limit_queue(mut self, limit: Limit) -> Self {
+        self.bounded_queues.push(limit);
+        self
+    }
+
+    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, at least 1: its
+    /// memory, its cores, whatever the application counts. A job that weighs more than all of it runs alone. While the next
+    /// job is too heavy for what is left, no lighter one overtakes it. Defaults to no bound but the workers.
+    pub fn capacity(mut self, weight: u32) -> Self {
+        self.capacity = Some(weight);
         self
     }
 
@@ -329,6 +358,14 @@ impl EngineBuilder {
                 return Err(Error::invalid("queue", format_args!("the limit of {name} must be at least 1")));
             }
         }
+        if self.capacity == Some(0) {
+            return Err(Error::invalid("capacity", "must be at least 1"));
+        }
+        self.limits.iter().try_for_each(Limit::check)?;
+        for limit in &self.bounded_queues {
+            limit.check()?;
+            check_queue(&limit.name)?;
+        }
         if self.ageing == Some(Duration::ZERO) {
             return Err(Error::invalid("ageing", "must be longer than nothing"));
         }
@@ -394,10 +431,17 @@ impl EngineBuilder {
         store.serve(kinds, own);
         let client = Client::new(store, self.durability, self.clock.clone())?;
         let desk = client.desk().clone();
+        for limit in &self.limits {
+            client.set_limit(limit)?;
+        }
+        for limit in &self.bounded_queues {
+            client.limit_queue(limit)?;
+        }
         let settings = PoolSettings {
             workers: self.workers,
             own_workers,
             queue_limits: self.queue_limits,
+            capacity: self.capacity,
             ageing: self.ageing,
             fair_by_user: self.fair_by_user,
             backoff: self.backoff,

@@ -13,6 +13,7 @@ pub(crate) mod history;
 pub(crate) mod id;
 pub(crate) mod job;
 pub(crate) mod job_type;
+pub(crate) mod limit;
 pub(crate) mod metrics;
 pub(crate) mod new_batch;
 pub(crate) mod new_job;

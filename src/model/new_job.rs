@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::callback::{MAX_URL_BYTES, check_url};
 use crate::model::job::{Priority, Status};
 use crate::model::job_type::JobType;
+use crate::model::limit::LimitUse;
 use crate::model::retry::Backoff;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
@@ -110,6 +111,11 @@ pub struct NewJob {
     /// Who creates it. The client knows.
     pub(crate) created_by: Option<String>,
     pub(crate) unique: Option<Unique>,
+    pub(crate) limits: Vec<LimitUse>,
+    pub(crate) weight: u32,
+    pub(crate) cost: u32,
+    /// The workflow, or the stage of one, that counts it.
+    pub(crate) flow: Option<i64>,
 }
 
 impl<P: Payload> From<&P> for NewJob {
@@ -133,6 +139,10 @@ impl NewJob {
     pub const MAX_KEY_BYTES: usize = 1024;
     /// How many tags a job may bear.
     pub const MAX_TAGS: usize = 32;
+    /// How many limits a job may count against.
+    pub const MAX_LIMITS: usize = 8;
+    /// The greatest weight and cost of a job.
+    pub const MAX_WEIGHT: u32 = 1_000_000_000;
     /// How many attempts a job may be given.
     pub const MAX_ATTEMPTS: u32 = 1_000_000;
     /// The longest delay, timeout, period and time to expiry: a hundred years.
@@ -185,6 +195,10 @@ impl NewJob {
             callback_url: None,
             created_by: None,
             unique: None,
+            limits: Vec::new(),
+            weight: 1,
+            cost: 1,
+            flow: None,
         }
     }
 
@@ -317,6 +331,26 @@ impl NewJob {
         self
     }
 
+    /// Lets the job count against a limit, by name alone or with a key and a cost: it runs when each of its limits lets it.
+    /// May be called for up to [`NewJob::MAX_LIMITS`] of them. Defaults to none.
+    pub fn limit(mut self, used: impl Into<LimitUse>) -> Self {
+        self.limits.push(used.into());
+        self
+    }
+
+    /// Sets what the job takes of the [capacity](crate::EngineBuilder::capacity) of the engine that runs it, from 1 to
+    /// [`NewJob::MAX_WEIGHT`]: memory, cores, whatever the application counts. Defaults to 1.
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Sets what the job takes of the rate of its queue, in tokens, from 0 to [`NewJob::MAX_WEIGHT`]. Defaults to 1.
+    pub fn cost(mut self, tokens: u32) -> Self {
+        self.cost = tokens;
+        self
+    }
+
     /// Checks every rule. The error names the first field that breaks one.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(kind) = &self.kind {
@@ -379,6 +413,7 @@ impl NewJob {
             Some(Ok(config)) => check_request_config(config)?,
             None => {}
         }
+        self.check_limits()?;
         if let Some(unique) = &self.unique {
             if unique.key.is_empty() || unique.key.len() > Self::MAX_KEY_BYTES {
                 return Err(Error::invalid("unique.key", format_args!("must be 1 to {} bytes", Self::MAX_KEY_BYTES)));
@@ -389,6 +424,30 @@ impl NewJob {
             if let Some(period) = unique.period {
                 check_duration("unique.period", period)?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl NewJob {
+    fn check_limits(&self) -> Result<()> {
+        if self.limits.len() > Self::MAX_LIMITS {
+            return Err(Error::invalid("limit", format_args!("must be no more than {}", Self::MAX_LIMITS)));
+        }
+        for (at, used) in self.limits.iter().enumerate() {
+            used.check()?;
+            if self.limits[..at].iter().any(|other| other.name == used.name && other.key == used.key) {
+                return Err(Error::invalid("limit", format_args!("{} must be named once for one key", used.name)));
+            }
+        }
+        if !(1..=Self::MAX_WEIGHT).contains(&self.weight) {
+            return Err(Error::invalid("weight", format_args!("must be from 1 to {}", Self::MAX_WEIGHT)));
+        }
+        if self.cost > Self::MAX_WEIGHT {
+            return Err(Error::invalid("cost", format_args!("must be no more than {}", Self::MAX_WEIGHT)));
+        }
+        if self.kind.is_none() && (!self.limits.is_empty() || self.weight != 1 || self.cost != 1) {
+            return Err(Error::invalid("limit", "must not be set for a job whose work happens elsewhere"));
         }
         Ok(())
     }

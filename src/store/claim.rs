@@ -9,18 +9,22 @@ use crate::model::event::Cause;
 use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
+use crate::model::new_job::NewJob;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::detail;
 use crate::store::fair::{Rotation, Turns};
+use crate::store::gate;
 use crate::store::lane::{Demand, NextDelayed};
-use crate::store::place::Place;
+use crate::store::place::{Place, place_columns};
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
 use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
 const HEADS: usize = 16;
+/// The most jobs that one turn meets and does not claim.
+const PASSED_MAX: usize = 1000;
 /// The most jobs that one turn claims.
 pub(crate) const CLAIM_MAX: usize = 512;
 
@@ -143,6 +147,15 @@ impl Source {
     }
 }
 
+/// What came of a job that was to be claimed.
+enum Met {
+    Claimed(Box<Claim>),
+    /// It has expired, or a limit does not let it through.
+    Passed,
+    /// The capacity has no room for it.
+    TooHeavy,
+}
+
 /// What stays the same while jobs are chosen.
 struct Scene<'c> {
     conn: &'c Connection,
@@ -167,8 +180,14 @@ pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEX
      WHERE lane = :lane AND state = 7 ORDER BY run_at LIMIT 1";
 
 /// Reads one job that is to be claimed.
-pub(crate) const PLAN_READ: &str =
-    concat!("SELECT ", job_columns!(), ", claim, backoff, share FROM jobmill_job WHERE id = ?1");
+pub(crate) const PLAN_READ: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    ", claim, backoff, ",
+    place_columns!(),
+    ", limits, weight, cost
+     FROM jobmill_job WHERE id = ?1"
+);
 
 /// Marks one job as ours.
 pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
@@ -176,9 +195,12 @@ pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
      WHERE id = ?1 AND state IN (1, 7)";
 
 /// Reads the jobs that time has overtaken.
-pub(crate) const PLAN_EXPIRED: &str =
-    "SELECT id, lane, share, state, attempt FROM jobmill_job INDEXED BY jobmill_job_expiry
-     WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT :limit";
+pub(crate) const PLAN_EXPIRED: &str = concat!(
+    "SELECT id, state, attempt, ",
+    place_columns!(),
+    " FROM jobmill_job INDEXED BY jobmill_job_expiry
+     WHERE expires_at <= :now AND expires_at IS NOT NULL AND state IN (0, 1, 7, 8) ORDER BY expires_at LIMIT :limit"
+);
 
 /// The statements that are run once for each claimed job.
 struct Statements<'c> {
@@ -203,6 +225,7 @@ impl Turn<'_> {
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
+        let mut passed = 0;
         while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
             let chunk_max = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
             let mut best: Option<(Head, usize)> = None;
@@ -210,10 +233,14 @@ impl Turn<'_> {
             while at < sources.len() {
                 let source = &mut sources[at];
                 let head = match self.book.lanes.get(source.lane()) {
-                    Some(lane) => match demand.room(lane) {
-                        0 if !demand.bars(lane) => None,
+                    Some(lane) => match (demand.room(lane), self.book.lanes.room_in_queue(lane, self.now)) {
+                        (_, 0) => None,
+                        (0, _) if !demand.bars(lane) => None,
                         // What is read and not wanted would be read again in the next turn.
-                        room => source.head(&scene, lane.priority, &self.book.turns, room.clamp(1, chunk_max))?,
+                        (room, in_queue) => {
+                            let chunk = room.min(in_queue).clamp(1, chunk_max);
+                            source.head(&scene, lane.priority, &self.book.turns, chunk)?
+                        }
                     },
                     None => None,
                 };
@@ -236,12 +263,22 @@ impl Turn<'_> {
                 continue;
             }
             sources[at].pop(scene.fair && !is_apart(lane), &mut self.book.turns);
-            let (rank, .., id) = head.key;
-            if let Some(claim) = self.claim_one(&mut statements, owner, lane, head.state, id, rank)? {
-                if let Some(lane) = self.book.lanes.get(lane) {
-                    demand.took(lane);
+            match self.claim_one(&mut statements, demand, owner, lane, &head)? {
+                Met::Claimed(claim) => {
+                    if let Some(lane) = self.book.lanes.get(lane) {
+                        demand.took(lane, claim.weight);
+                    }
+                    self.out.claims.push(*claim);
                 }
-                self.out.claims.push(claim);
+                Met::Passed => passed += 1,
+                // Whatever is lighter would keep it waiting for ever.
+                Met::TooHeavy => {
+                    let is_apart = |lane: i64| self.book.lanes.get(lane).is_some_and(|lane| demand.is_apart(lane));
+                    sources.retain(|source| is_apart(source.lane()));
+                }
+            }
+            if passed == PASSED_MAX {
+                break;
             }
         }
         self.note_next_delayed()
@@ -249,11 +286,20 @@ impl Turn<'_> {
 
     /// Whether a job that is about to be written to this lane may be claimed in the same breath: somebody wants it, and
     /// it overtakes nobody.
-    pub(crate) fn may_claim_at_once(&mut self, lane: i64) -> Option<i64> {
+    pub(crate) fn may_claim_at_once(&mut self, lane: i64, new: &NewJob) -> Option<i64> {
         if self.out.claims.len() >= CLAIM_MAX {
             return None;
         }
         let owner = self.book.owner?;
+        let lane_id = lane;
+        if self
+            .book
+            .lanes
+            .bounded(lane)
+            .is_some_and(|queue| queue.room(self.now) == 0 || !queue.admits(new.cost, self.now))
+        {
+            return None;
+        }
         let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
         let demand = self.demand.as_deref_mut()?;
         let overtakes = if demand.is_apart(lane) {
@@ -261,10 +307,13 @@ impl Turn<'_> {
         } else {
             !self.nothing_waits
         };
-        if overtakes || demand.room(lane) == 0 {
+        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, new.weight) {
             return None;
         }
-        demand.took(lane);
+        demand.took(lane, new.weight);
+        if let Some(queue) = self.book.lanes.bounded(lane_id) {
+            queue.take(new.cost.into(), self.now);
+        }
         Some(owner)
     }
 
@@ -276,6 +325,8 @@ impl Turn<'_> {
             if lane.count(State::Delayed) > 0 && lane.next_delayed == NextDelayed::Unknown {
                 lane.next_delayed = next_delayed(self.conn, lane.id)?;
             }
+        }
+        for lane in self.book.lanes.open(self.now) {
             let room = demand.room(lane) > 0;
             if !room && !demand.bars(lane) {
                 continue;
@@ -317,27 +368,45 @@ impl Turn<'_> {
     fn claim_one(
         &mut self,
         statements: &mut Statements<'_>,
+        demand: &mut dyn Demand,
         owner: i64,
         lane: i64,
-        from: State,
-        id: JobId,
-        rank: usize,
-    ) -> rusqlite::Result<Option<Claim>> {
-        let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
+        head: &Head,
+    ) -> rusqlite::Result<Met> {
+        let (rank, .., id) = head.key;
+        let from = head.state;
+        let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
-        let (mut claim, aside) = statements.read.query_row(params![id], |row| {
+        let (mut claim, aside, uses) = statements.read.query_row(params![id], |row| {
             let (job, aside) = row::job(row, known.key())?;
-            let place = Place { lane, share: row.get(JOB_COLUMNS + 2)? };
+            let place = Place::read(row, JOB_COLUMNS + 2)?;
             let fence = row.get(JOB_COLUMNS)?;
-            Ok((Claim { job, place, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
+            let backoff = row::json(row, JOB_COLUMNS + 1)?;
+            let uses = gate::parse(row.get_ref(JOB_COLUMNS + 6)?.as_str_or_null()?);
+            let weight = row.get::<_, Option<u32>>(JOB_COLUMNS + 7)?.unwrap_or(1);
+            let cost = row.get::<_, Option<u32>>(JOB_COLUMNS + 8)?.unwrap_or(1);
+            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses))
         })?;
         if claim.job.status != Status::Pending {
             // It came by another source in this very turn.
-            return Ok(None);
+            return Ok(Met::Passed);
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, claim.place, from, claim.job.attempt)?;
-            return Ok(None);
+            return Ok(Met::Passed);
+        }
+        if let Some(gate) = self.shut_gate(&uses)? {
+            self.hold(id, claim.place, from, gate)?;
+            return Ok(Met::Passed);
+        }
+        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, claim.weight)) {
+            return Ok(Met::TooHeavy);
+        }
+        if let Some(queue) = self.book.lanes.bounded(lane) {
+            if !queue.admits(claim.cost, self.now) {
+                return Ok(Met::Passed);
+            }
+            queue.take(claim.cost.into(), self.now);
         }
         statements.mark.execute(params![id, owner, self.now])?;
         claim.job.status = Status::Running;
@@ -348,8 +417,8 @@ impl Turn<'_> {
         if claim.fence > 1 {
             self.forget_last_attempt(&mut claim.job)?;
         }
-        self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at);
-        Ok(Some(claim))
+        self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at)?;
+        Ok(Met::Claimed(Box::new(claim)))
     }
 
     /// Clears what the last attempt told of itself, which is not true of the next one.
@@ -364,7 +433,14 @@ impl Turn<'_> {
     }
 
     /// Counts a claim.
-    pub(crate) fn claimed(&mut self, id: JobId, place: Place, from: State, attempt: u32, ready_at: Timestamp) {
+    pub(crate) fn claimed(
+        &mut self,
+        id: JobId,
+        place: Place,
+        from: State,
+        attempt: u32,
+        ready_at: Timestamp,
+    ) -> rusqlite::Result<()> {
         self.step(Step {
             job: id,
             place,
@@ -374,7 +450,7 @@ impl Turn<'_> {
             attempt,
             waited: Some(self.now.since(ready_at)),
             ran: None,
-        });
+        })
     }
 
     /// Ends jobs whose `expires_at` has passed, at most `limit`, and tells whether there may be more.
@@ -383,12 +459,12 @@ impl Turn<'_> {
             return Ok(false);
         }
         let mut statement = self.conn.prepare_cached(PLAN_EXPIRED)?;
-        let due: Vec<(JobId, Place, State, u32)> = statement
+        let due: Vec<(JobId, State, u32, Place)> = statement
             .query_map(named_params! { ":now": self.now, ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, Place { lane: row.get(1)?, share: row.get(2)? }, row.get(3)?, row.get(4)?))
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, Place::read(row, 3)?))
             })?
             .collect::<rusqlite::Result<_>>()?;
-        for (id, place, state, attempt) in &due {
+        for (id, state, attempt, place) in &due {
             self.expire_one(*id, *place, *state, *attempt)?;
         }
         let more = due.len() == limit;
@@ -396,7 +472,7 @@ impl Turn<'_> {
             .conn
             .prepare_cached(
                 "SELECT expires_at FROM jobmill_job INDEXED BY jobmill_job_expiry
-                 WHERE expires_at IS NOT NULL AND state IN (0, 1, 7) ORDER BY expires_at LIMIT 1",
+                 WHERE expires_at IS NOT NULL AND state IN (0, 1, 7, 8) ORDER BY expires_at LIMIT 1",
             )?
             .query_row([], |row| row.get(0))
             .optional()?;
@@ -408,7 +484,7 @@ impl Turn<'_> {
         let expired = self
             .conn
             .prepare_cached(
-                "UPDATE jobmill_job SET state = 6, completed_at = :now WHERE id = :id AND state IN (0, 1, 7)",
+                "UPDATE jobmill_job SET state = 6, completed_at = :now WHERE id = :id AND state IN (0, 1, 7, 8)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now })?;
         if expired == 0 {

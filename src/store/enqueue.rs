@@ -8,10 +8,11 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Status};
 use crate::model::new_job::{NewJob, source_id};
 use crate::model::time::Timestamp;
+use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, lane, last_id, share, tally, unique};
+use crate::store::{Turn, at_hand, callback, detail, gate, lane, last_id, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -45,8 +46,10 @@ pub(crate) trait Ledger<'c> {
     fn conn(&self) -> &'c Connection;
     fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place>;
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId>;
+    /// Sees to what bounds the job of this row: its gates are noted, and if one is closed, it is held there.
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()>;
     /// Claims the job of this row as it is written, if that may be: sets its state and owner.
-    fn claim(&mut self, row: &mut NewRow);
+    fn claim(&mut self, row: &mut NewRow, new: &NewJob);
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()>;
     fn added(&mut self, row: &NewRow, new: &NewJob) -> rusqlite::Result<()>;
 }
@@ -62,18 +65,27 @@ impl<'c> Ledger<'c> for Turn<'c> {
             Some(user) => Some(self.book.shares.find_or_create(self.conn, lane, user)?),
             None => None,
         };
-        Ok(Place { lane, share })
+        Ok(Place { lane, share, flow: new.flow, limited: !new.limits.is_empty() })
     }
 
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
         Ok(JobId::after(self.book.last_id, now, new.job_type))
     }
 
-    fn claim(&mut self, row: &mut NewRow) {
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
+        let uses = self.gates_of(&new.limits)?;
+        if row.state == State::Pending {
+            row.hold_at(self.gate_ahead(&uses, row.place.lane)?);
+        }
+        row.uses = uses;
+        Ok(())
+    }
+
+    fn claim(&mut self, row: &mut NewRow, new: &NewJob) {
         if row.state != State::Pending {
             return;
         }
-        row.owner = self.may_claim_at_once(row.place.lane);
+        row.owner = self.may_claim_at_once(row.place.lane, new);
         match row.owner {
             Some(_) => row.state = State::Running,
             // From here on somebody waits.
@@ -111,19 +123,21 @@ impl<'c> Ledger<'c> for Turn<'c> {
         if entered.status().is_terminal() {
             return self.last_step(step);
         }
-        self.step(step);
+        self.step(step)?;
         if row.owner.is_some() {
             let is_fair = self.demand.as_ref().is_some_and(|demand| demand.is_fair_by_user());
             if is_fair && !self.is_apart(row.place.lane) {
                 self.book.turns.served(new.user_id.as_deref().unwrap_or_default());
             }
-            self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at());
+            self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at())?;
             self.out.claims.push(Claim {
                 job: running(row, new, self.now),
                 place: row.place,
                 rank: new.priority.rank(),
                 fence: 1,
                 backoff: new.backoff,
+                weight: new.weight,
+                cost: new.cost,
             });
         }
         Ok(())
@@ -148,14 +162,23 @@ impl<'c> Ledger<'c> for File<'c> {
             Some(user) => Some(share::find_or_create(self.conn, lane, user)?),
             None => None,
         };
-        Ok(Place { lane, share })
+        Ok(Place { lane, share, flow: new.flow, limited: !new.limits.is_empty() })
     }
 
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId> {
         Ok(JobId::after(last_id(self.conn)?, now, new.job_type))
     }
 
-    fn claim(&mut self, _: &mut NewRow) {}
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
+        row.uses = gate::gates_in(self.conn, &new.limits)?;
+        if row.state == State::Pending {
+            // Whether it may go, the next turn of an engine finds out.
+            row.hold_at(row.uses.first().map(|(gate, _)| *gate));
+        }
+        gate::enter_in(self.conn, row.place.lane, &row.uses, row.gate, row.now)
+    }
+
+    fn claim(&mut self, _: &mut NewRow, _: &NewJob) {}
 
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
         self.conn.prepare_cached(PLAN_INSERT)?.execute(values).map(drop)
@@ -218,14 +241,29 @@ pub(crate) struct NewRow {
     expires_at: Option<Timestamp>,
     /// Who has claimed it already.
     owner: Option<i64>,
+    /// Its gates with what it takes of each.
+    uses: Vec<Taken>,
+    /// The gate that holds it.
+    gate: Option<i64>,
+}
+
+impl NewRow {
+    /// Holds it at a gate, if there is one that is closed.
+    fn hold_at(&mut self, gate: Option<i64>) {
+        if gate.is_some() {
+            self.state = State::Held;
+            self.gate = gate;
+        }
+    }
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
-         completed_at, source_id, stop_reason, callback_url, detail)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)";
+         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, gate, weight, cost)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
+         ?23, ?24, ?25, ?26, ?27)";
 
 fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let conn = ledger.conn();
@@ -243,9 +281,12 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let run_at = new.run_at.resolve(now);
     let expires_at = new.expires_at.map(|at| at.resolve(now).unwrap_or(now));
     let state = first_state(new, run_at);
-    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None };
+    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None, uses: Vec::new(), gate: None };
+    if place.limited {
+        ledger.bound(&mut row, new)?;
+    }
     if expires_at.is_none_or(|expires_at| expires_at > now) {
-        ledger.claim(&mut row);
+        ledger.claim(&mut row, new);
     }
     let payload = payload(new);
     let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
@@ -275,6 +316,11 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         new.stop_reason.as_ref().map(|reason| reason.as_str()),
         new.callback_url,
         (detail > 0).then_some(detail),
+        place.flow,
+        place.limited.then(|| gate::text(&row.uses)),
+        row.gate,
+        (new.weight != 1).then_some(new.weight),
+        (new.cost != 1).then_some(new.cost),
     ])?;
     if detail & detail::HAS_ROW > 0 {
         detail::insert(conn, id, new)?;

@@ -16,7 +16,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, tally};
+use crate::store::{Turn, at_hand, callback, detail, gate, tally};
 
 /// How many lines of a job's log are kept, of all its attempts together.
 const LOG_LINES_KEPT: i64 = 10_000;
@@ -70,13 +70,13 @@ pub(crate) enum Finished {
     Fenced,
 }
 
-/// Ends a claim with a terminal state, of a job that wants no callback. Its parameters go by number, for it is run once
+/// Ends a claim with a terminal state, of a job that wants no callback and for which no other waits. Its parameters go by number, for it is run once
 /// for each job.
 pub(crate) const PLAN_END: &str = "UPDATE jobmill_job
      SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
-     WHERE id = ?6 AND claim = ?7 AND state = 2 AND callback_url IS NULL";
+     WHERE id = ?6 AND claim = ?7 AND state = 2 AND callback_url IS NULL AND followers IS NULL";
 
-/// The same of a job that may want one.
+/// The same of any job.
 const PLAN_END_ALL: &str = "UPDATE jobmill_job
      SET state = ?1, completed_at = ?2, worker = ?3, result = ?4, error = coalesce(?5, error)
      WHERE id = ?6 AND claim = ?7 AND state = 2";
@@ -184,7 +184,7 @@ impl Turn<'_> {
             self.audit_cancelled(claim, error)?;
         }
         if plain && self.book.doomed.is_empty() {
-            self.step(step);
+            self.step(step)?;
             self.ended(claim.job.id);
         } else {
             self.last_step(step)?;
@@ -231,7 +231,7 @@ impl Turn<'_> {
             return Ok(Finished::Fenced);
         }
         let cause = if unspent { Cause::Snoozed } else { Cause::Retried };
-        self.waits(self.step_of(claim, State::Delayed, cause), run_at);
+        self.waits(self.step_of(claim, State::Delayed, cause), run_at)?;
         Ok(Finished::Now(State::Delayed))
     }
 
@@ -251,15 +251,18 @@ impl Turn<'_> {
             self.last_step(self.step_of(claim, state, Cause::Cancelled))?;
             return Ok(Finished::Now(state));
         }
+        if let Some(queue) = self.book.lanes.bounded(claim.place.lane) {
+            queue.take(-i64::from(claim.cost), self.now);
+        }
         let mut step = self.step_of(claim, state, Cause::Returned);
         step.ran = None;
-        self.waits(step, Timestamp::from_micros(run_at.unwrap_or(0)));
+        self.waits(step, Timestamp::from_micros(run_at.unwrap_or(0)))?;
         Ok(Finished::Now(state))
     }
 
     /// Takes the step of a job that waits again.
-    pub(crate) fn waits(&mut self, step: Step, run_at: Timestamp) {
-        self.step(step);
+    pub(crate) fn waits(&mut self, step: Step, run_at: Timestamp) -> rusqlite::Result<()> {
+        self.step(step)?;
         if step.to == Some(State::Delayed)
             && let Some(lane) = self.book.lanes.get_mut(step.place.lane)
         {
@@ -267,6 +270,7 @@ impl Turn<'_> {
         }
         // It may have an `expires_at`, which its claim took out of the index.
         self.book.next_expiry = None;
+        Ok(())
     }
 
     fn cancel_requested(&self, claim: &Claim) -> rusqlite::Result<bool> {
@@ -384,6 +388,9 @@ pub(crate) fn complete_in(
         return Ok(false);
     }
     count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    if claim.place.limited {
+        gate::leave_in(conn, claim.job.id, now)?;
+    }
     if counts {
         let ran = claim.job.started_at.map(|started_at| now.since(started_at));
         tally::leave(conn, claim.place.lane, &tally::completed(ran))?;

@@ -13,15 +13,19 @@ use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{resolve, storage_error};
 use crate::store::operate::Standing;
-use crate::store::place::Place;
+use crate::store::place::{Place, place_columns};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, batch, share};
+use crate::store::{Store, Turn, batch, limits, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
-pub(crate) const PLAN_PRUNE: &str = "SELECT id, completed_at, share FROM jobmill_job INDEXED BY jobmill_job_place
-     WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :limit";
+pub(crate) const PLAN_PRUNE: &str = concat!(
+    "SELECT id, completed_at, ",
+    place_columns!(),
+    " FROM jobmill_job INDEXED BY jobmill_job_place
+     WHERE lane = :lane AND state = :state AND id > :after AND id < :before ORDER BY id LIMIT :limit"
+);
 
 /// Where a pruning stands within one state of one lane.
 #[derive(Clone, Copy, Debug)]
@@ -51,25 +55,34 @@ impl Turn<'_> {
     pub(crate) fn prune(&mut self, range: PruneRange, limit: usize) -> rusqlite::Result<(usize, Option<PruneRange>)> {
         let before = JobId::first_at(range.cutoff);
         let mut statement = self.conn.prepare_cached(PLAN_PRUNE)?;
-        let seen: Vec<(JobId, Timestamp, Option<i64>)> = statement
+        let seen: Vec<(JobId, Timestamp, Place)> = statement
             .query_map(
                 named_params! {
                     ":lane": range.lane, ":state": range.state, ":after": range.after, ":before": before,
                     ":limit": limit as i64,
                 },
-                |row| Ok((row.get(0)?, row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH), row.get(2)?)),
+                |row| {
+                    Ok((
+                        row.get(0)?,
+                        row.get::<_, Option<Timestamp>>(1)?.unwrap_or(Timestamp::EPOCH),
+                        Place::read(row, 2)?,
+                    ))
+                },
             )?
             .collect::<rusqlite::Result<_>>()?;
         let is_batch = self.is_batch_lane(range.lane);
         let mut gone = 0;
-        for (id, completed_at, share) in &seen {
+        for (id, completed_at, place) in &seen {
             // What a request costs that runs on when its batch has ended, the batch is still to be told.
             let keeps = is_batch && self.has_open_requests(*id)?;
             if *completed_at < range.cutoff && !keeps {
+                if place.limited {
+                    self.leave_gates(*id)?;
+                }
                 delete(self.conn, *id)?;
                 self.book.doomed.remove(id);
                 // Nobody is told: what is kept for its time and goes then has not changed.
-                self.book.count(Place { lane: range.lane, share: *share }, Some(range.state), None);
+                self.book.count(*place, Some(range.state), None);
                 gone += 1;
             }
         }
@@ -94,9 +107,10 @@ impl Turn<'_> {
 
     /// Deletes a job that nobody runs, and tells of it.
     pub(crate) fn remove(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        // Its row tells which limits count it.
+        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         delete(self.conn, standing.id)?;
         self.book.doomed.remove(&standing.id);
-        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) });
         // Who waits for its end learns that there is nothing to wait for.
         self.ended(standing.id);
         self.keep_last_id()
@@ -221,6 +235,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         conn.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     wrong.retain(|line| line != "ok");
     wrong.extend(miscounted(conn)?);
+    wrong.extend(limits::miscounted(conn)?);
     wrong.extend(batch::read::miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2

@@ -12,7 +12,7 @@ use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
-use crate::store::place::{LaneKey, Place};
+use crate::store::place::{LaneKey, Place, place_columns};
 use crate::store::row::State;
 use crate::store::step::Step;
 use crate::store::{callback, detail, unique};
@@ -107,26 +107,28 @@ impl Turn<'_> {
     pub(crate) fn standing(&self, id: JobId, caller: &Caller) -> rusqlite::Result<Option<Standing>> {
         let standing = self
             .conn
-            .prepare_cached(
-                "SELECT lane, share, state, attempt, run_at, claim, owner, worker, started_at, completed_at, error,
-                     unique_key, (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share)
-                 FROM jobmill_job WHERE id = :id",
-            )?
+            .prepare_cached(concat!(
+                "SELECT state, attempt, run_at, claim, owner, worker, started_at, completed_at, error,
+                     unique_key, (SELECT user_id FROM jobmill_share WHERE jobmill_share.id = share), ",
+                place_columns!(),
+                "
+                 FROM jobmill_job WHERE id = :id"
+            ))?
             .query_row(named_params! { ":id": id }, |row| {
                 Ok(Standing {
                     id,
-                    place: Place { lane: row.get(0)?, share: row.get(1)? },
-                    state: row.get(2)?,
-                    attempt: row.get(3)?,
-                    run_at: row.get(4)?,
-                    fence: row.get(5)?,
-                    owner: row.get(6)?,
-                    worker: row.get(7)?,
-                    started_at: row.get(8)?,
-                    completed_at: row.get(9)?,
-                    error: row.get(10)?,
-                    unique_key: row.get(11)?,
-                    user: row.get(12)?,
+                    place: Place::read(row, 11)?,
+                    state: row.get(0)?,
+                    attempt: row.get(1)?,
+                    run_at: row.get(2)?,
+                    fence: row.get(3)?,
+                    owner: row.get(4)?,
+                    worker: row.get(5)?,
+                    started_at: row.get(6)?,
+                    completed_at: row.get(7)?,
+                    error: row.get(8)?,
+                    unique_key: row.get(9)?,
+                    user: row.get(10)?,
                 })
             })
             .optional()?;
@@ -155,7 +157,7 @@ impl Turn<'_> {
                 self.audit(&standing.line(Action::CancelRequested, caller, State::Running).attempt(standing.attempt))?;
                 Ok(Ok(Cancelled::Requested))
             }
-            State::Created | State::Pending | State::Delayed | State::Running => {
+            State::Created | State::Pending | State::Delayed | State::Held | State::Running => {
                 self.conn
                     .prepare_cached(
                         "UPDATE jobmill_job SET state = 5, completed_at = :now, cancel_requested_at = :now
@@ -261,7 +263,7 @@ impl Turn<'_> {
             .execute(named_params! { ":id": id, ":now": self.now })?;
         detail::changed_by(self.conn, id, caller)?;
         self.audit(&ended.line(Action::Requeued, caller, State::Delayed).attempt(ended.attempt))?;
-        self.waits(ended.step(State::Delayed, Cause::Operator), self.now);
+        self.waits(ended.step(State::Delayed, Cause::Operator), self.now)?;
         Ok(Ok(()))
     }
 
@@ -332,7 +334,7 @@ impl Turn<'_> {
         let Some(standing) = self.standing(id, caller)? else {
             return Ok(Err(Refused::NotFound));
         };
-        if !matches!(standing.state, State::Created | State::Pending | State::Delayed) {
+        if !matches!(standing.state, State::Created | State::Pending | State::Delayed | State::Held) {
             return Ok(Err(Refused::Status(standing.state.status())));
         }
         let Some(lane) = self.book.lanes.get(standing.place.lane).cloned() else {
@@ -371,15 +373,18 @@ impl Turn<'_> {
             .prepare_cached("UPDATE jobmill_job SET lane = :lane, share = :share, updated_at = :now WHERE id = :id")?
             .execute(named_params! { ":id": standing.id, ":lane": lane, ":share": share, ":now": self.now })?;
         detail::changed_by(self.conn, standing.id, caller)?;
-        let place = Place { lane, share };
+        let place = Place { lane, share, ..standing.place };
         self.book.count(standing.place, Some(standing.state), None);
         self.book.count(place, None, Some(standing.state));
+        if place.limited {
+            self.change_lane_at_gates(standing.id, standing.place.lane, lane, standing.state)?;
+        }
         if let (State::Delayed, Some(run_at), Some(lane)) =
             (standing.state, standing.run_at, self.book.lanes.get_mut(lane))
         {
             lane.note_delayed(run_at.as_micros());
         }
-        self.step(Step { place, ..standing.step(standing.state, Cause::Operator) });
+        self.step(Step { place, ..standing.step(standing.state, Cause::Operator) })?;
         Ok(place)
     }
 

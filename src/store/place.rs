@@ -1,5 +1,7 @@
 //! Where a job stands among the others.
 
+use rusqlite::Row;
+
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
 use crate::model::new_job::NewJob;
@@ -10,6 +12,30 @@ pub(crate) struct Place {
     pub(crate) lane: i64,
     /// None if the job has no user.
     pub(crate) share: Option<i64>,
+    /// The workflow, or the stage of one, that counts it.
+    pub(crate) flow: Option<i64>,
+    /// Whether limits count it.
+    pub(crate) limited: bool,
+}
+
+/// The columns of a job's row that tell its place.
+macro_rules! place_columns {
+    () => {
+        "lane, share, flow, limits IS NOT NULL"
+    };
+}
+pub(crate) use place_columns;
+
+impl Place {
+    /// The place that the `place_columns` of a row tell, from column `first` on.
+    pub(crate) fn read(row: &Row<'_>, first: usize) -> rusqlite::Result<Self> {
+        Ok(Self {
+            lane: row.get(first)?,
+            share: row.get(first + 1)?,
+            flow: row.get(first + 2)?,
+            limited: row.get(first + 3)?,
+        })
+    }
 }
 
 /// What the jobs of a lane have in common.

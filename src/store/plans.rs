@@ -34,7 +34,11 @@ impl Demand for Greedy {
         false
     }
 
-    fn took(&mut self, _: &Lane) {}
+    fn took(&mut self, _: &Lane, _: u32) {}
+
+    fn bears(&mut self, _: &Lane, _: u32) -> bool {
+        true
+    }
 
     fn ageing(&self) -> Option<Duration> {
         None

@@ -13,11 +13,11 @@ use crate::model::job_type::JobType;
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::batch;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
+use crate::store::{batch, limits};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -138,7 +138,7 @@ impl Reader {
     }
 }
 
-/// The first eight counters of a row, from `first` on.
+/// The counters of a row, from `first` on.
 fn counts(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<[i64; State::COUNT]> {
     let mut counts = [0; State::COUNT];
     for (column, count) in counts.iter_mut().enumerate() {
@@ -151,7 +151,7 @@ fn counts(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<[i64; State
 pub(crate) fn lanes(conn: &Connection) -> rusqlite::Result<Vec<LaneRow>> {
     conn.prepare_cached(
         "SELECT id, queue, kind, priority, job_type, background, owned,
-             created, pending, running, completed, failed, cancelled, expired, delayed
+             created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_lane",
     )?
     .query_map([], |row| Ok(LaneRow { counts: counts(row, 7)?, ..lane_row(row)? }))?
@@ -194,7 +194,7 @@ fn owner(conn: &Connection, id: JobId) -> rusqlite::Result<Option<Option<String>
 /// Reads the shares that a user has of lanes.
 pub(crate) fn shares_of(conn: &Connection, user: &str) -> rusqlite::Result<Vec<ShareRow>> {
     conn.prepare_cached(
-        "SELECT id, lane, created, pending, running, completed, failed, cancelled, expired, delayed
+        "SELECT id, lane, created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_share WHERE user_id = :user",
     )?
     .query_map(named_params! { ":user": user }, |row| {
@@ -354,7 +354,7 @@ pub(crate) fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<
         State::Completed => AttemptOutcome::Completed,
         State::Failed => AttemptOutcome::Failed,
         State::Cancelled => AttemptOutcome::Cancelled,
-        State::Expired | State::Created | State::Pending | State::Delayed => {
+        State::Expired | State::Created | State::Pending | State::Delayed | State::Held => {
             return Ok(Some(attempts));
         }
     };
@@ -410,6 +410,8 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
             if !served {
                 reasons.push(Reason::NoHandler { kind: kind.clone() });
             }
+            reasons.extend(limits::explain(conn, id, now)?);
+            reasons.extend(limits::explain_queue(conn, &job.queue, now)?);
             if reasons.is_empty() {
                 reasons.push(Reason::NoFreeWorker);
             }
@@ -473,7 +475,7 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(counted.into_keys().map(|lane| format!("jobs are in lane {lane}, which does not exist")));
     let mut counted = recount("share")?;
     let mut statement = conn.prepare(
-        "SELECT id, lane, user_id, created, pending, running, completed, failed, cancelled, expired, delayed
+        "SELECT id, lane, user_id, created, pending, running, completed, failed, cancelled, expired, delayed, held
          FROM jobmill_share",
     )?;
     let mut shares = statement.query([])?;

@@ -15,7 +15,7 @@ use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
-use crate::store::place::Place;
+use crate::store::place::{Place, place_columns};
 use crate::store::row::State;
 use crate::store::step::Step;
 
@@ -26,9 +26,12 @@ const CRASHED: &str = "the process died while the handler ran";
 const SPREAD: Duration = Duration::from_millis(500);
 
 /// Reads the running jobs of a lane.
-pub(crate) const PLAN_RUNNING: &str =
-    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, share
-     FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id";
+pub(crate) const PLAN_RUNNING: &str = concat!(
+    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, ",
+    place_columns!(),
+    "
+     FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id"
+);
 
 /// A job that its engine left running.
 struct Orphan {
@@ -115,7 +118,7 @@ impl Turn<'_> {
             while let Some(row) = rows.next()? {
                 orphans.push(Orphan {
                     id: row.get(0)?,
-                    place: Place { lane: lane.id, share: row.get(7)? },
+                    place: Place::read(row, 7)?,
                     fence: row.get(1)?,
                     attempt: row.get(2)?,
                     max_attempts: row.get(3)?,
@@ -177,7 +180,6 @@ impl Turn<'_> {
         if ended {
             return self.last_step(step);
         }
-        self.waits(step, run_at.unwrap_or(Timestamp::EPOCH));
-        Ok(())
+        self.waits(step, run_at.unwrap_or(Timestamp::EPOCH))
     }
 }

@@ -16,8 +16,9 @@ use crate::model::unique::Unique;
 use crate::store::detail;
 use crate::store::place::{LaneKey, Place};
 
-/// The status of a job as its row has it. Pending falls apart in two: jobs that may run since they were created, whose
-/// order is that of their ids, and jobs with a `run_at` of their own. So the common job needs one index only.
+/// The status of a job as its row has it. Pending falls apart in three: jobs that may run since they were created, whose
+/// order is that of their ids, and jobs with a `run_at` of their own, so that the common job needs one index only; and
+/// jobs that a limit holds, which no claim meets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Created = 0,
@@ -28,10 +29,11 @@ pub(crate) enum State {
     Cancelled = 5,
     Expired = 6,
     Delayed = 7,
+    Held = 8,
 }
 
 impl State {
-    pub(crate) const COUNT: usize = 8;
+    pub(crate) const COUNT: usize = 9;
     pub(crate) const ALL: [Self; Self::COUNT] = [
         Self::Created,
         Self::Pending,
@@ -41,12 +43,13 @@ impl State {
         Self::Cancelled,
         Self::Expired,
         Self::Delayed,
+        Self::Held,
     ];
 
     pub(crate) const fn status(self) -> Status {
         match self {
             Self::Created => Status::Created,
-            Self::Pending | Self::Delayed => Status::Pending,
+            Self::Pending | Self::Delayed | Self::Held => Status::Pending,
             Self::Running => Status::Running,
             Self::Completed => Status::Completed,
             Self::Failed => Status::Failed,
@@ -132,6 +135,9 @@ pub(crate) struct Claim {
     /// The fencing token: how often the job had been claimed, this claim included.
     pub(crate) fence: i64,
     pub(crate) backoff: Option<Backoff>,
+    /// What it takes of the capacity of its engine, and of the rate of its queue.
+    pub(crate) weight: u32,
+    pub(crate) cost: u32,
 }
 
 /// Makes a job of `job_columns`, as far as they go: what stands aside is told.

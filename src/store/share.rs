@@ -83,7 +83,7 @@ pub(crate) fn find_or_create(conn: &Connection, lane: i64, user: &str) -> rusqli
 pub(crate) fn remove_empty(conn: &Connection) -> rusqlite::Result<usize> {
     conn.prepare_cached(
         "DELETE FROM jobmill_share WHERE created = 0 AND pending = 0 AND running = 0 AND completed = 0
-             AND failed = 0 AND cancelled = 0 AND expired = 0 AND delayed = 0",
+             AND failed = 0 AND cancelled = 0 AND expired = 0 AND delayed = 0 AND held = 0",
     )?
     .execute([])
 }

@@ -27,8 +27,11 @@ pub(crate) struct Step {
 
 impl Turn<'_> {
     /// Counts a step and notes it for those who hear of it after the commit.
-    pub(crate) fn step(&mut self, step: Step) {
+    pub(crate) fn step(&mut self, step: Step) -> rusqlite::Result<()> {
         self.book.count(step.place, step.from, step.to);
+        if step.place.limited {
+            self.step_through_gates(&step)?;
+        }
         self.out.transitions.push(Transition {
             job: step.job,
             lane: step.place.lane,
@@ -41,11 +44,12 @@ impl Turn<'_> {
             waited: step.waited,
             ran: step.ran,
         });
+        Ok(())
     }
 
     /// Takes a step to the end of a job that may have asked for a callback.
     pub(crate) fn last_step(&mut self, step: Step) -> rusqlite::Result<()> {
-        self.step(step);
+        self.step(step)?;
         self.ended(step.job);
         if let Some(delivery) = callback::due(self.conn, step.job)? {
             self.enqueue(&delivery.new_job())?;

@@ -7,11 +7,11 @@ use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
 
 /// The condition under which the row of a key still binds: its job is in one of its statuses, and its period runs.
-/// State 7 is status 1 (see `store::row::State`), and an id holds its time above ten bits.
+/// States 7 and 8 are status 1 (see `store::row::State`), and an id holds its time above ten bits.
 macro_rules! held {
     () => {
         "EXISTS (SELECT 1 FROM jobmill_job AS holder WHERE holder.id = jobmill_unique.job
-             AND (jobmill_unique.statuses >> (CASE holder.state WHEN 7 THEN 1 ELSE holder.state END)) & 1
+             AND (jobmill_unique.statuses >> (CASE WHEN holder.state > 6 THEN 1 ELSE holder.state END)) & 1
              AND (jobmill_unique.period_us IS NULL OR (holder.id >> 10) + jobmill_unique.period_us > :now))"
     };
 }

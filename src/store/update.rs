@@ -81,7 +81,7 @@ impl Turn<'_> {
                 self.audit(&standing.line(Action::Updated, caller, standing.state).note(fields.as_deref()))?;
                 // A move has been told already.
                 if standing.place == before {
-                    self.step(standing.step(standing.state, Cause::Operator));
+                    self.step(standing.step(standing.state, Cause::Operator))?;
                 }
             }
             _ => {}
@@ -146,8 +146,7 @@ impl Turn<'_> {
         if ended {
             return self.last_step(step);
         }
-        self.waits(step, standing.run_at.unwrap_or(self.now));
-        Ok(())
+        self.waits(step, standing.run_at.unwrap_or(self.now))
     }
 
     /// What the metadata come to, as JSON. None if they grow too long.

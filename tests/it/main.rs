@@ -19,6 +19,7 @@ mod faults;
 mod file;
 mod history;
 mod house;
+mod limits;
 mod listing;
 mod local;
 mod local_chat;

@@ -70,8 +70,7 @@ impl Turn<'_> {
                 "UPDATE jobmill_job SET state = 2, started_at = :now, attempt = 1 WHERE id = :id AND state = 0",
             )?
             .execute(named_params! { ":id": standing.id, ":now": self.now })?;
-        self.step(standing.step(State::Running, Cause::Claimed));
-        Ok(())
+        self.step(standing.step(State::Running, Cause::Claimed))
     }
 
     /// Has items that wait put into requests.
@@ -131,7 +130,7 @@ impl Turn<'_> {
             .execute(named_params! { ":id": ended.id, ":now": self.now })?;
         detail::changed_by(self.conn, ended.id, caller)?;
         self.audit(&ended.line(Action::Requeued, caller, State::Running))?;
-        self.step(ended.step(State::Running, Cause::Operator));
+        self.step(ended.step(State::Running, Cause::Operator))?;
         self.settle(ended.id)
     }
 

@@ -1,0 +1,275 @@
+//! Limits: how many jobs of one key run at a time, and how fast they start.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::model::new_job::{NewJob, check_duration, check_name};
+use crate::model::time::Timestamp;
+
+/// A limit by name, that jobs of any queue and kind may share: how many run at a time and how fast they start, in all
+/// processes on the file together, for each key by itself. A job counts against it if it [says so](NewJob::limit).
+///
+/// A job over its limit costs nothing while it waits, and holds up no other: those of the same key go on in their order as
+/// soon as one ends, or as tokens come.
+///
+/// ```
+/// use std::time::Duration;
+/// use jobmill::{Limit, LimitUse, NewJob};
+///
+/// // For each account 20 requests at a time, and 90 000 tokens of text a minute.
+/// let requests = Limit::new("requests").concurrency(20);
+/// let tokens = Limit::new("tokens").rate(90_000, Duration::from_secs(60));
+///
+/// let ask = NewJob::json("ask", &"What is a job?")
+///     .limit(LimitUse::of("requests").key("account-1"))
+///     .limit(LimitUse::of("tokens").key("account-1").cost(1200));
+/// # let _ = (requests, tokens, ask);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    pub(crate) name: String,
+    pub(crate) concurrency: Option<u32>,
+    pub(crate) rate: Option<Rate>,
+}
+
+impl Limit {
+    /// The highest concurrency, and the most tokens that a period may bring.
+    pub const MAX: u32 = 1_000_000_000;
+
+    /// A limit of this name, which bounds nothing yet. A name is 1 to 128 bytes without control characters.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), concurrency: None, rate: None }
+    }
+
+    /// Sets how many jobs of one key run at a time, from 1 to [`Limit::MAX`]. Defaults to no bound.
+    pub fn concurrency(mut self, jobs: u32) -> Self {
+        self.concurrency = Some(jobs);
+        self
+    }
+
+    /// Sets how many tokens come to a key in a period, evenly: a job starts when what it [costs](LimitUse::cost) is there.
+    /// From 1 to [`Limit::MAX`] tokens. A key that has rested has those of a whole period, unless
+    /// [`burst`](Limit::burst) says otherwise. Defaults to no bound.
+    pub fn rate(mut self, tokens: u32, period: Duration) -> Self {
+        let burst = self.rate.map_or(tokens, |rate| rate.burst);
+        self.rate = Some(Rate { tokens, period, burst });
+        self
+    }
+
+    /// Sets how many tokens a key can gather, from 1 to [`Limit::MAX`]. It counts only after a [`rate`](Limit::rate).
+    pub fn burst(mut self, tokens: u32) -> Self {
+        if let Some(rate) = &mut self.rate {
+            rate.burst = tokens;
+        }
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many jobs of one key run at a time.
+    pub fn get_concurrency(&self) -> Option<u32> {
+        self.concurrency
+    }
+
+    /// How many tokens come to a key in which period, and how many it can gather.
+    pub fn get_rate(&self) -> Option<(u32, Duration, u32)> {
+        self.rate.map(|rate| (rate.tokens, rate.period, rate.burst))
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_name("limit.name", &self.name)?;
+        let within = |field: &str, value: u32| match value {
+            1..=Self::MAX => Ok(()),
+            _ => Err(Error::invalid(field, format_args!("must be from 1 to {}", Self::MAX))),
+        };
+        if let Some(concurrency) = self.concurrency {
+            within("limit.concurrency", concurrency)?;
+        }
+        let Some(rate) = self.rate else { return Ok(()) };
+        within("limit.rate", rate.tokens)?;
+        within("limit.burst", rate.burst)?;
+        check_duration("limit.rate", rate.period)?;
+        if rate.period < Duration::from_millis(1) {
+            return Err(Error::invalid("limit.rate", "the period must be a millisecond at least"));
+        }
+        Ok(())
+    }
+}
+
+/// What a job takes of a [`Limit`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitUse {
+    pub(crate) name: String,
+    pub(crate) key: String,
+    pub(crate) cost: u32,
+}
+
+impl LimitUse {
+    /// A use of the limit of this name, at its common key, for one token.
+    pub fn of(name: impl Into<String>) -> Self {
+        Self { name: name.into(), key: String::new(), cost: 1 }
+    }
+
+    /// Sets the key, up to 1024 bytes: jobs of different keys do not count against each other. Defaults to one common key.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = key.into();
+        self
+    }
+
+    /// Sets how many tokens the job takes of the rate, from 0 to [`Limit::MAX`]. One that takes more than a key can gather
+    /// starts when the key has all that it can, and the next one waits the longer. What it really took can be
+    /// [told](crate::Context::spent) afterwards. Defaults to 1.
+    pub fn cost(mut self, tokens: u32) -> Self {
+        self.cost = tokens;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_name("limit", &self.name)?;
+        if self.key.len() > NewJob::MAX_KEY_BYTES {
+            let rule = format_args!("must be no longer than {} bytes", NewJob::MAX_KEY_BYTES);
+            return Err(Error::invalid("limit.key", rule));
+        }
+        if self.cost > Limit::MAX {
+            return Err(Error::invalid("limit.cost", format_args!("must be no more than {}", Limit::MAX)));
+        }
+        Ok(())
+    }
+}
+
+/// The use of a limit at its common key, for one token.
+impl From<&str> for LimitUse {
+    fn from(name: &str) -> Self {
+        Self::of(name)
+    }
+}
+
+/// How one key of a limit stands, as [`Client::limit_usage`](crate::Client::limit_usage) tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LimitUsage {
+    /// The limit.
+    pub limit: String,
+    /// The key, empty for the common one.
+    pub key: String,
+    /// How many of its jobs run.
+    pub running: u64,
+    /// How many of its jobs it holds.
+    pub held: u64,
+    /// How many tokens it has, rounded down; negative if more was taken than there was. None if it has no rate.
+    pub tokens: Option<i64>,
+    /// Until when a service has asked to be left alone.
+    pub blocked_until: Option<Timestamp>,
+}
+
+/// A token bucket: tokens come evenly, up to as many as it can hold. One moment tells how many it has: that at which it is
+/// full again. So tokens that come need no write, and a bucket that was never used needs no row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub(crate) tokens: u32,
+    pub(crate) period: Duration,
+    pub(crate) burst: u32,
+}
+
+/// No correction puts a bucket further into debt than this, so that a slip of the pen is forgotten some time.
+const DEBT_MAX_NS: i64 = 86_400_000_000_000;
+
+/// Moments are in nanoseconds since the epoch here, for many a rate brings several tokens in a microsecond.
+impl Rate {
+    /// How long so many tokens take to come, rounded down: three thirds of a second are no more than a second.
+    fn time_for(&self, tokens: i64) -> i64 {
+        let time_ns = i128::from(tokens) * self.period.as_nanos() as i128 / i128::from(self.tokens.max(1));
+        i64::try_from(time_ns).unwrap_or(i64::MAX >> 2)
+    }
+
+    /// The moment at which a bucket is full, as seen at `now`: a clock that was set back does not make it poorer than it
+    /// can be.
+    fn full_at(&self, full_at: i64, now: i64) -> i64 {
+        let poorest = self.time_for(self.burst.into()).saturating_add(DEBT_MAX_NS);
+        full_at.clamp(now, now.saturating_add(poorest))
+    }
+
+    /// When so many tokens are there, of a bucket that is full at `full_at`. No later than `now`: they are.
+    pub(crate) fn ready_at(&self, full_at: i64, cost: u32, now: i64) -> i64 {
+        // What costs more than the bucket holds goes when it is full.
+        let cost = cost.min(self.burst);
+        self.full_at(full_at, now) - self.time_for(self.burst.into()) + self.time_for(cost.into())
+    }
+
+    /// When the bucket is full after so many tokens are taken, or given back if there are fewer than none.
+    pub(crate) fn take(&self, full_at: i64, cost: i64, now: i64) -> i64 {
+        let taken = self.full_at(full_at, now).saturating_add(self.time_for(cost));
+        self.full_at(taken, now)
+    }
+
+    /// How many tokens are there, rounded down.
+    pub(crate) fn level(&self, full_at: i64, now: i64) -> i64 {
+        let missing_ns = i128::from(self.full_at(full_at, now) - now);
+        let period_ns = self.period.as_nanos().max(1) as i128;
+        let missing = (missing_ns * i128::from(self.tokens) + period_ns - 1) / period_ns;
+        i64::from(self.burst) - i64::try_from(missing).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { tokens: 3, period: Duration::from_secs(1), burst: 3 };
+    const NOW: i64 = 1_790_000_000_000_000_000;
+
+    #[test]
+    fn tokens_come_evenly_up_to_what_the_bucket_holds() {
+        let mut full_at = 0;
+        for _ in 0..3 {
+            assert!(RATE.ready_at(full_at, 1, NOW) <= NOW);
+            full_at = RATE.take(full_at, 1, NOW);
+        }
+        assert_eq!(RATE.level(full_at, NOW), 0);
+        let next = RATE.ready_at(full_at, 1, NOW);
+        assert!((333_333_332..=333_333_334).contains(&(next - NOW)), "{}", next - NOW);
+        assert_eq!(RATE.level(full_at, NOW + 3_600_000_000_000), 3);
+        assert_eq!(RATE.level(full_at, next + 1), 1);
+    }
+
+    #[test]
+    fn what_costs_more_than_the_bucket_holds_goes_when_it_is_full_and_leaves_a_debt() {
+        let full_at = RATE.take(0, 1, NOW);
+        assert!(RATE.ready_at(full_at, 10, NOW) > NOW);
+        assert!(RATE.ready_at(0, 10, NOW) <= NOW);
+        let full_at = RATE.take(0, 10, NOW);
+        assert_eq!(RATE.level(full_at, NOW), -7);
+        assert_eq!(RATE.ready_at(full_at, 1, NOW), NOW + 2_666_666_666);
+    }
+
+    #[test]
+    fn tokens_given_back_fill_the_bucket_and_no_more() {
+        let full_at = RATE.take(RATE.take(0, 2, NOW), -10, NOW);
+        assert_eq!(RATE.level(full_at, NOW), 3);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_for_a_year_holds_nobody_for_longer_than_the_longest_debt() {
+        let full_at = RATE.take(0, 3, NOW + 365 * DEBT_MAX_NS);
+        assert!(RATE.ready_at(full_at, 1, NOW) <= NOW + DEBT_MAX_NS + 1_000_000_000);
+    }
+
+    #[test]
+    fn a_limit_names_the_field_and_the_rule() {
+        for (limit, field) in [
+            (Limit::new(""), "limit.name"),
+            (Limit::new("a").concurrency(0), "limit.concurrency"),
+            (Limit::new("a").rate(0, Duration::from_secs(1)), "limit.rate"),
+            (Limit::new("a").rate(1, Duration::ZERO), "limit.rate"),
+            (Limit::new("a").rate(1, Duration::from_secs(1)).burst(0), "limit.burst"),
+            (Limit::new("a").rate(1, Duration::MAX), "limit.rate"),
+        ] {
+            let error = limit.check().expect_err("a rule is broken");
+            assert!(error.to_string().starts_with(field), "{error}");
+        }
+        assert!(Limit::new("a").rate(Limit::MAX, NewJob::MAX_DURATION).burst(Limit::MAX).check().is_ok());
+    }
+}

@@ -11,6 +11,7 @@ use crate::builtin::batch::cancel::Canceller;
 use crate::builtin::batch::clean::Cleaner;
 use crate::builtin::batch::harvest::Harvester;
 use crate::builtin::batch::plan::Planner;
+use crate::builtin::batch::retry::Retrier;
 use crate::builtin::batch::send::Sender;
 use crate::builtin::batch::step::StepFn;
 use crate::builtin::batch::{Agency, Batches};
@@ -368,6 +369,7 @@ impl EngineBuilder {
             self.registry.add_own(Harvester { agency: agency.clone() })?;
             self.registry.add_own(Canceller { agency: agency.clone() })?;
             self.registry.add_own(Cleaner { agency: agency.clone() })?;
+            self.registry.add_own(Retrier)?;
         }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.

@@ -38,6 +38,12 @@ pub(crate) struct CancelBatch {
     pub(crate) batch: JobId,
 }
 
+/// Lets items of an ended batch go once more.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct RetryBatch {
+    pub(crate) batch: JobId,
+}
+
 /// Runs the step of an item that has a reply.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct StepItem {
@@ -89,6 +95,14 @@ impl Payload for CancelBatch {
     }
 }
 
+impl Payload for RetryBatch {
+    const KIND: &'static str = "jobmill.batch.retry";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
 /// A batch that was paid for is never given up, however often something fails on its way.
 fn untiring(job: NewJob) -> NewJob {
     let backoff = Backoff::exponential(std::time::Duration::from_secs(2)).max(std::time::Duration::from_secs(600));
@@ -124,6 +138,13 @@ impl CleanRequest {
 }
 
 impl CancelBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+impl RetryBatch {
     /// The job that does it, of which no second one waits.
     pub(crate) fn new_job(&self) -> NewJob {
         waiting_once(NewJob::of(self), self.batch)

@@ -157,6 +157,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
+            ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, send", batch::plan::PLAN_BOUND, "jobmill_batch_item_request (request=? AND rowid>?)"),
             ("batch, result", batch::results::PLAN_ITEM, "item USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, apply", batch::results::PLAN_APPLY, "jobmill_batch_item USING INTEGER PRIMARY KEY (rowid=?)"),

@@ -4,6 +4,7 @@ mod alerts;
 mod ask;
 mod bad_input;
 mod batch;
+mod batch_flow;
 mod batch_races;
 mod bulk;
 mod callback;

@@ -5,6 +5,7 @@ pub(crate) mod cancel;
 pub(crate) mod clean;
 pub(crate) mod harvest;
 pub(crate) mod plan;
+pub(crate) mod retry;
 pub(crate) mod send;
 pub(crate) mod step;
 

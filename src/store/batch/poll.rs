@@ -194,7 +194,13 @@ impl Turn<'_> {
             .prepare_cached(PLAN_BATCHES)?
             .query_map([], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
-        running.into_iter().try_for_each(|batch| self.settle(batch))
+        for batch in running {
+            if self.is_retrying(batch)? {
+                self.retry_later(batch)?;
+            }
+            self.settle(batch)?;
+        }
+        Ok(())
     }
 
     /// Deletes up to `limit` rows of batches whose job is gone, and tells whether any are left.

@@ -39,8 +39,8 @@ pub(crate) struct Applied {
 }
 
 /// What holds for all items of a batch.
-struct Terms {
-    step: Option<String>,
+pub(super) struct Terms {
+    pub(super) step: Option<String>,
     max_attempts: u32,
     cancelled: bool,
     queue: String,
@@ -250,7 +250,7 @@ impl Turn<'_> {
         Ok(finished.len() == limit)
     }
 
-    fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
+    pub(super) fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
         self.conn
             .prepare_cached(
                 "SELECT batch.step, batch.max_attempts, job.cancel_requested_at IS NOT NULL OR job.state <> 2, lane.queue,
@@ -271,7 +271,7 @@ impl Turn<'_> {
             .optional()
     }
 
-    fn step_later(
+    pub(super) fn step_later(
         &mut self,
         step: &str,
         terms: &Terms,
@@ -348,7 +348,8 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_item
                  SET state = :to, step_job = NULL, error = :error, error_class = CASE WHEN :to = 4 THEN 'step' END,
-                     step_number = step_number + (:to = 0), attempt = CASE WHEN :to = 0 THEN 0 ELSE attempt END
+                     step_number = step_number + (:to = 0), attempt = CASE WHEN :to = 0 THEN 0 ELSE attempt END,
+                     finish = CASE WHEN :to = 0 THEN NULL ELSE finish END
                  WHERE id = :item AND state = 2",
             )?
             .execute(named_params! { ":item": item, ":to": to, ":error": error })?;

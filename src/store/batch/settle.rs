@@ -107,34 +107,6 @@ impl Turn<'_> {
         Ok(Cancelled::Requested)
     }
 
-    /// Lets the items of an ended batch that are not completed go once more, each with its attempts anew.
-    pub(crate) fn retry_batch(&mut self, ended: &Standing, caller: &Caller) -> rusqlite::Result<()> {
-        let mut change = Change::default();
-        for state in [ItemState::Failed, ItemState::Cancelled, ItemState::Expired] {
-            let again = self
-                .conn
-                .prepare_cached(
-                    "UPDATE jobmill_batch_item SET state = 0, attempt = 0, error = NULL, error_class = NULL
-                     WHERE batch = :batch AND state = :state",
-                )?
-                .execute(named_params! { ":batch": ended.id, ":state": state })?;
-            change.items(state, ItemState::Waiting, again);
-        }
-        change.write(self.conn, ended.id)?;
-        self.conn
-            .prepare_cached(
-                "UPDATE jobmill_job
-                 SET state = 2, started_at = :now, completed_at = NULL, cancel_requested_at = NULL, updated_at = :now,
-                     result = NULL, error = NULL, stop_reason = NULL
-                 WHERE id = :id AND state IN (4, 5, 6)",
-            )?
-            .execute(named_params! { ":id": ended.id, ":now": self.now })?;
-        detail::changed_by(self.conn, ended.id, caller)?;
-        self.audit(&ended.line(Action::Requeued, caller, State::Running))?;
-        self.step(ended.step(State::Running, Cause::Operator));
-        self.settle(ended.id)
-    }
-
     /// Cancels up to `limit` items that are not at a provider, and tells whether any are left.
     pub(crate) fn cancel_items(&mut self, batch: JobId, limit: usize) -> rusqlite::Result<bool> {
         let mut left = limit;
@@ -170,7 +142,8 @@ impl Turn<'_> {
             .optional()?;
         let Some(cancelled) = running else { return Ok(false) };
         self.progress(batch, &Progress { done: counts.ended(), total: Some(counts.total()), note: None })?;
-        if counts.open() == 0 {
+        // What is retried and has not gone yet counts as ended still.
+        if counts.open() == 0 && (cancelled || !self.is_retrying(batch)?) {
             self.end_batch(batch, counts, cancelled)?;
             return Ok(false);
         }
@@ -187,6 +160,7 @@ impl Turn<'_> {
     fn end_batch(&mut self, batch: JobId, counts: ItemCounts, cancelled: bool) -> rusqlite::Result<()> {
         let Some(standing) = self.standing(batch, &Caller::default())? else { return Ok(()) };
         let Some(facts) = read::batch_facts(self.conn, batch)? else { return Ok(()) };
+        self.end_retry(batch)?;
         let errors = read::failures(self.conn, batch, FAILURES_MAX)?;
         let (state, error) = match () {
             () if cancelled => (State::Cancelled, None),

@@ -26,6 +26,12 @@ pub(crate) struct HarvestRequest {
     pub(crate) request: BatchRequestId,
 }
 
+/// Runs the items of a request at a local provider, and reads its results.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct RunRequest {
+    pub(crate) request: BatchRequestId,
+}
+
 /// Deletes what a provider keeps of a request that is harvested.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct CleanRequest {
@@ -51,8 +57,10 @@ pub(crate) struct StepItem {
     pub(crate) step_number: u32,
 }
 
-/// The kinds of our own begin with this, those that batches need with this.
+/// The kinds that batches need begin with this.
 pub(crate) const BATCH_KINDS: &str = "jobmill.batch.";
+/// The one that takes as long as what a local provider runs.
+pub(crate) const LOCAL_KIND: &str = "jobmill.batch.run";
 
 impl Payload for PlanBatch {
     const KIND: &'static str = "jobmill.batch.plan";
@@ -72,6 +80,14 @@ impl Payload for SendRequest {
 
 impl Payload for HarvestRequest {
     const KIND: &'static str = "jobmill.batch.harvest";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for RunRequest {
+    const KIND: &'static str = LOCAL_KIND;
 
     fn defaults(job: NewJob) -> NewJob {
         untiring(job)
@@ -124,6 +140,13 @@ impl SendRequest {
 }
 
 impl HarvestRequest {
+    /// The job that does it, of which there is no second one.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).unique(Unique::key(self.request.to_string()))
+    }
+}
+
+impl RunRequest {
     /// The job that does it, of which there is no second one.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).unique(Unique::key(self.request.to_string()))

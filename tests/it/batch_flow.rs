@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use jobmill::provider::{ItemError, RemoteEnd, RemoteState};
+use crossbeam_channel::bounded;
+use jobmill::provider::{ItemError, Local, Outgoing, RemoteEnd, RemoteState};
 use jobmill::testing::Harness;
-use jobmill::{BatchReply, Context, Failure, NewBatch, Status, Step};
+use jobmill::{BatchReply, Batches, Context, Engine, Failure, NewBatch, Status, Step};
 use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::batch::{BatchClock, items, pass, status};
 use crate::support::fake::{Fake, errored, succeeded};
-use crate::support::{sound, tamper};
+use crate::support::{PATIENCE, sound, tamper, until};
 
 /// An engine with a fake provider and a step.
 fn with_step(step: impl Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static) -> (Fake, Harness) {
@@ -201,5 +202,31 @@ fn a_retried_batch_that_is_cancelled_at_once_comes_to_its_end() -> jobmill::Resu
     t.client().retry(id)?;
     t.drain()?;
     assert_eq!(sizes(&fake), [600, 600]);
+    Ok(())
+}
+
+/// A local provider runs its requests while their results are read, for hours if need be, and took the workers of all.
+#[test]
+fn what_runs_here_holds_up_nothing_that_is_elsewhere() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let (begun, has_begun) = bounded(1);
+    let (go_on, may_go_on) = bounded::<()>(0);
+    let local = Local::function("local", move |_: &Outgoing<'_>| {
+        begun.send(()).ok();
+        may_go_on.recv().ok();
+        Ok("at last")
+    });
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = Engine::builder(directory.path().join("jobs.db"))
+        .provider(fake.clone())
+        .provider(local)
+        .batches(Batches::new().in_flight(1).local_in_flight(1))
+        .start()?;
+    let here = engine.client().submit(NewBatch::new("local"), items(1))?.id();
+    has_begun.recv_timeout(PATIENCE).expect("it runs");
+    engine.client().submit(NewBatch::new("fake"), items(1))?;
+    until("the other goes out", || fake.count("create") == 1);
+    drop(go_on);
+    assert_eq!(engine.client().wait(here, PATIENCE)?.status, Status::Completed);
     Ok(())
 }

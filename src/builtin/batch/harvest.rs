@@ -10,7 +10,7 @@ use crate::builtin::batch::{Agency, SLICE, backoff, call, failed, in_slices};
 use crate::error::{Error, Result};
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
-use crate::model::batch_job::HarvestRequest;
+use crate::model::batch_job::{HarvestRequest, RunRequest};
 use crate::model::id::BatchRequestId;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, Provider, RemoteEnd, ResultLine};
@@ -40,6 +40,18 @@ impl Handler for Harvester {
 
     fn run(&self, payload: HarvestRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
         self.harvest(payload.request, ctx).map_err(failed)
+    }
+}
+
+/// The handler of requests that a local provider runs while their results are read.
+pub(crate) struct Runner(pub(crate) Harvester);
+
+impl Handler for Runner {
+    type Payload = RunRequest;
+    type Output = ();
+
+    fn run(&self, payload: RunRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.0.harvest(payload.request, ctx).map_err(failed)
     }
 }
 

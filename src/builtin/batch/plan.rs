@@ -306,7 +306,7 @@ impl Planner {
 
     fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<BatchRequestId> {
         let (account, endpoint, model) = (group.account.clone(), group.endpoint.clone(), group.model.clone());
-        let planner = ctx.id();
+        let (planner, local) = (ctx.id(), group.limits.local);
         call(ctx.client().desk(), move |turn| {
             turn.open_request(
                 batch,
@@ -318,6 +318,7 @@ impl Planner {
                     api_version: account.api_version.as_deref(),
                     endpoint: &endpoint,
                     model: model.as_deref(),
+                    local,
                 },
             )
         })

@@ -57,6 +57,8 @@ pub(crate) struct NewRequest<'a> {
     pub(crate) api_version: Option<&'a str>,
     pub(crate) endpoint: &'a str,
     pub(crate) model: Option<&'a str>,
+    /// It runs here, while its results are read.
+    pub(crate) local: bool,
 }
 
 /// What a request has come to when it is complete.
@@ -142,13 +144,14 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_batch_request
-                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, key, poll_owner)
-                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :key, :planner)",
+                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, local, key, poll_owner)
+                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :local, :key,
+                     :planner)",
             )?
             .execute(named_params! {
                 ":id": id, ":batch": batch, ":provider": new.provider, ":account": new.account,
                 ":base_url": new.base_url, ":api_version": new.api_version, ":endpoint": new.endpoint,
-                ":model": new.model, ":key": key, ":planner": planner,
+                ":model": new.model, ":local": new.local, ":key": key, ":planner": planner,
             })?;
         Ok(BatchRequestId::from_raw(id))
     }

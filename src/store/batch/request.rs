@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
-use crate::model::batch_job::{CleanRequest, HarvestRequest, SendRequest};
+use crate::model::batch_job::{CleanRequest, HarvestRequest, RunRequest, SendRequest};
 use crate::model::id::{BatchRequestId, JobId};
 use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteEnd, RemoteState};
@@ -97,9 +97,14 @@ impl Turn<'_> {
         self.enqueue(&SendRequest { request }.new_job()).map(drop)
     }
 
-    /// Has the results of a request read.
+    /// Has the results of a request read. What is run meanwhile, for it is a local provider's, has workers of its own.
     pub(crate) fn harvest_later(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
-        self.enqueue(&HarvestRequest { request }.new_job()).map(drop)
+        let local = self
+            .conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND local = 1")?
+            .exists(named_params! { ":id": request })?;
+        let job = if local { RunRequest { request }.new_job() } else { HarvestRequest { request }.new_job() };
+        self.enqueue(&job).map(drop)
     }
 
     /// The body of a request is about to be uploaded.

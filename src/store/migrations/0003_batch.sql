@@ -103,6 +103,7 @@ CREATE TABLE jobmill_batch_request (
     api_version         TEXT,
     endpoint            TEXT    NOT NULL,
     model               TEXT,              -- null: several
+    local               INTEGER NOT NULL DEFAULT 0,  -- 1: it runs here, while its results are read
     key                 TEXT    NOT NULL UNIQUE,
     items               INTEGER NOT NULL DEFAULT 0,
     bytes               INTEGER NOT NULL DEFAULT 0,

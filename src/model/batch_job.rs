@@ -132,7 +132,19 @@ impl PlanBatch {
     }
 }
 
+impl PlanBatch {
+    /// The key of which no second one waits.
+    pub(crate) fn scoped_key(&self) -> String {
+        scoped_key(&self.new_job())
+    }
+}
+
 impl SendRequest {
+    /// The key of which there is no second one.
+    pub(crate) fn scoped_key(&self) -> String {
+        scoped_key(&self.new_job())
+    }
+
     /// The job that does it, of which there is no second one.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).unique(Unique::key(self.request.to_string()))
@@ -172,6 +184,11 @@ impl RetryBatch {
     pub(crate) fn new_job(&self) -> NewJob {
         waiting_once(NewJob::of(self), self.batch)
     }
+}
+
+fn scoped_key(job: &NewJob) -> String {
+    let kind = job.kind.as_deref().unwrap_or_default();
+    job.unique.as_ref().map(|unique| unique.scoped_key(&job.queue, kind, None)).unwrap_or_default()
 }
 
 /// While one runs, another may wait, for it may have looked already at what has changed since.

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use jobmill::provider::{ItemError, Local, Outgoing, RemoteEnd, RemoteState};
+use jobmill::provider::{ItemError, Local, Outgoing, Provider, RemoteEnd, RemoteState};
 use jobmill::testing::Harness;
-use jobmill::{BatchReply, Batches, Context, Engine, Failure, NewBatch, Status, Step};
+use jobmill::{BatchReply, Batches, Context, Engine, Failure, NewBatch, Status, Step, Window};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::batch::{BatchClock, items, pass, status};
+use crate::batch::{BatchClock, item, items, pass, start, status, submit};
 use crate::support::fake::{Fake, errored, succeeded};
-use crate::support::{PATIENCE, sound, tamper, until};
+use crate::support::{PATIENCE, secs, sound, tamper, until};
 
 /// An engine with a fake provider and a step.
 fn with_step(step: impl Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static) -> (Fake, Harness) {
@@ -228,5 +229,98 @@ fn what_runs_here_holds_up_nothing_that_is_elsewhere() -> jobmill::Result<()> {
     until("the other goes out", || fake.count("create") == 1);
     drop(go_on);
     assert_eq!(engine.client().wait(here, PATIENCE)?.status, Status::Completed);
+    Ok(())
+}
+
+/// The planner of the batch slept for as long as the one account was blocked, and the items of the other waited with it.
+#[test]
+fn a_blocked_account_holds_up_no_item_of_another() -> jobmill::Result<()> {
+    let (first, second) = (Fake::new("first"), Fake::new("second"));
+    let (one, two) = (first.clone(), second.clone());
+    let t = Harness::new(move |builder| {
+        builder.provider(one.clone()).provider(two.clone()).batch_step("step", |reply, _| {
+            Ok(if reply.step_number == 0 { Step::request(json!({ "n": 1 })) } else { Step::Done })
+        })
+    })?;
+    for fake in [&first, &second] {
+        fake.inside().now = t.client().batch_clock();
+    }
+    let two_ways = [0, 1].map(|n| item(n).provider(if n == 0 { "first" } else { "second" }));
+    let id = t.client().submit(NewBatch::new("first").step("step"), two_ways)?.id();
+    t.drain()?;
+    let account = t.client().batch_requests(id, &[], None, 1)?[0].account.clone();
+    tamper(
+        t.client(),
+        &format!(
+            "INSERT INTO jobmill_batch_account (account, blocked_until, reason) VALUES ('{account}', {}, 'as the test wants')
+             ON CONFLICT (account) DO UPDATE SET blocked_until = excluded.blocked_until",
+            i64::MAX
+        ),
+    );
+    first.complete_all();
+    pass(&t, 60);
+    assert_eq!(t.client().batch(id)?.items.waiting, 1, "one waits for its account");
+    second.complete_all();
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    assert_eq!((first.count("create"), second.count("create")), (1, 2));
+    let planners = jobmill::Query::new().kinds(["jobmill.batch.plan"]).statuses([Status::Pending]);
+    assert_eq!(t.client().list(planners)?.jobs.len(), 1, "and no second planner waits with the first");
+    Ok(())
+}
+
+/// Those who wait for their turn asked for it twice a second, each of them.
+#[test]
+fn whoever_is_done_creating_calls_the_next() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items = 1;
+    submit(&t, 30);
+    let creator = |what: &str| {
+        tamper(
+            t.client(),
+            &format!(
+                "INSERT INTO jobmill_batch_account (account) VALUES ('{account}') ON CONFLICT (account) DO NOTHING;
+                 UPDATE jobmill_batch_account SET {what} WHERE account = '{account}'",
+                account = fake.account().fingerprint
+            ),
+        );
+    };
+    let snoozed = || t.client().metrics(Window::Hour).map_or(0, |metrics| metrics.total.snoozed);
+    // As when another process is at it.
+    creator(&format!("creator = 1, creating_until = {}", i64::MAX));
+    for _ in 0..120 {
+        t.drain()?;
+        t.advance(Duration::from_millis(500));
+    }
+    assert_eq!(fake.count("create"), 0);
+    assert!(snoozed() < 30 * 20, "{} times in a minute", snoozed());
+    creator("creator = NULL");
+    t.drain()?;
+    assert_eq!(fake.count("create"), 30, "each has called the next");
+    Ok(())
+}
+
+/// An item that was to be sent again waited for every step of its batch, however long one took.
+#[test]
+fn a_long_step_holds_up_the_other_items_for_a_while_only() -> jobmill::Result<()> {
+    let (fake, t) = with_step(|reply, _| match (reply.key.as_str(), reply.step_number) {
+        ("key-0", 0) => Err(Failure::retry_after(secs(7200), "it takes long")),
+        (_, 0) => Ok(Step::request(json!({ "n": 1 }))),
+        _ => Ok(Step::Done),
+    });
+    let id = t.client().submit(NewBatch::new("fake").step("step"), items(3))?.id();
+    t.drain()?;
+    fake.complete_all();
+    t.client().poll_now()?;
+    t.engine().poll()?;
+    t.drain()?;
+    let items = t.client().batch(id)?.items;
+    assert_eq!((items.stepping, items.waiting, fake.count("create")), (1, 2, 1), "those of one batch go together");
+    pass(&t, 60);
+    assert_eq!(sizes(&fake), [3, 2]);
+    fake.complete_all();
+    pass(&t, 600);
+    assert_eq!(t.client().batch(id)?.items.completed, 2);
     Ok(())
 }

@@ -27,6 +27,8 @@ const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
 /// How long items wait for room at an account, or for a provider that is not here.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
+/// How often items look whether the block of their account was lifted before its time.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// The handler of plans.
 pub(crate) struct Planner {
@@ -109,6 +111,7 @@ impl Planner {
             }
             call(desk, move |turn| turn.settle_without_plan(batch))?;
             return Ok(match wait {
+                Some((time, _)) if call(desk, move |turn| turn.leave_plan(batch, planner, time))? => Outcome::Done(()),
                 Some((time, why)) => {
                     log::info!("{batch}: {why}");
                     ctx.progress_note(0, None, why);
@@ -158,7 +161,7 @@ impl Planner {
         Ok(if waits { Planned::Nothing } else { Planned::Wait(WAIT_FOR_PROVIDER, why) })
     }
 
-    /// The next items of a group, and up to where was looked. Nothing and no place: there are none.
+    /// The next items of a group, and the last of them.
     fn next_items(
         &self,
         batch: JobId,
@@ -166,20 +169,12 @@ impl Planner {
         after: BatchItemId,
         ctx: &Context,
     ) -> Result<(Vec<WaitingItem>, Option<BatchItemId>)> {
-        let mut after = after;
-        loop {
-            let mut items = ctx
-                .client()
-                .reader()
-                .snapshot("cannot read the items", |conn| plan::waiting(conn, batch, after, CHUNK))?;
-            let last = items.last().map(|item| item.id);
-            items.retain(|item| routes.contains(&item.route));
-            match last {
-                None => return Ok((items, None)),
-                Some(last) if items.is_empty() => after = last,
-                Some(last) => return Ok((items, Some(last))),
-            }
-        }
+        let items = ctx
+            .client()
+            .reader()
+            .snapshot("cannot read the items", |conn| plan::waiting(conn, batch, routes, after, CHUNK))?;
+        let last = items.last().map(|item| item.id);
+        Ok((items, last))
     }
 
     fn plan_group(&self, batch: JobId, state: &PlanState, group: &Group<'_>, ctx: &Context) -> Result<Planned> {
@@ -199,7 +194,7 @@ impl Planner {
             ))
         })?;
         if let Some((at, why)) = blocked {
-            return Ok(Planned::Wait(until(at, now), why));
+            return Ok(Planned::Wait(until(at, now).min(LOOK_EVERY), why));
         }
         let settings = &self.agency.settings;
         let cap = |own: Option<u64>, set: Option<u64>| own.unwrap_or(u64::MAX).min(set.unwrap_or(u64::MAX));

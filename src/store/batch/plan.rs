@@ -1,5 +1,7 @@
 //! Items that wait are put into requests.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 use serde_json::value::RawValue;
 
@@ -328,21 +330,27 @@ pub(crate) fn routes(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<Ro
     .collect()
 }
 
-/// Reads items that wait, in their order, behind one of them.
+/// Reads items of some ways that wait, in their order, behind one of them.
 pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_state
      JOIN jobmill_batch_body AS body ON body.item = item.id
-     WHERE batch = :batch AND item.state = 0 AND item.id > :after ORDER BY item.id LIMIT :limit";
+     WHERE batch = :batch AND item.state = 0 AND item.id > :after
+         AND route IN (SELECT value FROM json_each(:routes)) ORDER BY item.id LIMIT :limit";
 
-/// Items that wait, in their order, behind one of them.
+/// Items that wait to go one of these ways, in their order, behind one of them.
 pub(crate) fn waiting(
     conn: &Connection,
     batch: JobId,
+    routes: &HashSet<i64>,
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<WaitingItem>> {
+    let routes = serde_json::to_string(routes).unwrap_or_default();
     conn.prepare_cached(PLAN_WAITING)?
-        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, waiting_item)?
+        .query_map(
+            named_params! { ":batch": batch, ":routes": routes, ":after": after, ":limit": limit as i64 },
+            waiting_item,
+        )?
         .collect()
 }
 

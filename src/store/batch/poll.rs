@@ -198,7 +198,10 @@ impl Turn<'_> {
             if self.is_retrying(batch)? {
                 self.retry_later(batch)?;
             }
-            self.settle(batch)?;
+            // A planner that waits for something need not look for it each time.
+            if self.settle_without_plan(batch)?.is_some() {
+                self.plan_later(batch)?;
+            }
         }
         Ok(())
     }

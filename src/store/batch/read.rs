@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{BatchItemRecord, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent};
+use crate::model::batch_job::PlanBatch;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::page::Order;
@@ -359,7 +360,7 @@ pub(crate) fn held_up(conn: &Connection, batch: JobId, now: Timestamp) -> rusqli
              WHERE held.key = :key",
         )?
         .query_row(
-            named_params! { ":key": format!("kind\u{1f}jobmill.batch.plan\u{1f}{batch}") },
+            named_params! { ":key": PlanBatch { batch }.scoped_key() },
             |row| row.get(0),
         )
         .optional()?

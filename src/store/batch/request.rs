@@ -85,8 +85,8 @@ pub(crate) fn request(conn: &Connection, id: BatchRequestId) -> rusqlite::Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MaySend {
     Yes,
-    /// Another creation at the account is under way.
-    NotYet,
+    /// Another creation at the account is under way, and so many requests wait for their turn with this one.
+    NotYet(u32),
     /// The batch is being cancelled, or the request is elsewhere.
     No,
 }
@@ -133,7 +133,7 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         let marked = self
             .conn
@@ -157,7 +157,7 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         // The first sending stays the moment since when it is looked for.
         let marked = self

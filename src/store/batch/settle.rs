@@ -1,5 +1,7 @@
 //! What a batch comes to: it starts, goes on while items are open, and ends when none is.
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension, named_params};
 use serde::Serialize;
 
@@ -33,6 +35,9 @@ struct Summary<'a> {
     errors: Vec<read::FailureCount>,
 }
 
+/// How long items that go on wait for others to go with. A batch at a provider takes minutes at least, and the fewer there
+/// are, the more each of them holds; but one long step must not keep the others for ever.
+const GATHER: Duration = Duration::from_secs(60);
 /// How many sorts of failure a summary names.
 const FAILURES_MAX: usize = 20;
 
@@ -74,9 +79,34 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Has items that wait put into requests.
+    /// Has items that wait put into requests, unless somebody is about to.
     pub(crate) fn plan_later(&mut self, batch: JobId) -> rusqlite::Result<()> {
         self.enqueue(&PlanBatch { batch }.new_job()).map(drop)
+    }
+
+    /// Has items that wait put into requests after this time at most, though a planner waits for longer: what it waits for
+    /// may be another account than theirs.
+    fn plan_within(&mut self, batch: JobId, wait: Duration) -> rusqlite::Result<()> {
+        let job = PlanBatch { batch }.new_job();
+        self.enqueue_no_later(&if wait.is_zero() { job } else { job.delay(wait) })
+    }
+
+    /// Leaves a batch to another planner that waits, after this time at most. False: there is no other.
+    pub(crate) fn leave_plan(&mut self, batch: JobId, planner: JobId, wait: Duration) -> rusqlite::Result<bool> {
+        let other: Option<JobId> = self
+            .conn
+            .prepare_cached(
+                "SELECT job.id FROM jobmill_unique AS held JOIN jobmill_job AS job ON job.id = held.job
+                 WHERE held.key = :key AND job.id <> :planner AND job.state IN (1, 7)",
+            )?
+            .query_row(named_params! { ":key": PlanBatch { batch }.scoped_key(), ":planner": planner }, |row| {
+                row.get(0)
+            })
+            .optional()?;
+        if let Some(other) = other {
+            self.hasten(other, self.now.saturating_add(wait))?;
+        }
+        Ok(other.is_some())
     }
 
     /// Has what is open of a batch cancelled.
@@ -129,32 +159,55 @@ impl Turn<'_> {
 
     /// Looks where a batch stands: tells how far it is, has planned what waits, and ends it when nothing is open.
     pub(crate) fn settle(&mut self, batch: JobId) -> rusqlite::Result<()> {
-        if self.settle_without_plan(batch)? { self.plan_later(batch) } else { Ok(()) }
+        match self.settle_without_plan(batch)? {
+            Some(wait) => self.plan_within(batch, wait),
+            None => Ok(()),
+        }
     }
 
-    /// The same, but tells whether something is to be planned.
-    pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<bool> {
-        let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(false) };
+    /// The same, but tells whether something is to be planned, and after which time.
+    pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<Option<Duration>> {
+        let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(None) };
         let running: Option<bool> = self
             .conn
             .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
             .query_row(named_params! { ":id": batch }, |row| row.get(0))
             .optional()?;
-        let Some(cancelled) = running else { return Ok(false) };
+        let Some(cancelled) = running else { return Ok(None) };
         self.progress(batch, &Progress { done: counts.ended(), total: Some(counts.total()), note: None })?;
         // What is retried and has not gone yet counts as ended still.
         if counts.open() == 0 && (cancelled || !self.is_retrying(batch)?) {
             self.end_batch(batch, counts, cancelled)?;
-            return Ok(false);
+            return Ok(None);
         }
         if cancelled {
             if counts.waiting + counts.stepping > 0 {
                 self.cancel_later(batch)?;
             }
-            return Ok(false);
+            return Ok(None);
         }
-        // What goes on after its step goes together.
-        Ok(counts.waiting > 0 && counts.stepping == 0)
+        if counts.waiting == 0 {
+            return Ok(None);
+        }
+        // What goes on goes together with what will soon.
+        let more = counts.stepping > 0 || self.will_more_wait(batch)?;
+        Ok(Some(if more && !self.fills_a_request(batch, counts.waiting)? { GATHER } else { Duration::ZERO }))
+    }
+
+    /// Whether results of a batch are being read, or items of it let go once more.
+    fn will_more_wait(&self, batch: JobId) -> rusqlite::Result<bool> {
+        let is_read = self
+            .conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE batch = :batch AND state = 4")?
+            .exists(named_params! { ":batch": batch })?;
+        Ok(is_read || self.is_retrying(batch)?)
+    }
+
+    /// Whether so many items are all that a request of this batch may hold.
+    fn fills_a_request(&self, batch: JobId, items: u64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch WHERE job = :batch AND request_items <= :items")?
+            .exists(named_params! { ":batch": batch, ":items": items.cast_signed() })
     }
 
     fn end_batch(&mut self, batch: JobId, counts: ItemCounts, cancelled: bool) -> rusqlite::Result<()> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::builtin::batch::cancel::Canceller;
 use crate::builtin::batch::clean::Cleaner;
+use crate::builtin::batch::end::Ender;
 use crate::builtin::batch::harvest::{Harvester, Runner};
 use crate::builtin::batch::plan::Planner;
 use crate::builtin::batch::retry::Retrier;
@@ -371,6 +372,7 @@ impl EngineBuilder {
             self.registry.add_own(Canceller { agency: agency.clone() })?;
             self.registry.add_own(Cleaner { agency: agency.clone() })?;
             self.registry.add_own(Retrier)?;
+            self.registry.add_own(Ender)?;
         }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.

@@ -50,6 +50,12 @@ pub(crate) struct RetryBatch {
     pub(crate) batch: JobId,
 }
 
+/// Ends a batch of which so much has failed that its summary takes a while.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct EndBatch {
+    pub(crate) batch: JobId,
+}
+
 /// Runs the step of an item that has a reply.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct StepItem {
@@ -119,6 +125,14 @@ impl Payload for RetryBatch {
     }
 }
 
+impl Payload for EndBatch {
+    const KIND: &'static str = "jobmill.batch.end";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
 /// A batch that was paid for is never given up, however often something fails on its way.
 fn untiring(job: NewJob) -> NewJob {
     let backoff = Backoff::exponential(std::time::Duration::from_secs(2)).max(std::time::Duration::from_secs(600));
@@ -173,6 +187,13 @@ impl CleanRequest {
 }
 
 impl CancelBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+impl EndBatch {
     /// The job that does it, of which no second one waits.
     pub(crate) fn new_job(&self) -> NewJob {
         waiting_once(NewJob::of(self), self.batch)

@@ -123,7 +123,9 @@ fn plan(conn: &Connection, sql: &str) -> Vec<String> {
 
 fn assert_cheap(name: &str, plan: &[String]) {
     for step in plan {
-        assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+        // A list that is given to a statement is read as a whole.
+        let scans = step.starts_with("SCAN") && !step.starts_with("SCAN json_each");
+        assert!(!scans && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
     }
 }
 

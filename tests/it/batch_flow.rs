@@ -9,11 +9,11 @@ use jobmill::provider::{ItemError, Local, Outgoing, Provider, RemoteEnd, RemoteS
 use jobmill::testing::Harness;
 use jobmill::{BatchReply, Batches, Context, Engine, Failure, NewBatch, Status, Step, Window};
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::batch::{BatchClock, item, items, pass, start, status, submit};
+use crate::batch::{BatchClock, item, items, pass, start, status, submit, with};
 use crate::support::fake::{Fake, errored, succeeded};
-use crate::support::{PATIENCE, secs, sound, tamper, until};
+use crate::support::{PATIENCE, raw, secs, sound, tamper, until};
 
 /// An engine with a fake provider and a step.
 fn with_step(step: impl Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static) -> (Fake, Harness) {
@@ -322,5 +322,109 @@ fn a_long_step_holds_up_the_other_items_for_a_while_only() -> jobmill::Result<()
     fake.complete_all();
     pass(&t, 600);
     assert_eq!(t.client().batch(id)?.items.completed, 2);
+    Ok(())
+}
+
+fn count(t: &Harness, sql: &str) -> i64 {
+    t.client().connection().expect("a connection").query_row(sql, [], |row| row.get(0)).expect(sql)
+}
+
+/// Rows of requests that are at a provider, made up: one batch with so many would take a while.
+fn requests_of(t: &Harness, account: &str, count: usize) {
+    tamper(
+        t.client(),
+        &format!(
+            "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count})
+             INSERT INTO jobmill_batch_request
+                 (batch, state, provider, account, base_url, endpoint, key, remote_id, next_poll_at)
+             SELECT 1, 3, 'fake', '{account}', '', '', '{account}' || n, 'none-' || n, {} FROM n;",
+            t.client().batch_clock().as_micros() + 1_000_000
+        ),
+    );
+}
+
+/// However many there are, no transaction holds them all, and each is reached.
+#[test]
+fn more_requests_than_a_slice_are_polled_in_one_cycle() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let t = with(&fake, Batches::new().poll_batch_size(5000));
+    requests_of(&t, &fake.account().fingerprint, 2500);
+    assert_eq!(t.engine().poll()?.total, 0, "none is due");
+    assert_eq!(t.client().poll_now()?, 2500);
+    assert_eq!(t.engine().poll()?.total, 2500);
+    assert_eq!((t.engine().poll()?.total, fake.count("poll")), (0, 2500));
+    Ok(())
+}
+
+#[test]
+fn each_request_of_an_account_that_is_not_here_says_so() -> jobmill::Result<()> {
+    let (_, t) = start();
+    requests_of(&t, "elsewhere", 2500);
+    t.advance(secs(900));
+    t.engine().maintain()?;
+    let silent = count(&t, "SELECT count(*) FROM jobmill_batch_request WHERE error IS NULL");
+    assert_eq!(silent, 0);
+    Ok(())
+}
+
+#[test]
+fn of_a_deleted_batch_nothing_is_left_however_much_there_was() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items = 10_000;
+    let id = submit(&t, 1500);
+    t.drain()?;
+    requests_of(&t, "elsewhere", 1500);
+    tamper(
+        t.client(),
+        &format!(
+            "UPDATE jobmill_batch_request SET batch = {};
+             INSERT INTO jobmill_batch_stray (request, why, line) SELECT id, 'duplicate', key FROM jobmill_batch_request;
+             DELETE FROM jobmill_job WHERE id = {0};",
+            raw(id)
+        ),
+    );
+    t.engine().maintain()?;
+    for table in ["item", "body", "output", "request", "route", "stray"] {
+        assert_eq!(count(&t, &format!("SELECT count(*) FROM jobmill_batch_{table}")), 0, "{table}");
+    }
+    assert_eq!(count(&t, "SELECT count(*) FROM jobmill_batch"), 0);
+    Ok(())
+}
+
+/// The failures of a large batch were counted while everybody waited for the writer.
+#[test]
+fn a_batch_of_many_failures_ends_with_all_of_them_in_its_summary() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items = 10_000;
+    fake.answer(|_, _| Some(errored(ItemError::Invalid, "no")));
+    let id = submit(&t, 1200);
+    t.drain()?;
+    fake.complete_all();
+    pass(&t, 600);
+    let job = t.client().get(id)?;
+    assert_eq!(job.status, Status::Failed);
+    let summary: Value = job.result()?;
+    assert_eq!((&summary["failed"], &summary["errors"][0]["count"]), (&json!(1200), &json!(1200)));
+    let ends = t.client().list(jobmill::Query::new().kinds(["jobmill.batch.end"]))?.jobs;
+    assert_eq!(ends.len(), 1, "beside the writer");
+    Ok(())
+}
+
+/// The job that ends it stands in the same lists as all others, and may be deleted.
+#[test]
+fn a_batch_of_many_failures_ends_though_the_job_that_ends_it_is_gone() -> jobmill::Result<()> {
+    let (fake, t) = start();
+    fake.inside().limits.items = 10_000;
+    let id = submit(&t, 1200);
+    t.drain()?;
+    // As a harvest leaves it whose job to end the batch was deleted.
+    tamper(
+        t.client(),
+        "UPDATE jobmill_batch_item SET state = 4, error_class = 'server', error = 'no';
+         UPDATE jobmill_batch SET sent = 0, failed = 1200;",
+    );
+    t.engine().maintain()?;
+    pass(&t, 60);
+    assert_eq!(status(&t, id), Status::Failed);
     Ok(())
 }

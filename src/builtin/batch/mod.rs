@@ -3,6 +3,7 @@
 pub(crate) mod body;
 pub(crate) mod cancel;
 pub(crate) mod clean;
+pub(crate) mod end;
 pub(crate) mod harvest;
 pub(crate) mod plan;
 pub(crate) mod retry;

@@ -111,14 +111,17 @@ pub(crate) fn batch_facts(conn: &Connection, batch: JobId) -> rusqlite::Result<O
     .optional()
 }
 
+/// How many sorts of failure a summary names.
+const FAILURES_MAX: i64 = 20;
+
 /// The most frequent failures of a batch's items.
-pub(crate) fn failures(conn: &Connection, batch: JobId, limit: usize) -> rusqlite::Result<Vec<FailureCount>> {
+pub(crate) fn failures(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<FailureCount>> {
     conn.prepare_cached(
         "SELECT coalesce(error_class, 'expired'), count(*), coalesce(error, ''), min(id)
          FROM jobmill_batch_item INDEXED BY jobmill_batch_item_state
          WHERE batch = :batch AND state IN (4, 6) GROUP BY 1 ORDER BY 2 DESC LIMIT :limit",
     )?
-    .query_map(named_params! { ":batch": batch, ":limit": limit as i64 }, |row| {
+    .query_map(named_params! { ":batch": batch, ":limit": FAILURES_MAX }, |row| {
         Ok(FailureCount { class: row.get(0)?, count: count(row, 1)?, error: row.get(2)? })
     })?
     .collect()

@@ -383,26 +383,42 @@ impl Turn<'_> {
         Ok(true)
     }
 
-    /// Fails up to `limit` items whose step's job has come to an end without a word, and tells how many that were.
-    pub(crate) fn fail_lost_steps(&mut self, limit: usize) -> rusqlite::Result<usize> {
-        let lost: Vec<(BatchItemId, u32, JobId, Option<String>)> = self
-            .conn
-            .prepare_cached(
-                "SELECT item.id, item.step_number, item.step_job, job.error
-                 FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
-                 LEFT JOIN jobmill_job AS job ON job.id = item.step_job
-                 WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
-            )?
-            .query_map(named_params! { ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })?
-            .collect::<rusqlite::Result<_>>()?;
-        for (item, step_number, job, error) in &lost {
-            let error = error.clone().unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
-            self.step_item(*item, *step_number, *job, &Step::Fail(error))?;
+    /// Fails items whose step's job has come to an end without a word, if it has not been taken up again.
+    pub(crate) fn fail_lost_steps(&mut self, lost: Vec<LostStep>) -> rusqlite::Result<()> {
+        for LostStep { item, step_number, job, error } in lost {
+            let is_open = self
+                .conn
+                .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :job AND state NOT IN (3, 4, 5, 6)")?
+                .exists(named_params! { ":job": job })?;
+            if !is_open {
+                let error = error.unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
+                self.step_item(item, step_number, job, &Step::Fail(error))?;
+            }
         }
-        Ok(lost.len())
+        Ok(())
     }
+}
+
+/// An item whose step's job has come to an end without a word.
+pub(crate) struct LostStep {
+    item: BatchItemId,
+    step_number: u32,
+    job: JobId,
+    error: Option<String>,
+}
+
+/// Up to `limit` items whose step's job has come to an end without a word.
+pub(crate) fn lost_steps(conn: &rusqlite::Connection, limit: usize) -> rusqlite::Result<Vec<LostStep>> {
+    conn.prepare_cached(
+        "SELECT item.id, item.step_number, item.step_job, job.error
+         FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
+         LEFT JOIN jobmill_job AS job ON job.id = item.step_job
+         WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
+    )?
+    .query_map(named_params! { ":limit": limit as i64 }, |row| {
+        Ok(LostStep { item: row.get(0)?, step_number: row.get(1)?, job: row.get(2)?, error: row.get(3)? })
+    })?
+    .collect()
 }
 
 /// What a result tells of tokens, if anybody was paid for it.

@@ -6,14 +6,14 @@ use rusqlite::{OptionalExtension, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{ItemCounts, Spent};
-use crate::model::batch_job::{CancelBatch, PlanBatch};
+use crate::model::batch_job::{CancelBatch, EndBatch, PlanBatch};
 use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::new_batch::BATCH_KIND;
 use crate::store::Turn;
-use crate::store::batch::read;
+use crate::store::batch::read::{self, FailureCount};
 use crate::store::batch::{Change, ItemState};
 use crate::store::operate::{Cancelled, Standing};
 use crate::store::row::State;
@@ -32,14 +32,14 @@ struct Summary<'a> {
     spent: &'a Spent,
     strays: u64,
     /// The most frequent failures, each with how many items had it.
-    errors: Vec<read::FailureCount>,
+    errors: Vec<FailureCount>,
 }
 
 /// How long items that go on wait for others to go with. A batch at a provider takes minutes at least, and the fewer there
 /// are, the more each of them holds; but one long step must not keep the others for ever.
 const GATHER: Duration = Duration::from_secs(60);
-/// How many sorts of failure a summary names.
-const FAILURES_MAX: usize = 20;
+/// Of how many failures a summary is made in the turn that ends the batch. Those of more are read beside the writer.
+const SUMMED_AT_ONCE: u64 = 1000;
 
 impl Turn<'_> {
     /// Whether the jobs of this lane are LLM batches.
@@ -168,16 +168,15 @@ impl Turn<'_> {
     /// The same, but tells whether something is to be planned, and after which time.
     pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<Option<Duration>> {
         let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(None) };
-        let running: Option<bool> = self
-            .conn
-            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
-            .query_row(named_params! { ":id": batch }, |row| row.get(0))
-            .optional()?;
-        let Some(cancelled) = running else { return Ok(None) };
+        let Some(cancelled) = self.is_cancelled_while_running(batch)? else { return Ok(None) };
         self.progress(batch, &Progress { done: counts.ended(), total: Some(counts.total()), note: None })?;
-        // What is retried and has not gone yet counts as ended still.
-        if counts.open() == 0 && (cancelled || !self.is_retrying(batch)?) {
-            self.end_batch(batch, counts, cancelled)?;
+        if self.is_over(batch, &counts, cancelled)? {
+            if counts.failed + counts.expired > SUMMED_AT_ONCE {
+                self.enqueue(&EndBatch { batch }.new_job())?;
+            } else {
+                let errors = read::failures(self.conn, batch)?;
+                self.end_batch(batch, counts, cancelled, errors)?;
+            }
             return Ok(None);
         }
         if cancelled {
@@ -192,6 +191,30 @@ impl Turn<'_> {
         // What goes on goes together with what will soon.
         let more = counts.stepping > 0 || self.will_more_wait(batch)?;
         Ok(Some(if more && !self.fills_a_request(batch, counts.waiting)? { GATHER } else { Duration::ZERO }))
+    }
+
+    /// Whether somebody has asked for the cancellation of a batch that is under way. None: it is not.
+    fn is_cancelled_while_running(&self, batch: JobId) -> rusqlite::Result<Option<bool>> {
+        self.conn
+            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
+            .query_row(named_params! { ":id": batch }, |row| row.get(0))
+            .optional()
+    }
+
+    /// Whether nothing is open of a batch. What is retried and has not gone yet counts as ended still.
+    fn is_over(&self, batch: JobId, counts: &ItemCounts, cancelled: bool) -> rusqlite::Result<bool> {
+        Ok(counts.open() == 0 && (cancelled || !self.is_retrying(batch)?))
+    }
+
+    /// Ends a batch whose failures have been read since nothing was open of it, for then they change no more.
+    pub(crate) fn end_with(&mut self, batch: JobId, errors: Vec<FailureCount>) -> rusqlite::Result<()> {
+        let counts = read::item_counts(self.conn, batch)?;
+        if let (Some(counts), Some(cancelled)) = (counts, self.is_cancelled_while_running(batch)?)
+            && self.is_over(batch, &counts, cancelled)?
+        {
+            self.end_batch(batch, counts, cancelled, errors)?;
+        }
+        Ok(())
     }
 
     /// Whether results of a batch are being read, or items of it let go once more.
@@ -210,11 +233,16 @@ impl Turn<'_> {
             .exists(named_params! { ":batch": batch, ":items": items.cast_signed() })
     }
 
-    fn end_batch(&mut self, batch: JobId, counts: ItemCounts, cancelled: bool) -> rusqlite::Result<()> {
+    fn end_batch(
+        &mut self,
+        batch: JobId,
+        counts: ItemCounts,
+        cancelled: bool,
+        errors: Vec<FailureCount>,
+    ) -> rusqlite::Result<()> {
         let Some(standing) = self.standing(batch, &Caller::default())? else { return Ok(()) };
         let Some(facts) = read::batch_facts(self.conn, batch)? else { return Ok(()) };
         self.end_retry(batch)?;
-        let errors = read::failures(self.conn, batch, FAILURES_MAX)?;
         let (state, error) = match () {
             () if cancelled => (State::Cancelled, None),
             () if counts.completed > 0 => (State::Completed, None),

@@ -1,6 +1,6 @@
 //! Results are applied to their items: each once, whatever comes twice, late or for nobody.
 
-use rusqlite::{OptionalExtension, named_params, params};
+use rusqlite::{CachedStatement, OptionalExtension, Row, named_params, params};
 use serde_json::value::RawValue;
 
 use crate::model::batch::Step;
@@ -61,6 +61,46 @@ struct Item {
     model: String,
 }
 
+impl Item {
+    /// Whether this result was counted before: it is read once more, after a crash or a connection that broke.
+    fn was_told(&self, mark: &Mark, request: &RequestRow) -> bool {
+        // A twin holds items that were bound to another request, and is paid beside it.
+        let twin = request.items == 0;
+        match mark.sends == self.applied {
+            true => self.applied_by == Some(request.id),
+            false => mark.sends < self.applied && !twin,
+        }
+    }
+
+    /// Whether a result takes the item further.
+    fn awaits(&self, mark: &Mark, request: &RequestRow, outcome: &ItemOutcome) -> bool {
+        if self.state == ItemState::Sent && self.request == Some(request.id) && self.sends == mark.sends {
+            return true;
+        }
+        // An older attempt that succeeds after all wins over a newer one that has not yet.
+        matches!(outcome, ItemOutcome::Succeeded { .. })
+            && self.step_number == mark.step_number
+            && matches!(self.state, ItemState::Waiting | ItemState::Sent)
+    }
+}
+
+fn item(find: &mut CachedStatement<'_>, id: BatchItemId) -> rusqlite::Result<Option<Item>> {
+    let read = |row: &Row<'_>| {
+        Ok(Item {
+            batch: row.get(0)?,
+            state: row.get(1)?,
+            request: row.get(2)?,
+            step_number: row.get(3)?,
+            sends: row.get(4)?,
+            attempt: row.get(5)?,
+            applied: row.get(6)?,
+            applied_by: row.get(7)?,
+            model: row.get(8)?,
+        })
+    };
+    find.query_row(params![id], read).optional()
+}
+
 /// Reads an item that a result is for.
 pub(crate) const PLAN_ITEM: &str =
     "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
@@ -100,8 +140,6 @@ impl Turn<'_> {
             // The batch has been deleted. What was paid for it, nobody asks any more.
             return Ok(Applied::default());
         };
-        // A twin holds items that were bound to another request, and is paid beside it.
-        let twin = request.items == 0;
         let conn = self.conn;
         let mut find = conn.prepare_cached(PLAN_ITEM)?;
         let mut apply = conn.prepare_cached(PLAN_APPLY)?;
@@ -115,22 +153,7 @@ impl Turn<'_> {
             };
             let mark = Mark::parse(custom_id).filter(|mark| mark.tag == tag);
             let item = match &mark {
-                Some(mark) => find
-                    .query_row(params![mark.item], |row| {
-                        Ok(Item {
-                            batch: row.get(0)?,
-                            state: row.get(1)?,
-                            request: row.get(2)?,
-                            step_number: row.get(3)?,
-                            sends: row.get(4)?,
-                            attempt: row.get(5)?,
-                            applied: row.get(6)?,
-                            applied_by: row.get(7)?,
-                            model: row.get(8)?,
-                        })
-                    })
-                    .optional()?
-                    .filter(|item| item.batch == request.batch),
+                Some(mark) => item(&mut find, mark.item)?.filter(|item| item.batch == request.batch),
                 None => None,
             };
             let usage = usage_of(outcome);
@@ -138,22 +161,11 @@ impl Turn<'_> {
                 self.stray(request, row, "unknown", Some((usage, None)), &mut change)?;
                 continue;
             };
-            // What is read once more, after a crash or a connection that broke, was counted the first time.
-            let again = match mark.sends == item.applied {
-                true => item.applied_by == Some(request.id),
-                false => mark.sends < item.applied && !twin,
-            };
-            if again {
+            if item.was_told(&mark, request) {
                 continue;
             }
             let cost = usage.and_then(|usage| prices.and_then(|prices| prices.cost_nanos(&item.model, usage)));
-            let succeeded = matches!(outcome, ItemOutcome::Succeeded { .. });
-            let awaited = item.state == ItemState::Sent && item.request == Some(request.id) && item.sends == mark.sends;
-            // An older attempt that succeeds after all wins over a newer one that has not yet.
-            let welcome = succeeded
-                && item.step_number == mark.step_number
-                && matches!(item.state, ItemState::Waiting | ItemState::Sent);
-            if !awaited && !welcome {
+            if !item.awaits(&mark, request, outcome) {
                 let why = if item.state == ItemState::Sent { "superseded" } else { "duplicate" };
                 self.stray(request, row, why, Some((usage, cost)), &mut change)?;
                 continue;
@@ -196,6 +208,17 @@ impl Turn<'_> {
             change.item(Some(item.state), Some(verdict.state));
         }
         change.write(self.conn, request.batch)?;
+        self.note_applied(request, applied, prices)?;
+        Ok(applied)
+    }
+
+    /// Notes of a request that results of it were applied, and of its batch by which prices.
+    fn note_applied(
+        &mut self,
+        request: &RequestRow,
+        applied: Applied,
+        prices: Option<&PriceTable>,
+    ) -> rusqlite::Result<()> {
         if applied.items > 0 {
             // What moves on need not wait longer each time that it stumbles.
             self.conn
@@ -209,7 +232,7 @@ impl Turn<'_> {
                     ":batch": request.batch, ":currency": prices.currency(), ":version": prices.version(),
                 })?;
         }
-        Ok(applied)
+        Ok(())
     }
 
     /// Ends up to `limit` items of a request whose results have all been read and which had none, and tells whether any are

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::batch::{BatchClock, item, items, pass, start, status, submit, with};
-use crate::support::fake::{Fake, errored, succeeded};
+use crate::support::fake::{Creation, Fake, errored, succeeded};
 use crate::support::{PATIENCE, raw, secs, sound, tamper, until};
 
 /// An engine with a fake provider and a step.
@@ -426,5 +426,25 @@ fn a_batch_of_many_failures_ends_though_the_job_that_ends_it_is_gone() -> jobmil
     t.engine().maintain()?;
     pass(&t, 60);
     assert_eq!(status(&t, id), Status::Failed);
+    Ok(())
+}
+
+/// The allowance for clocks that differ is the engine's alone, for every provider.
+#[test]
+fn a_batch_is_found_at_a_provider_whose_clock_is_minutes_wrong() -> jobmill::Result<()> {
+    for minutes in [-4_i64, 4] {
+        let (fake, t) = start();
+        let now = t.client().batch_clock().as_micros() + minutes * 60_000_000;
+        {
+            let mut inside = fake.inside();
+            (inside.keeps_keys, inside.now) = (false, jobmill::Timestamp::from_micros(now));
+            inside.creations.push_back(Creation::AnswerLost);
+        }
+        let id = submit(&t, 2);
+        t.drain()?;
+        fake.complete_all();
+        pass(&t, 1800);
+        assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1), "{minutes}");
+    }
     Ok(())
 }

@@ -20,6 +20,8 @@ use crate::store::{self, Turn};
 /// Up to how many items, and bytes of them, are written in one transaction.
 const SLICE_ITEMS: usize = 1000;
 const SLICE_BYTES: usize = 8 << 20;
+/// How many polls are made due in one transaction.
+const SLICE_POLLS: usize = 1000;
 /// How many results are read at a time.
 const RESULTS_CHUNK: usize = 200;
 /// The longest line of a JSONL file, in bytes.
@@ -345,7 +347,14 @@ impl Client {
     /// `Forbidden` if the client is bound to a user.
     pub fn poll_now(&self) -> Result<usize> {
         self.administer("poll for everybody")?;
-        let due = self.desk().call(|turn| turn.poll_all_now().map_err(cannot_submit))?;
+        let mut due = 0;
+        loop {
+            let made = self.desk().call(|turn| turn.poll_now(SLICE_POLLS).map_err(cannot_submit))?;
+            due += made;
+            if made < SLICE_POLLS {
+                break;
+            }
+        }
         self.desk().wake_poller();
         Ok(due)
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
+use rusqlite::Connection;
 
 use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, call, in_slices};
 use crate::client::Client;
@@ -16,8 +17,10 @@ use crate::error::Result;
 use crate::model::batch::PollCycle;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, CallError, CallResult, Limits, Provider, RemoteBatch};
-use crate::store::batch::poll;
+use crate::store::Turn;
+use crate::store::batch::poll::PollLimits;
 use crate::store::batch::request::RequestRow;
+use crate::store::batch::{poll, results};
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
@@ -77,7 +80,11 @@ impl Poller {
         let (started_at, began) = (desk.clock().now(), desk.clock().monotonic());
         let limit = self.agency.settings.poll_batch_size;
         let accounts = self.agency.accounts();
-        let due = call(desk, move |turn| turn.claim_polls(&accounts, limit, LEASE, POLL_WAIT_MAX))?;
+        let (now, limits) = (started_at, PollLimits { lease: LEASE, wait_max: POLL_WAIT_MAX });
+        let ids =
+            self.look("cannot read which polls are due", |conn| poll::due(conn, &accounts, now, limit, limits))?;
+        let mut due = Vec::with_capacity(ids.len());
+        self.each_slice(ids, move |turn, ids| turn.claim_polls(ids, limits), |claimed| due.extend(claimed))?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
         cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
@@ -231,16 +238,67 @@ impl Poller {
         Ok(())
     }
 
+    /// Reads beside the writer, however much there is.
+    fn look<T>(&self, what: &str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        self.client.reader().snapshot(what, read)
+    }
+
+    /// Writes in turns that are short, however much there is. Each looks again at what was read before it.
+    fn each_slice<T: Clone + Send + 'static, R: Send + 'static>(
+        &self,
+        all: Vec<T>,
+        work: impl Fn(&mut Turn<'_>, &[T]) -> rusqlite::Result<R> + Clone + Send + 'static,
+        mut done: impl FnMut(R),
+    ) -> Result<()> {
+        for slice in all.chunks(SLICE) {
+            let (slice, work) = (slice.to_vec(), work.clone());
+            done(call(self.client.desk(), move |turn| work(turn, &slice))?);
+        }
+        Ok(())
+    }
+
     /// Takes up again what nobody is at, ends steps whose job has gone, and removes what belongs to deleted batches.
     pub(crate) fn tidy(&self) -> Result<()> {
         let desk = self.client.desk();
-        call(desk, |turn| turn.resume_batches())?;
-        let accounts = self.agency.accounts();
-        for account in call(desk, move |turn| turn.note_strange(&accounts, STRANGE_AFTER))? {
-            log::warn!("batches wait for the account {account}, which is not here");
+        let open = self.look("cannot read the requests", poll::open)?;
+        self.each_slice(open, |turn, ids| turn.resume_requests(ids), drop)?;
+        let running = self.look("cannot read the batches", poll::running)?;
+        self.each_slice(running, |turn, ids| turn.resume_batches(ids), drop)?;
+        self.note_strange()?;
+        loop {
+            let lost = self.look("cannot read the steps", |conn| results::lost_steps(conn, SLICE))?;
+            let left = lost.len() == SLICE;
+            if !lost.is_empty() {
+                call(desk, move |turn| turn.fail_lost_steps(lost))?;
+            }
+            if !left {
+                break;
+            }
         }
-        in_slices(desk, |turn| turn.fail_lost_steps(SLICE).map(|lost| lost == SLICE))?;
-        in_slices(desk, |turn| turn.purge_batches(SLICE))
+        for batch in self.look("cannot read what is deleted", poll::gone)? {
+            in_slices(desk, move |turn| turn.purge_batch(batch, SLICE))?;
+        }
+        Ok(())
+    }
+
+    /// Says of batches that have been due for long that nobody here may ask about them.
+    fn note_strange(&self) -> Result<()> {
+        let desk = self.client.desk();
+        let (accounts, before) = (self.agency.accounts(), desk.clock().now().saturating_sub(STRANGE_AFTER));
+        let mut told = false;
+        loop {
+            let (others, silent) =
+                self.look("cannot read the accounts", |conn| poll::strange(conn, &accounts, before, SLICE))?;
+            if !std::mem::replace(&mut told, true) {
+                others
+                    .iter()
+                    .for_each(|account| log::warn!("batches wait for the account {account}, which is not here"));
+            }
+            if silent.is_empty() {
+                return Ok(());
+            }
+            call(desk, move |turn| turn.note_strange(&silent))?;
+        }
     }
 
     fn rest(&self) -> Duration {

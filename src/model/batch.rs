@@ -130,7 +130,7 @@ pub struct BatchItemRecord {
     pub model: String,
     /// The agent.
     pub agent_id: Option<String>,
-    /// Why the model stopped the last time, as a word.
+    /// Why the model stopped, as a word, once it has replied at this step.
     pub finish: Option<String>,
     /// What kind of failure the last one is, as a word.
     pub error_class: Option<String>,

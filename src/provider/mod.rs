@@ -368,7 +368,8 @@ pub struct Sought<'a> {
     pub file: Option<&'a str>,
     /// How many items it holds.
     pub items: u64,
-    /// It was not created before this moment, by this machine's clock.
+    /// It was not created before this moment, by this machine's clock. That clocks are some minutes wrong is reckoned with,
+    /// so that a provider need not.
     pub since: Timestamp,
     /// It was not created after this moment.
     pub until: Timestamp,

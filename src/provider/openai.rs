@@ -274,7 +274,7 @@ impl Provider for OpenAi {
             let holds = sought.file.is_some_and(|file| said["input_file_id"].as_str() == Some(file));
             holds || said["metadata"]["key"].as_str() == Some(sought.key)
         };
-        let all = self.list_since(|batch| sought.by_clock_of(batch, sought.since).saturating_sub(wire::SKEW))?;
+        let all = self.list_since(|batch| sought.by_clock_of(batch, sought.since))?;
         Ok(all.into_iter().filter(is_it).map(|batch| Candidate { batch, certain: true }).collect())
     }
 
@@ -283,7 +283,7 @@ impl Provider for OpenAi {
     }
 
     fn list(&self, since: Timestamp) -> CallResult<Option<Vec<RemoteBatch>>> {
-        self.list_since(|_| since.saturating_sub(wire::SKEW)).map(Some)
+        self.list_since(|_| since).map(Some)
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {

@@ -127,7 +127,9 @@ fn plan(conn: &Connection, sql: &str) -> Vec<String> {
 
 fn assert_cheap(name: &str, plan: &[String]) {
     for step in plan {
-        assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+        // A list that is given to a statement is read as a whole.
+        let scans = step.starts_with("SCAN") && !step.starts_with("SCAN json_each");
+        assert!(!scans && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
     }
 }
 
@@ -161,6 +163,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
+            ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, send", batch::plan::PLAN_BOUND, "jobmill_batch_item_request (request=? AND rowid>?)"),
             ("batch, result", batch::results::PLAN_ITEM, "item USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, apply", batch::results::PLAN_APPLY, "jobmill_batch_item USING INTEGER PRIMARY KEY (rowid=?)"),

@@ -10,7 +10,7 @@ use crate::builtin::batch::{Agency, SLICE, backoff, call, failed, in_slices};
 use crate::error::{Error, Result};
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
-use crate::model::batch_job::HarvestRequest;
+use crate::model::batch_job::{HarvestRequest, RunRequest};
 use crate::model::id::BatchRequestId;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, Provider, RemoteEnd, ResultLine};
@@ -47,10 +47,22 @@ impl Handler for Harvester {
     }
 }
 
+/// The handler of requests that a local provider runs while their results are read.
+pub(crate) struct Runner(pub(crate) Harvester);
+
+impl Handler for Runner {
+    type Payload = RunRequest;
+    type Output = ();
+
+    fn run(&self, payload: RunRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.0.harvest(payload.request, ctx).map_err(failed)
+    }
+}
+
 /// What gathers results until they are written.
 struct Basket<'a> {
-    row: &'a RequestRow,
-    agency: &'a Agency,
+    row: Arc<RequestRow>,
+    agency: &'a Arc<Agency>,
     ctx: &'a Context,
     rows: Vec<ResultRow>,
     bytes: usize,
@@ -64,24 +76,22 @@ struct Basket<'a> {
 }
 
 impl Basket<'_> {
-    fn take(&mut self, line: &ResultLine<'_>) -> ControlFlow<()> {
-        let cut = |text: &str| text[..text.floor_char_boundary(LINE_BYTES)].to_owned();
-        let row = match line {
+    fn take(&mut self, line: ResultLine<'_>) -> ControlFlow<()> {
+        let (custom_id, outcome, raw) = match line {
             ResultLine::Result { custom_id, outcome, raw } => {
-                ResultRow { custom_id: Some((*custom_id).to_owned()), outcome: Some(outcome.clone()), line: cut(raw) }
+                self.bytes += raw.len();
+                (Some(custom_id.to_owned()), Some(outcome), raw)
             }
             ResultLine::Unreadable { raw, problem } => {
                 log::warn!("{}: a line of its results cannot be read: {problem}", self.row.id);
-                ResultRow { custom_id: None, outcome: None, line: cut(raw) }
+                (None, None, raw)
             }
             ResultLine::Lull => {
                 self.write();
                 return self.goes_on();
             }
         };
-        if let ResultLine::Result { raw, .. } = line {
-            self.bytes += raw.len();
-        }
+        let row = ResultRow { custom_id, outcome, line: raw[..raw.floor_char_boundary(LINE_BYTES)].to_owned() };
         let now = self.ctx.client().desk().clock().monotonic();
         if self.rows.is_empty() {
             self.since = now;
@@ -103,11 +113,10 @@ impl Basket<'_> {
             return;
         }
         self.bytes = 0;
-        let (rows, row) = (std::mem::take(&mut self.rows), self.row.clone());
-        let prices = self.agency.settings.prices.clone();
-        let local = self.local;
+        let (rows, local) = (std::mem::take(&mut self.rows), self.local);
+        let (row, agency) = (self.row.clone(), self.agency.clone());
         let written = call(self.ctx.client().desk(), move |turn| {
-            let applied = turn.apply_results(&row, &rows, prices.as_ref())?;
+            let applied = turn.apply_results(&row, &rows, agency.settings.prices.as_ref())?;
             // What runs elsewhere is all read, for it was paid. What would run here does not.
             Ok((applied, local && turn.is_cancel_requested(row.batch)?))
         });
@@ -154,7 +163,7 @@ impl Harvester {
         let encoder = Encoder::new(&**provider, tag, routes, row.endpoint.clone());
         let mut todo = OpenItems::new(reader, id, encoder);
         let mut basket = Basket {
-            row: &row,
+            row: Arc::new(row.clone()),
             agency: &self.agency,
             ctx,
             rows: Vec::new(),
@@ -165,7 +174,7 @@ impl Harvester {
             failed: None,
             stopped: false,
         };
-        let read = provider.results(&remote, &mut todo, &mut |line| basket.take(&line));
+        let read = provider.results(&remote, &mut todo, &mut |line| basket.take(line));
         basket.write();
         let Basket { sum, failed, stopped, .. } = basket;
         if let Some(error) = failed {

@@ -3,8 +3,10 @@
 pub(crate) mod body;
 pub(crate) mod cancel;
 pub(crate) mod clean;
+pub(crate) mod end;
 pub(crate) mod harvest;
 pub(crate) mod plan;
+pub(crate) mod retry;
 pub(crate) mod send;
 pub(crate) mod step;
 
@@ -67,6 +69,7 @@ pub struct Batches {
     pub(crate) poll_batch_size: usize,
     pub(crate) polls_in_flight: usize,
     pub(crate) in_flight: usize,
+    pub(crate) local_in_flight: usize,
     pub(crate) prices: Option<PriceTable>,
     pub(crate) when_unknown: WhenUnknown,
     pub(crate) unknown_grace: Duration,
@@ -94,6 +97,7 @@ impl Batches {
             poll_batch_size: 1000,
             polls_in_flight: 8,
             in_flight: 4,
+            local_in_flight: 4,
             prices: None,
             when_unknown: WhenUnknown::WaitForProof,
             unknown_grace: Duration::from_secs(300),
@@ -140,10 +144,16 @@ impl Batches {
         self
     }
 
-    /// Sets how many submissions and harvests run at once, on workers of their own, from 1 to 64. A local provider's
-    /// requests run within its harvest. Defaults to 4.
+    /// Sets how many submissions and harvests run at once, on workers of their own, from 1 to 64. Defaults to 4.
     pub fn in_flight(mut self, jobs: usize) -> Self {
         self.in_flight = jobs;
+        self
+    }
+
+    /// Sets how many batches of local providers run at once, on workers of their own, from 1 to 64: each for as long as its
+    /// requests take, and together as many requests at a time as their provider allows. Defaults to 4.
+    pub fn local_in_flight(mut self, batches: usize) -> Self {
+        self.local_in_flight = batches;
         self
     }
 
@@ -224,6 +234,7 @@ impl Batches {
             ("batches.poll_batch_size", self.poll_batch_size, 100_000),
             ("batches.polls_in_flight", self.polls_in_flight, 64),
             ("batches.in_flight", self.in_flight, 64),
+            ("batches.local_in_flight", self.local_in_flight, 64),
         ] {
             if value == 0 || value > max {
                 return Err(Error::invalid(field, format_args!("must be from 1 to {max}")));

@@ -21,8 +21,12 @@ use crate::store::batch::account::Learnt;
 use crate::store::batch::request::{MISSES_MIN, MaySend, RequestRow, is_elsewhere, request};
 use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
 
-/// How long a request waits for another creation at its account.
+/// How long the first in line waits for another creation at its account, and the longest that one in line does. Whoever is
+/// done calls the next; this is for when nobody calls.
 const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
+const WAIT_FOR_TURN_MAX: Duration = Duration::from_secs(60);
+/// How often a request looks whether the block of its account was lifted before its time.
+const BLOCKED_LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How long a request waits for an account whose key is not here.
 const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
 /// How long an account is left alone when a request was not what was planned, lest it go on for ever in no time.
@@ -120,7 +124,7 @@ impl Submission<'_> {
             .snapshot("cannot read the account", |conn| plan::blocked(conn, &account, now))?;
         if let Some((at, why)) = blocked {
             self.ctx.progress_note(0, None, why);
-            return Ok(Some(Outcome::Snooze(until(at, now))));
+            return Ok(Some(Outcome::Snooze(until(at, now).min(BLOCKED_LOOK_EVERY))));
         }
         let limits = self.provider.limits();
         if limits.uploads && self.row.file.is_none() {
@@ -133,7 +137,7 @@ impl Submission<'_> {
         }
         match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
             MaySend::Yes => {}
-            MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+            MaySend::NotYet(place) => return Ok(Some(Outcome::Snooze(wait_for_turn(place)))),
             // Whoever cancels has passed it by while nobody knew whether it had been sent, and comes once more.
             MaySend::No => {
                 self.write(|turn, row| turn.cancel_later_if_asked(row.batch))?;
@@ -323,7 +327,7 @@ impl Submission<'_> {
         if limits.idempotent {
             match self.write(move |turn, row| turn.mark_sent_again(row, limits.create_timeout))? {
                 MaySend::Yes => return self.create(),
-                MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+                MaySend::NotYet(place) => return Ok(Some(Outcome::Snooze(wait_for_turn(place)))),
                 // A batch that is cancelled is looked for, and not made to find out whether it was.
                 MaySend::No => {}
             }
@@ -444,4 +448,9 @@ impl Submission<'_> {
             })
             .ok()
     }
+}
+
+/// How long one waits that has this place in the line at its account.
+fn wait_for_turn(place: u32) -> Duration {
+    WAIT_FOR_TURN.saturating_mul(place).min(WAIT_FOR_TURN_MAX)
 }

@@ -7,6 +7,7 @@ pub(crate) mod poll;
 pub(crate) mod read;
 pub(crate) mod request;
 pub(crate) mod results;
+pub(crate) mod retry;
 pub(crate) mod settle;
 
 use std::hash::{BuildHasher, RandomState};

@@ -1,5 +1,7 @@
 //! Items that wait are put into requests.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 use serde_json::value::RawValue;
 
@@ -59,6 +61,8 @@ pub(crate) struct NewRequest<'a> {
     pub(crate) api_version: Option<&'a str>,
     pub(crate) endpoint: &'a str,
     pub(crate) model: Option<&'a str>,
+    /// It runs here, while its results are read.
+    pub(crate) local: bool,
 }
 
 /// What a request has come to when it is complete.
@@ -147,13 +151,14 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_batch_request
-                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, key, poll_owner)
-                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :key, :planner)",
+                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, local, key, poll_owner)
+                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :local, :key,
+                     :planner)",
             )?
             .execute(named_params! {
                 ":id": id, ":batch": batch, ":provider": new.provider, ":account": new.account,
                 ":base_url": new.base_url, ":api_version": new.api_version, ":endpoint": new.endpoint,
-                ":model": new.model, ":key": key, ":planner": planner,
+                ":model": new.model, ":local": new.local, ":key": key, ":planner": planner,
             })?;
         Ok(Some(BatchRequestId::from_raw(id)))
     }
@@ -334,22 +339,28 @@ pub(crate) fn routes(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<Ro
     .collect()
 }
 
-/// Reads items that wait, in their order, behind one of them.
+/// Reads items of some ways that wait, in their order, behind one of them.
 pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body,
          request_items_max
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_state
      JOIN jobmill_batch_body AS body ON body.item = item.id
-     WHERE batch = :batch AND item.state = 0 AND item.id > :after ORDER BY item.id LIMIT :limit";
+     WHERE batch = :batch AND item.state = 0 AND item.id > :after
+         AND route IN (SELECT value FROM json_each(:routes)) ORDER BY item.id LIMIT :limit";
 
-/// Items that wait, in their order, behind one of them.
+/// Items that wait to go one of these ways, in their order, behind one of them.
 pub(crate) fn waiting(
     conn: &Connection,
     batch: JobId,
+    routes: &HashSet<i64>,
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<WaitingItem>> {
+    let routes = serde_json::to_string(routes).unwrap_or_default();
     conn.prepare_cached(PLAN_WAITING)?
-        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, waiting_item)?
+        .query_map(
+            named_params! { ":batch": batch, ":routes": routes, ":after": after, ":limit": limit as i64 },
+            waiting_item,
+        )?
         .collect()
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
-use crate::model::batch_job::{CleanRequest, HarvestRequest, SendRequest};
+use crate::model::batch_job::{CleanRequest, HarvestRequest, RunRequest, SendRequest};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteEnd, RemoteState};
@@ -89,8 +89,8 @@ pub(crate) fn request(conn: &Connection, id: BatchRequestId) -> rusqlite::Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MaySend {
     Yes,
-    /// Another creation at the account is under way.
-    NotYet,
+    /// Another creation at the account is under way, and so many requests wait for their turn with this one.
+    NotYet(u32),
     /// The batch is being cancelled, or the request is elsewhere.
     No,
 }
@@ -101,9 +101,14 @@ impl Turn<'_> {
         self.enqueue(&SendRequest { request }.new_job()).map(drop)
     }
 
-    /// Has the results of a request read.
+    /// Has the results of a request read. What is run meanwhile, for it is a local provider's, has workers of its own.
     pub(crate) fn harvest_later(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
-        self.enqueue(&HarvestRequest { request }.new_job()).map(drop)
+        let local = self
+            .conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND local = 1")?
+            .exists(named_params! { ":id": request })?;
+        let job = if local { RunRequest { request }.new_job() } else { HarvestRequest { request }.new_job() };
+        self.enqueue(&job).map(drop)
     }
 
     /// The body of a request is about to be uploaded.
@@ -142,7 +147,7 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         let marked = self
             .conn
@@ -167,7 +172,7 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         // The first sending stays the moment since when it is looked for.
         let marked = self

@@ -9,6 +9,7 @@ CREATE TABLE jobmill_batch (
     max_attempts INTEGER NOT NULL,
     budget_nanos INTEGER,
     request_items INTEGER,                      -- the most items of one request; null: as many as its provider takes
+    retry_after  INTEGER,                       -- while items go once more: those behind this one still have to
     -- How many items stand where.
     waiting      INTEGER NOT NULL DEFAULT 0,
     sent         INTEGER NOT NULL DEFAULT 0,
@@ -58,7 +59,7 @@ CREATE TABLE jobmill_batch_item (
     step_job    INTEGER,                     -- the job that is at its step
     key         TEXT    NOT NULL,
     agent_id    TEXT,
-    finish      TEXT,
+    finish      TEXT,                        -- null: it has no reply at this step
     error_class TEXT,
     error       TEXT,
     input       INTEGER,
@@ -103,6 +104,7 @@ CREATE TABLE jobmill_batch_request (
     api_version         TEXT,
     endpoint            TEXT    NOT NULL,
     model               TEXT,              -- null: several
+    local               INTEGER NOT NULL DEFAULT 0,  -- 1: it runs here, while its results are read
     key                 TEXT    NOT NULL UNIQUE,
     items               INTEGER NOT NULL DEFAULT 0,
     bytes               INTEGER NOT NULL DEFAULT 0,

@@ -25,7 +25,9 @@ impl Client {
         self.operate(id, "cancelled", |turn, id, caller| turn.cancel(id, caller))
     }
 
-    /// Makes a job that failed, was cancelled or expired pending once more, with at least one attempt.
+    /// Makes a job that failed, was cancelled or expired pending once more, with at least one attempt. Of an LLM batch, those
+    /// items go once more that are not completed: one whose reply is in the file goes to its step, and is not paid again; the
+    /// others are sent, with their attempts anew.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or is completed, or if another job holds its

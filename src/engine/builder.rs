@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::builtin::batch::cancel::Canceller;
 use crate::builtin::batch::clean::Cleaner;
-use crate::builtin::batch::harvest::Harvester;
+use crate::builtin::batch::end::Ender;
+use crate::builtin::batch::harvest::{Harvester, Runner};
 use crate::builtin::batch::plan::Planner;
+use crate::builtin::batch::retry::Retrier;
 use crate::builtin::batch::send::Sender;
 use crate::builtin::batch::step::StepFn;
 use crate::builtin::batch::{Agency, Batches};
@@ -407,15 +409,18 @@ impl EngineBuilder {
 
     fn build(mut self, threads: bool) -> Result<Engine> {
         self.check()?;
-        let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0];
+        let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0, 0];
         let agency = self.found_agency()?;
         if let Some(agency) = &agency {
-            own_workers[1] = agency.settings.in_flight;
+            own_workers[1..].copy_from_slice(&[agency.settings.in_flight, agency.settings.local_in_flight]);
             self.registry.add_own(Planner { agency: agency.clone() })?;
             self.registry.add_own(Sender { agency: agency.clone() })?;
             self.registry.add_own(Harvester { agency: agency.clone() })?;
+            self.registry.add_own(Runner(Harvester { agency: agency.clone() }))?;
             self.registry.add_own(Canceller { agency: agency.clone() })?;
             self.registry.add_own(Cleaner { agency: agency.clone() })?;
+            self.registry.add_own(Retrier)?;
+            self.registry.add_own(Ender)?;
         }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.

@@ -70,9 +70,12 @@ impl Turn<'_> {
                 },
             )?
             .collect::<rusqlite::Result<_>>()?;
+        let is_batch = self.is_batch_lane(range.lane);
         let mut gone = 0;
         for (id, completed_at, place) in &seen {
-            if *completed_at < range.cutoff {
+            // What a request costs that runs on when its batch has ended, the batch is still to be told.
+            let keeps = is_batch && self.has_open_requests(*id)?;
+            if *completed_at < range.cutoff && !keeps {
                 if place.limited {
                     self.leave_gates(*id)?;
                 }

@@ -4,6 +4,8 @@ mod alerts;
 mod ask;
 mod bad_input;
 mod batch;
+mod batch_ends;
+mod batch_flow;
 mod batch_races;
 mod bulk;
 mod callback;

@@ -9,8 +9,8 @@ use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, Poll
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
-use crate::model::new_job::check_name;
 use crate::model::page::{Order, Query};
+use crate::model::rules::check_name;
 use crate::store::batch::create::NotAdded;
 use crate::store::batch::read::{self, ItemFilter};
 use crate::store::connect::storage_error;

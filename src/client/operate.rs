@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::history::Caller;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
-use crate::model::new_job::{check_name, check_queue};
+use crate::model::rules::{check_name, check_queue};
 use crate::model::update::{JobUpdate, StatusChange};
 use crate::store::Turn;
 use crate::store::connect::storage_error;

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
-use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::new_job::{NewJob, Payload};
 use crate::model::retry::Backoff;
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::unique::Unique;
 
 /// Puts items that wait into requests.

@@ -22,6 +22,7 @@ pub(crate) mod preference;
 pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;
+pub(crate) mod rules;
 pub(crate) mod stats;
 pub(crate) mod stop_reason;
 pub(crate) mod tally;

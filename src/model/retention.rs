@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::Result;
 use crate::model::job::Status;
-use crate::model::new_job::check_duration;
+use crate::model::rules::check_duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
 

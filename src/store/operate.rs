@@ -7,7 +7,7 @@ use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
-use crate::model::new_job::SYSTEM_QUEUE;
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
-use crate::model::new_job::check_name;
+use crate::model::rules::check_name;
 use crate::model::time::Timestamp;
 use crate::model::usage::PriceTable;
 use crate::provider::{Account, Provider};

@@ -23,9 +23,6 @@ use crate::store::enqueue::{self, Enqueued};
 use crate::store::read::{self, Reader};
 use crate::store::{Store, Turn, gate, housekeeping};
 
-/// How many reading connections a client has at most.
-const READERS_MAX: u32 = 4;
-
 /// Enqueues jobs, asks about them and operates on them, from any thread. A cheap clone.
 ///
 /// An [`Engine`](crate::Engine) hands one out; [`Client::open`] makes one for a program that runs no jobs itself.
@@ -83,15 +80,15 @@ impl Client {
     /// # Errors
     /// Those of [`Client::open`].
     pub fn open_with(path: impl AsRef<Path>, durability: Durability) -> Result<Self> {
-        let store = Store::open(path.as_ref(), durability, DEFAULT_PATIENCE)?;
-        Self::new(store, durability, Arc::new(SystemClock))
+        let clock = Arc::new(SystemClock);
+        Ok(Self::new(Store::open(path.as_ref(), durability, DEFAULT_PATIENCE, clock.clone())?, durability, clock))
     }
 
-    pub(crate) fn new(store: Store, durability: Durability, clock: Arc<dyn Clock>) -> Result<Self> {
-        let path = store.path().to_owned();
-        let reader = Reader::new(connect::readers(&path, READERS_MAX)?);
+    pub(crate) fn new(store: Store, durability: Durability, clock: Arc<dyn Clock>) -> Self {
+        let path = store.contact().path().to_owned();
+        let reader = Reader::new(store.contact().clone());
         let desk = Arc::new(Desk::new(store, clock));
-        Ok(Self { inner: Arc::new(Inner { desk, reader, path, durability }), caller: Arc::default() })
+        Self { inner: Arc::new(Inner { desk, reader, path, durability }), caller: Arc::default() }
     }
 
     /// A client that is bound to a user: it sees, changes and counts only that user's jobs, and those that it enqueues are
@@ -283,8 +280,9 @@ impl Client {
     pub fn backup(&self, to: impl AsRef<Path>) -> Result<()> {
         housekeeping::backup(&self.connection()?, to.as_ref())?;
         // The engines of the original live on, so that nobody would ever take their jobs for lost in the copy.
-        let mut copy = Store::open(to.as_ref(), self.inner.durability, DEFAULT_PATIENCE)?;
-        let now = self.desk().clock().now();
+        let clock = self.desk().clock().clone();
+        let now = clock.now();
+        let mut copy = Store::open(to.as_ref(), self.inner.durability, DEFAULT_PATIENCE, clock)?;
         copy.turn(now, None, |turn| turn.disown_all().map_err(|error| storage_error("cannot free the copy", error)))?;
         copy.checkpoint().map(drop)
     }

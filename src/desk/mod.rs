@@ -6,6 +6,7 @@
 mod item;
 mod others;
 mod press;
+mod pulse;
 mod waiters;
 
 use std::cell::Cell;
@@ -22,12 +23,14 @@ use crate::desk::item::{Call, Item, Operation};
 pub(crate) use crate::desk::item::{Finish, Note};
 pub(crate) use crate::desk::others::Rest;
 pub(crate) use crate::desk::press::Press;
+use crate::desk::pulse::Pulse;
 use crate::desk::waiters::{Waiters, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::JobId;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::connect::storage_error;
+use crate::store::contact::Contact;
 use crate::store::lane::Demand;
 use crate::store::row::Claim;
 use crate::store::{Outbox, Store, Turn};
@@ -93,6 +96,8 @@ pub(crate) struct Desk {
     callers: AtomicUsize,
     waiters: Waiters,
     press: Press,
+    pulse: Pulse,
+    contact: Arc<Contact>,
     /// Until when commits of the application's own are looked for eagerly, on the monotonic clock in nanoseconds.
     eager_until_ns: AtomicU64,
     /// Whether others can ring for us.
@@ -108,6 +113,7 @@ pub(crate) struct Desk {
 impl Desk {
     pub(crate) fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
         let (sender, receiver) = bounded(WAITING_MAX);
+        let contact = store.contact().clone();
         Self {
             core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0 }),
             sender,
@@ -120,6 +126,8 @@ impl Desk {
             callers: AtomicUsize::new(0),
             waiters: Waiters::default(),
             press: Press::default(),
+            pulse: Pulse::default(),
+            contact,
             eager_until_ns: AtomicU64::new(0),
             listening: AtomicBool::new(false),
             rang_at_ns: AtomicU64::new(0),
@@ -135,6 +143,16 @@ impl Desk {
     /// Whoever tells what was committed.
     pub(crate) fn press(&self) -> &Press {
         &self.press
+    }
+
+    /// What the turns tell of themselves.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// How things stand between the file and us.
+    pub(crate) fn contact(&self) -> &Arc<Contact> {
+        &self.contact
     }
 
     /// Writes what has been counted and is not written yet. In the midst of a turn it stays as it is, for its thread
@@ -175,6 +193,7 @@ impl Desk {
     pub(crate) fn attend_by(&self, dispatcher: Thread) {
         let first = self.dispatcher.set(dispatcher).is_ok();
         debug_assert!(first, "a desk has one dispatcher");
+        self.pulse.looked(self.clock.monotonic());
         self.attended.store(true, Ordering::SeqCst);
     }
 
@@ -273,7 +292,7 @@ impl Desk {
                 let turned = self.turn(&mut core, None, items);
                 self.tell_dispatcher(&core, turned.is_err());
                 if let Err(error) = turned {
-                    log::error!("a turn failed and is tried again: {error}");
+                    self.log_failure(&error);
                 }
             }
             None => self.finish(finish),
@@ -365,7 +384,9 @@ impl Desk {
         if self.receiver.is_empty() && !rest.is_zero() {
             std::thread::park_timeout(rest);
         }
-        self.look_around()
+        let looked = self.look_around();
+        self.pulse.looked(self.clock.monotonic());
+        looked
     }
 
     /// Takes a turn with all that waits, and with whatever time and others have brought. Without waiting.
@@ -403,6 +424,10 @@ impl Desk {
         if refused.is_empty() || self.turn(core, None, refused).is_ok() {
             return true;
         }
+        if self.contact.is_troubled() {
+            // It is the file that refuses them, all alike, and each try may wait for long.
+            return false;
+        }
         let mut failures = 0;
         for item in std::mem::take(&mut core.refused) {
             if failures == REFUSED_MAX {
@@ -423,7 +448,7 @@ impl Desk {
         if busy || self.worth_a_turn(core, self.clock.now()) {
             let turned = self.turn(core, None, items);
             if let Err(error) = &turned {
-                log::error!("a turn failed and is tried again: {error}");
+                self.log_failure(error);
                 failed = true;
             }
         }
@@ -431,9 +456,17 @@ impl Desk {
         Ok(self.rest(core, busy, failed))
     }
 
+    /// Says that a turn failed. That the file fails has been said already, once.
+    fn log_failure(&self, error: &Error) {
+        let level = if self.contact.is_troubled() { log::Level::Debug } else { log::Level::Error };
+        log::log!(level, "a turn failed and is tried again: {error}");
+    }
+
     /// Whether a turn without operations would do anything. The look that found out took no write lock.
     fn worth_a_turn(&self, core: &Core, now: Timestamp) -> bool {
-        core.store.is_expiry_due(now)
+        // Whether the file works again shows only when something is written.
+        self.contact.is_troubled()
+            || core.store.is_expiry_due(now)
             || core.store.may_have_signals()
             || core.store.is_gate_due(now)
             // What the workers want is asked only if there is something for them: an idle engine looks often.
@@ -447,6 +480,7 @@ impl Desk {
         let default_backoff = Backoff::default();
         let backoff = crew.map_or(&default_backoff, |crew| crew.backoff());
         let began = self.clock.monotonic();
+        self.pulse.begins(began);
         let inside = Inside::enter(self);
         let mut demand = crew.map(|crew| crew.demand());
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
@@ -470,6 +504,7 @@ impl Desk {
             turn.open_gates().map_err(storage)
         });
         drop(inside);
+        self.pulse.ends();
         // What others have done came before what this turn has done to it.
         self.tell_of_others(core);
         match turned {
@@ -479,6 +514,10 @@ impl Desk {
                 }
                 let slots: Vec<u32> = items.iter().filter_map(Item::slot).collect();
                 core.claimed = out.claims.len();
+                self.pulse.committed(self.clock.now());
+                if let Some(claim) = out.claims.last() {
+                    self.pulse.claimed(claim.job.run_at, self.clock.now());
+                }
                 self.press.tell(&out.transitions, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);

@@ -24,6 +24,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::engine::dispatcher::Dispatcher;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
+use crate::engine::monitor::{Monitor, Parts};
 use crate::engine::names::SystemNames;
 use crate::engine::poller::{Poller, PollerThread};
 use crate::engine::pool::{Pool, PoolSettings};
@@ -36,6 +37,7 @@ use crate::handler::registry::{FnHandler, Registry};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
+use crate::model::health::EngineState;
 use crate::model::limit::Limit;
 use crate::model::metrics::Window;
 use crate::model::new_job::Payload;
@@ -98,6 +100,7 @@ pub struct EngineBuilder {
     heartbeats: bool,
     clock: Arc<dyn Clock>,
     faults: Option<Faults>,
+    monitor: Monitor,
     /// The first rule that a setter saw broken.
     problem: Option<Error>,
 }
@@ -131,6 +134,7 @@ impl EngineBuilder {
             heartbeats: false,
             clock: Arc::new(SystemClock),
             faults: None,
+            monitor: Monitor::default(),
             problem: None,
         }
     }
@@ -337,13 +341,29 @@ impl EngineBuilder {
         self
     }
 
+    /// What will tell the state and the health of the engine, from now on: that it is starting too, which may take long if
+    /// another process keeps the file locked.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
+    }
+
     /// Starts the engine and its threads.
+    ///
+    /// Letta's start has two phases: to take a lock by which one process becomes the leader, and to try again and again in
+    /// the background until it does. With SQLite both are left out, as its documentation allows, and the log says so once:
+    /// every claim of a job, of a poll or of a tick is a conditional write, so that any number of processes share the work,
+    /// and one that dies is made up for at once. What is left is one phase. The settings are checked, the file is opened and
+    /// brought up to date, what dead engines have left is taken back, the threads start; then the engine is active. If any
+    /// of that fails, what had begun is undone, and the engine has [stopped](crate::EngineState::Stopped).
+    ///
+    /// With [`Batches::polling`] false (the documentation's `enable_batch_job_polling`) no provider is asked how batches do,
+    /// which is said once in the log; everything else goes on, polls by other processes too.
     ///
     /// # Errors
     /// `Invalid` if a setting breaks a rule, with the setting and the rule; `Conflict` if this process runs an engine
     /// on the file already; `Storage` if the file cannot be opened.
     pub fn start(self) -> Result<Engine> {
-        self.build(true)
+        self.begin(true)
     }
 
     /// Makes an engine without threads, which runs jobs only when [`Engine::drain`] is called.
@@ -351,7 +371,12 @@ impl EngineBuilder {
     /// # Errors
     /// Those of [`start`](EngineBuilder::start).
     pub fn inline(self) -> Result<Engine> {
-        self.build(false)
+        self.begin(false)
+    }
+
+    fn begin(self, threads: bool) -> Result<Engine> {
+        let monitor = self.monitor();
+        self.build(threads).inspect_err(|_| monitor.vitals().advance(EngineState::Stopped))
     }
 
     fn check(&mut self) -> Result<()> {
@@ -428,8 +453,8 @@ impl EngineBuilder {
             let names = Arc::new(SystemNames::new(2 * callbacks.in_flight));
             self.registry.add_own(DeliverCallback { courier: Courier::new(callbacks, names)? })?;
         }
-        let mut store = Store::open(&self.path, self.durability, self.busy_timeout)?;
-        let path = store.path().to_owned();
+        let mut store = Store::open(&self.path, self.durability, self.busy_timeout, self.clock.clone())?;
+        let path = store.contact().path().to_owned();
         let mut place = Place::take(&path)?;
         if let Some(faults) = self.faults.take() {
             store.inject(faults);
@@ -446,7 +471,7 @@ impl EngineBuilder {
         let registered = register(&mut store, &*self.clock, &liveness, &kinds, port).inspect_err(|_| liveness.end());
         let own = registered?;
         store.serve(kinds, own);
-        let client = Client::new(store, self.durability, self.clock.clone())?;
+        let client = Client::new(store, self.durability, self.clock.clone());
         let desk = client.desk().clone();
         for limit in &self.limits {
             client.set_limit(limit)?;
@@ -490,61 +515,77 @@ impl EngineBuilder {
         maintenance.beat()?;
         maintenance.rescue()?;
 
-        let stop_dispatcher = Arc::new(AtomicBool::new(false));
-        let (mut dispatcher, mut listener, mut inline) = (None, None, None);
+        let monitor = self.monitor;
+        let vitals = monitor.vitals().clone();
+        let polling = agency.as_ref().map(|agency| agency.settings.polling);
+        monitor.watch(Parts { client: client.clone(), pool: pool.clone(), polling });
+        let (patience, hurried) = crossbeam_channel::bounded(0);
+        // From here on whatever has begun is ended when the engine is dropped.
+        let mut engine = Engine {
+            client,
+            pool,
+            staff,
+            shop: Mutex::new(Some(shop.clone())),
+            dispatcher: Mutex::default(),
+            listener: Mutex::default(),
+            poller: None,
+            poller_thread: Mutex::default(),
+            stop_dispatcher: Arc::default(),
+            shutting_down,
+            vitals: vitals.clone(),
+            monitor,
+            patience: Mutex::new(Some(patience)),
+            hurried,
+            own,
+            inline: None,
+            shutdown_timeout: self.shutdown_timeout,
+            place: Mutex::new(Some(place)),
+        };
         if threads {
-            staff.open(shop.clone());
-            pool.set_open(true);
-            let desk_of_thread = desk.clone();
-            let body = Dispatcher { desk, pool: pool.clone(), maintenance, stop: stop_dispatcher.clone() };
+            engine.staff.open(shop);
+            engine.pool.set_open(true);
+            let (pool, stop) = (engine.pool.clone(), engine.stop_dispatcher.clone());
+            let body = Dispatcher { desk: desk.clone(), pool, maintenance, stop, vitals: vitals.clone() };
+            vitals.dispatcher.begins(true);
             let thread = std::thread::Builder::new()
                 .name("jobmill-dispatcher".to_owned())
                 .spawn(move || body.run())
+                .inspect_err(|_| vitals.dispatcher.begins(false))
                 .map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the dispatcher", error))?;
-            desk_of_thread.attend_by(thread.thread().clone());
-            dispatcher = Some(thread);
-            listener = bell.and_then(|bell| {
-                let started = Listener::start(bell, desk_of_thread);
+            desk.attend_by(thread.thread().clone());
+            engine.dispatcher = Mutex::new(Some(thread));
+            let listener = bell.and_then(|bell| {
+                let started = Listener::start(bell, desk.clone(), vitals.clone());
                 started.inspect_err(|error| log::warn!("cannot listen for other engines: {error}")).ok()
             });
+            engine.listener = Mutex::new(listener);
         } else {
-            inline = Some(Mutex::new(maintenance));
+            engine.inline = Some(Mutex::new(maintenance));
         }
-        let (mut poller, mut poller_thread) = (None, None);
         if let Some(agency) = agency {
-            let own = Poller::new(client.clone(), agency, threads);
+            let poller = Poller::new(engine.client.clone(), agency, threads, vitals.clone());
             if threads {
                 let (wake, woken) = crossbeam_channel::bounded(1);
-                client.desk().poll_by(wake);
-                let started = PollerThread::start(own, woken);
+                desk.poll_by(wake);
+                vitals.poller.begins(true);
+                let started = PollerThread::start(poller, woken);
                 let started =
                     started.map_err(|error| Error::with_source(ErrorKind::Storage, "cannot start the poller", error));
-                poller_thread = Some(started?);
+                engine.poller_thread = Mutex::new(Some(started?));
             } else {
-                own.tidy()?;
-                poller = Some(own);
+                poller.tidy()?;
+                engine.poller = Some(poller);
             }
+        }
+        if polling == Some(false) {
+            log::info!("polling of LLM batches is disabled: no provider is asked how they do by this engine");
         }
         log::info!(
             "started on {}, without leader election, which SQLite does not need: every claim is a conditional write",
             path.display()
         );
-        Ok(Engine {
-            client,
-            pool,
-            staff,
-            shop: Mutex::new(Some(shop)),
-            dispatcher: Mutex::new(dispatcher),
-            listener: Mutex::new(listener),
-            poller,
-            poller_thread: Mutex::new(poller_thread),
-            stop_dispatcher,
-            shutting_down,
-            own,
-            inline,
-            shutdown_timeout: self.shutdown_timeout,
-            place: Mutex::new(Some(place)),
-        })
+        vitals.advance(EngineState::Active);
+        Ok(engine)
     }
 }
 

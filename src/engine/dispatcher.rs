@@ -7,9 +7,12 @@ use std::time::Duration;
 use crate::desk::{Desk, Finish, Rest};
 use crate::engine::maintenance::Maintenance;
 use crate::engine::pool::Pool;
+use crate::engine::vitals::Vitals;
 use crate::engine::worker::timed_out;
 use crate::handler::context::NOTE_EVERY;
+use crate::model::health::EngineState;
 use crate::store::finish::{Retry, Verdict};
+use crate::store::jittered;
 
 /// The longest rest while jobs run, over which somebody must watch.
 const REST_WHILE_BUSY: Duration = Duration::from_millis(4);
@@ -21,6 +24,8 @@ const DUTIES_EVERY: Duration = Duration::from_millis(2);
 const DUTIES_IDLE: Duration = Duration::from_millis(50);
 /// How many failed turns the shutdown bears before it gives up what could not be written.
 const LAST_TURNS: u32 = 20;
+/// After how long it gives up, however few they were.
+const LAST_TURNS_TIME: Duration = Duration::from_secs(1);
 
 /// The dispatcher's own belongings.
 pub(crate) struct Dispatcher {
@@ -28,16 +33,17 @@ pub(crate) struct Dispatcher {
     pub(crate) pool: Arc<Pool>,
     pub(crate) maintenance: Maintenance,
     pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) vitals: Arc<Vitals>,
 }
 
 impl Dispatcher {
     /// Takes turns until it is told to stop, and then until nothing waits any more.
     pub(crate) fn run(self) {
-        let desk = self.desk.clone();
-        let pool = self.pool.clone();
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.take_turns())).is_err() {
+        let (desk, pool, vitals) = (self.desk.clone(), self.pool.clone(), self.vitals.clone());
+        if !vitals.dispatcher.live(|| self.take_turns()) {
             // A bug of ours. What is not committed will be rescued by the next engine on the file.
             log::error!("the dispatcher panicked: the engine is closed");
+            vitals.advance(EngineState::ShuttingDown);
             pool.close();
             desk.close();
         }
@@ -52,7 +58,7 @@ impl Dispatcher {
             let failed = attended.as_ref().map_or(true, |look| look.failed);
             busy = attended.as_ref().is_ok_and(|look| look.busy);
             rest = if failed {
-                let wait = failed_wait;
+                let wait = jittered(failed_wait, now_ns(&self.desk));
                 failed_wait = (2 * failed_wait).min(FAILED_WAIT_MAX);
                 wait
             } else {
@@ -74,18 +80,22 @@ impl Dispatcher {
                 self.maintenance.tick();
             }
         }
+        let began = self.desk.clock().monotonic();
         for _ in 0..LAST_TURNS {
             match self.attend(Duration::ZERO, false) {
                 Ok(look) if !look.failed => break,
+                // Each of them may wait for another writer.
+                _ if self.desk.clock().monotonic().saturating_sub(began) > LAST_TURNS_TIME => break,
                 _ => {}
             }
         }
     }
 
     fn attend(&self, rest: Duration, busy: bool) -> crate::error::Result<Rest> {
-        self.desk
-            .attend(rest, busy)
-            .inspect_err(|error| log::error!("the dispatcher cannot look at the database: {error}"))
+        self.desk.attend(rest, busy).inspect_err(|error| {
+            let level = if self.desk.contact().is_troubled() { log::Level::Debug } else { log::Level::Error };
+            log::log!(level, "the dispatcher cannot look at the database: {error}");
+        })
     }
 
     fn rest(&self, look: Rest) -> Duration {
@@ -94,6 +104,10 @@ impl Dispatcher {
         }
         if self.pool.is_idle() { look.wait } else { look.wait.min(REST_WHILE_BUSY) }
     }
+}
+
+fn now_ns(desk: &Desk) -> u64 {
+    u64::try_from(desk.clock().monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Ends the attempts whose time is up, and gives back what was claimed ahead for nobody. Tells whether that left

@@ -112,31 +112,44 @@ impl Maintenance {
         let now = self.desk.clock().monotonic();
         if self.heartbeats && now >= self.beat_at {
             self.beat_at = now + BEAT_EVERY;
-            log_failure("heartbeat", self.beat());
+            self.log_failure("heartbeat", self.beat());
         }
         if now >= self.rescue_at {
             self.rescue_at = now + RESCUE_EVERY;
-            log_failure("rescue", self.rescue());
+            let outcome = self.rescue();
+            self.log_failure("rescue", outcome);
         }
         if now >= self.wal_at {
             self.wal_at = now + WAL_EVERY;
-            log_failure("checkpoint", self.bound_wal(now));
+            let outcome = self.bound_wal(now);
+            self.log_failure("checkpoint", outcome);
         }
         if now >= self.cache_at {
             self.cache_at = now + CACHE_EVERY;
-            log_failure("emptying of the cache", self.desk.with_store(|store| store.empty_cache().map(drop)));
+            let outcome = self.desk.with_store(|store| store.empty_cache().map(drop));
+            self.log_failure("emptying of the cache", outcome);
         }
         if now >= self.prune_at {
             let outcome = self.prune();
             self.prune_at = now + if self.is_pruning() { SLICE_EVERY } else { PRUNE_EVERY };
-            log_failure("pruning", outcome);
+            self.log_failure("pruning", outcome);
         }
         if self.desk.press().is_overdue(now) {
-            log_failure("counting", self.desk.write_tallies());
+            let outcome = self.desk.write_tallies();
+            self.log_failure("counting", outcome);
         }
         if now >= self.watch_at && !self.watchman.is_empty() {
             self.watch_at = now + WATCH_EVERY;
-            log_failure("watch over the thresholds", self.watch(false));
+            let outcome = self.watch(false);
+            self.log_failure("watch over the thresholds", outcome);
+        }
+    }
+
+    /// That the file fails has been said already, once.
+    fn log_failure(&self, duty: &str, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            let level = if self.desk.contact().is_troubled() { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "{duty} failed and is tried again: {error}");
         }
     }
 
@@ -349,11 +362,5 @@ const fn look_again_after(window: Window) -> Duration {
         Window::Minute => Duration::ZERO,
         Window::Hour => Duration::from_secs(10),
         Window::Day => Duration::from_secs(60),
-    }
-}
-
-fn log_failure(duty: &str, outcome: Result<()>) {
-    if let Err(error) = outcome {
-        log::warn!("{duty} failed and is tried again: {error}");
     }
 }

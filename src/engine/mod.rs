@@ -4,10 +4,12 @@ pub(crate) mod builder;
 pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
+pub(crate) mod monitor;
 pub(crate) mod names;
 pub(crate) mod poller;
 pub(crate) mod pool;
 pub(crate) mod staff;
+pub(crate) mod vitals;
 pub(crate) mod worker;
 
 use std::collections::HashSet;
@@ -17,18 +19,24 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender};
+
 use crate::client::Client;
 use crate::desk::Finish;
 use crate::engine::builder::EngineBuilder;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
+use crate::engine::monitor::Monitor;
 use crate::engine::poller::{Poller, PollerThread};
 use crate::engine::pool::Pool;
 use crate::engine::staff::Staff;
+use crate::engine::vitals::Vitals;
 use crate::engine::worker::Shop;
 use crate::error::{Error, ErrorKind, Result};
 use crate::liveness::Liveness;
 use crate::model::batch::PollCycle;
+use crate::model::health::{EngineState, Health};
+use crate::model::id::BatchRequestId;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::finish::Verdict;
 
@@ -75,6 +83,11 @@ pub struct Engine {
     poller_thread: Mutex<Option<PollerThread>>,
     stop_dispatcher: Arc<AtomicBool>,
     shutting_down: Arc<AtomicBool>,
+    vitals: Arc<Vitals>,
+    monitor: Monitor,
+    /// Hung up by whoever has no time to wait for a shutdown that is under way.
+    patience: Mutex<Option<Sender<()>>>,
+    hurried: Receiver<()>,
     own: i64,
     /// What an engine without threads does by itself.
     inline: Option<Mutex<Maintenance>>,
@@ -88,6 +101,8 @@ pub struct Engine {
 pub struct Shutdown {
     /// Jobs that were running still when the time was up, and are pending again.
     pub returned: usize,
+    /// LLM batches that their providers were being asked about still. Any engine may ask about them again at once.
+    pub polls_cut_off: usize,
 }
 
 impl Engine {
@@ -99,6 +114,34 @@ impl Engine {
     /// A client of this engine. It clones.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What the engine is at: active from its start until it is shut down, for one without threads too. It is shutting
+    /// down from then on, or from the moment when its dispatcher ends by a bug, until all has ended.
+    pub fn state(&self) -> EngineState {
+        self.monitor.state()
+    }
+
+    /// How the engine does, as [`Monitor::health`] tells it.
+    ///
+    /// ```
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let path = directory.path().join("jobs.db");
+    /// let engine = jobmill::Engine::builder(&path).start()?;
+    /// let health = engine.health();
+    /// println!("{health}");
+    /// assert!(health.is_healthy(), "{:?}", health.problems);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn health(&self) -> Health {
+        self.monitor.health()
+    }
+
+    /// What tells the state and the health from elsewhere, after the end of the engine too. It clones.
+    pub fn monitor(&self) -> &Monitor {
+        &self.monitor
     }
 
     /// Runs what is due on the caller's own thread, until nothing is, and tells how many attempts that were. Only for
@@ -165,17 +208,34 @@ impl Engine {
         self.poller.as_ref().map_or(Ok(()), Poller::tidy)
     }
 
-    /// Stops claiming, lets running jobs end for at most `timeout`, then makes those that have not pending again, with
-    /// their attempt given back. Clients of this engine answer `Shutdown` afterwards. Doing it again does nothing.
+    /// Stops claiming, lets running jobs and polls of LLM batches end for at most `timeout`, then makes jobs that have not
+    /// pending again, with their attempt given back, and lets go of the polls. Clients of this engine answer `Shutdown`
+    /// afterwards, and another engine may start on the file. After the time it waits for the file alone, to write what it
+    /// leaves: if another process keeps it locked, for a few times [`busy_timeout`](EngineBuilder::busy_timeout).
+    ///
+    /// Doing it again does nothing. While another thread is at it, it waits until that is done, and makes it give up waiting
+    /// once its own `timeout` has passed: a second signal may end what the first one asked for politely.
     ///
     /// # Errors
     /// `Storage` if the file fails; the next engine rescues the jobs then.
     pub fn shutdown(&self, timeout: Duration) -> Result<Shutdown> {
         let Some(place) = self.place.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            if !self.vitals.wait_for(EngineState::Stopped, Some(timeout)) {
+                self.pool.hurry();
+                self.patience.lock().unwrap_or_else(PoisonError::into_inner).take();
+                self.vitals.wait_for(EngineState::Stopped, None);
+            }
             return Ok(Shutdown::default());
         };
+        // Whatever happens, those who wait for the end hear of it.
+        let _stopped = Stopping::begin(&self.vitals, &self.monitor);
+        let began = self.client.desk().clock().monotonic();
         log::info!("shutting down");
         self.shutting_down.store(true, Ordering::SeqCst);
+        let poller = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(poller) = &poller {
+            poller.ask_to_stop();
+        }
         let desk = self.client.desk();
         let mut ends: Vec<Finish> = self
             .pool
@@ -183,12 +243,11 @@ impl Engine {
             .into_iter()
             .map(|claim| Finish { claim, verdict: Verdict::Returned, worker: None, slot: None, note: None })
             .collect();
-        if let Some(poller) = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            poller.stop();
-        }
         self.pool.wait_until_idle(timeout);
+        let left = timeout.saturating_sub(desk.clock().monotonic().saturating_sub(began));
+        let polls = poller.map(|poller| poller.stop(left, &self.hurried)).unwrap_or_default();
         let runs = self.pool.abandon_all();
-        let report = Shutdown { returned: runs.len() };
+        let report = Shutdown { returned: runs.len(), polls_cut_off: polls.len() };
         ends.extend(runs.into_iter().map(|run| Finish {
             claim: run.claim.clone(),
             verdict: Verdict::Returned,
@@ -209,21 +268,26 @@ impl Engine {
         desk.leave_unattended();
         self.staff.dismiss();
         self.shop.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let written = self.sign_off();
+        let written = self.sign_off(polls);
         desk.close();
         match &written {
             // Nothing of ours is left in the file, so nobody needs to know whether we live.
             Ok(()) => place.leave(),
             Err(error) => log::error!("the shutdown could not be written; the next start makes up for it: {error}"),
         }
-        log::info!("shut down, {} running jobs returned", report.returned);
+        log::info!("shut down, {} running jobs returned, {} polls cut off", report.returned, report.polls_cut_off);
         written.map(|()| report)
     }
 
     /// Writes what is left to write, and closes our row.
-    fn sign_off(&self) -> Result<()> {
+    fn sign_off(&self, polls: Vec<BatchRequestId>) -> Result<()> {
         let desk = self.client.desk();
         desk.settle()?;
+        if !polls.is_empty() {
+            desk.call_here(move |turn| {
+                turn.unclaim_polls(&polls).map_err(|error| storage_error("cannot let go of the polls", error))
+            })?;
+        }
         desk.write_tallies_if_any()?;
         let own = self.own;
         // A turn that was under way when the claiming stopped may have claimed jobs that nobody has taken since.
@@ -243,7 +307,7 @@ impl Engine {
     #[cfg(feature = "testing")]
     pub(crate) fn crash(self) {
         if let Some(poller) = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            poller.stop();
+            poller.stop(Duration::MAX, &crossbeam_channel::never());
         }
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.pool.close();
@@ -251,6 +315,28 @@ impl Engine {
         self.staff.dismiss();
         self.client.desk().close();
         drop(place);
+        self.vitals.advance(EngineState::Stopped);
+        self.monitor.let_go();
+    }
+}
+
+/// A shutdown under way. When it is dropped, the engine has stopped.
+struct Stopping<'e> {
+    vitals: &'e Vitals,
+    monitor: &'e Monitor,
+}
+
+impl<'e> Stopping<'e> {
+    fn begin(vitals: &'e Vitals, monitor: &'e Monitor) -> Self {
+        vitals.advance(EngineState::ShuttingDown);
+        Self { vitals, monitor }
+    }
+}
+
+impl Drop for Stopping<'_> {
+    fn drop(&mut self) {
+        self.monitor.let_go();
+        self.vitals.advance(EngineState::Stopped);
     }
 }
 

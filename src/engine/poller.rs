@@ -1,33 +1,37 @@
 //! The thread that asks providers how their batches do, with a bounded number of requests in flight.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use parking_lot::Mutex;
 use rusqlite::Connection;
 
 use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, call, in_slices};
 use crate::client::Client;
-use crate::error::Result;
+use crate::engine::vitals::Vitals;
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::PollCycle;
+use crate::model::id::BatchRequestId;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, CallError, CallResult, Limits, Provider, RemoteBatch};
 use crate::store::Turn;
 use crate::store::batch::poll::PollLimits;
 use crate::store::batch::request::RequestRow;
 use crate::store::batch::{poll, results};
+use crate::store::jittered;
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
 /// The shortest rest.
 const REST_MIN: Duration = Duration::from_millis(20);
-/// The shortest rest after a cycle that could not write what it was told.
+/// The shortest rest after a cycle that could not write what it was told, doubled each time up to the longest.
 const REST_FAILED: Duration = Duration::from_secs(1);
+const REST_FAILED_MAX: Duration = Duration::from_secs(60);
 /// How long nobody else asks about a batch that we ask about.
 const LEASE: Duration = Duration::from_secs(120);
 /// The first poll of a batch, and how much longer each further one waits.
@@ -52,6 +56,9 @@ pub(crate) struct Poller {
     /// How many requests it makes at a time. 1: on its own thread.
     parallel: usize,
     stopping: Arc<AtomicBool>,
+    /// What is claimed and not written, to be let go if the engine ends before.
+    claimed: Arc<Mutex<HashSet<BatchRequestId>>>,
+    vitals: Arc<Vitals>,
 }
 
 /// What one call is to find out.
@@ -69,13 +76,37 @@ struct Told {
 }
 
 impl Poller {
-    pub(crate) fn new(client: Client, agency: Arc<Agency>, threads: bool) -> Self {
+    pub(crate) fn new(client: Client, agency: Arc<Agency>, threads: bool, vitals: Arc<Vitals>) -> Self {
         let parallel = if threads { agency.settings.polls_in_flight } else { 1 };
-        Self { client, agency, parallel, stopping: Arc::default() }
+        Self { client, agency, parallel, stopping: Arc::default(), claimed: Arc::default(), vitals }
     }
 
     /// Asks about all that is due, writes what it is told, and tells what that came to.
+    ///
+    /// # Errors
+    /// `Storage` if the file fails, or something panics that is ours or the application's. That must not end the thread
+    /// that asks for all. What was due is due still.
     pub(crate) fn cycle(&self) -> Result<PollCycle> {
+        let clock = self.client.desk().clock();
+        self.vitals.cycle_begins(clock.monotonic());
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.ask_all()))
+            .unwrap_or_else(|_| Err(Error::new(ErrorKind::Storage, "the poller panicked in the midst of a cycle")));
+        let left: Vec<BatchRequestId> = std::mem::take(&mut *self.claimed.lock()).into_iter().collect();
+        if !left.is_empty() {
+            // Their lease is over soon, if that cannot be written either.
+            let let_go = call(self.client.desk(), move |turn| turn.unclaim_polls(&left));
+            let_go.unwrap_or_else(|error| log::debug!("polls are let go later: {error}"));
+        }
+        if self.vitals.cycle_ended(clock.now(), &outcome) {
+            match &outcome {
+                Ok(_) => log::info!("polls work again"),
+                Err(error) => log::warn!("a cycle of polls failed, and is tried again until it does not: {error}"),
+            }
+        }
+        outcome
+    }
+
+    fn ask_all(&self) -> Result<PollCycle> {
         let desk = self.client.desk();
         let (started_at, began) = (desk.clock().now(), desk.clock().monotonic());
         let limit = self.agency.settings.poll_batch_size;
@@ -84,7 +115,14 @@ impl Poller {
         let ids =
             self.look("cannot read which polls are due", |conn| poll::due(conn, &accounts, now, limit, limits))?;
         let mut due = Vec::with_capacity(ids.len());
-        self.each_slice(ids, move |turn, ids| turn.claim_polls(ids, limits), |claimed| due.extend(claimed))?;
+        self.each_slice(
+            ids,
+            move |turn, ids| turn.claim_polls(ids, limits),
+            |claimed: Vec<RequestRow>| {
+                self.claimed.lock().extend(claimed.iter().map(|row| row.id));
+                due.extend(claimed);
+            },
+        )?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
         cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
@@ -206,17 +244,26 @@ impl Poller {
     }
 
     fn let_go(&self, task: Task<'_>) -> Result<()> {
-        let rows = match task {
-            Task::One(_, row) => vec![*row],
-            Task::All(_, rows, _) => rows,
+        let requests: Vec<BatchRequestId> = match task {
+            Task::One(_, row) => vec![row.id],
+            Task::All(_, rows, _) => rows.iter().map(|row| row.id).collect(),
         };
-        call(self.client.desk(), move |turn| turn.unclaim_polls(&rows))
+        let let_go = requests.clone();
+        call(self.client.desk(), move |turn| turn.unclaim_polls(&let_go))?;
+        self.written(&requests);
+        Ok(())
+    }
+
+    /// Takes note that these are claimed no more.
+    fn written(&self, requests: &[BatchRequestId]) {
+        let mut claimed = self.claimed.lock();
+        claimed.retain(|id| !requests.contains(id));
     }
 
     fn write(&self, told: Told, cycle: &mut PollCycle) -> Result<()> {
         let Told { row, answer, limits } = told;
         let desk = self.client.desk();
-        let now = desk.clock().now();
+        let (now, id) = (desk.clock().now(), row.id);
         match answer {
             Ok(remote) => {
                 let wait = next_wait(&self.agency.settings, &limits, &row, Some(&remote), remote.retry_after, now);
@@ -235,6 +282,7 @@ impl Poller {
                 })?;
             }
         }
+        self.written(&[id]);
         Ok(())
     }
 
@@ -317,17 +365,21 @@ impl Poller {
     fn run(&self, wake: &Receiver<()>, stop: &Receiver<()>) {
         let clock = self.client.desk().clock().clone();
         let mut tidy_at = clock.monotonic();
-        loop {
+        let (mut failures, never) = (0, crossbeam_channel::never());
+        while !self.stopping.load(Ordering::SeqCst) {
             if clock.monotonic() >= tidy_at {
                 tidy_at = clock.monotonic() + TIDY_EVERY;
                 if let Err(error) = self.tidy() {
                     log::warn!("batches are looked after later: {error}");
                 }
             }
-            let rest_min = if self.agency.settings.polling { rest_min(&self.cycle()) } else { REST_MIN };
+            let failed = self.agency.settings.polling && self.cycle().is_err();
+            failures = if failed { failures + 1 } else { 0 };
+            let rest_min = jittered(rest_min(failures), u64::from(failures));
             crossbeam_channel::select! {
                 recv(stop) -> _ => return,
-                recv(wake) -> _ => {}
+                // Who has something new cannot hurry one whose cycles fail.
+                recv(if failed { &never } else { wake }) -> _ => {}
                 default(self.rest().max(rest_min)) => {}
             }
         }
@@ -368,15 +420,11 @@ impl<'a> Task<'a> {
     }
 }
 
-/// How long to rest at least after a cycle that came to this.
-fn rest_min(cycle: &Result<PollCycle>) -> Duration {
-    match cycle {
-        Ok(_) => REST_MIN,
-        Err(error) => {
-            log::warn!("a cycle of polls failed and is tried again: {error}");
-            // What was due is due still.
-            REST_FAILED
-        }
+/// How long to rest at least after so many cycles in a row that failed. What was due is due still.
+fn rest_min(failures: u32) -> Duration {
+    match failures {
+        0 => REST_MIN,
+        failures => REST_FAILED.saturating_mul(1 << (failures - 1).min(16)).min(REST_FAILED_MAX),
     }
 }
 
@@ -419,45 +467,66 @@ fn next_wait(
     wait.max(retry_after.unwrap_or_default()).max(limits.poll_min).min(POLL_WAIT_MAX)
 }
 
-/// The thread, and how it is woken and stopped.
+/// The thread, and how it is stopped.
 pub(crate) struct PollerThread {
     stop: Sender<()>,
     stopping: Arc<AtomicBool>,
+    claimed: Arc<Mutex<HashSet<BatchRequestId>>>,
+    /// Hears of the end of the thread by being hung up on.
+    ended: Receiver<()>,
     thread: JoinHandle<()>,
 }
 
 impl PollerThread {
     pub(crate) fn start(poller: Poller, wake: Receiver<()>) -> std::io::Result<Self> {
-        let (stop, stopped) = bounded(0);
-        let stopping = poller.stopping.clone();
+        let ((stop, stopped), (ends, ended)) = (bounded(0), bounded::<()>(0));
+        let (stopping, claimed) = (poller.stopping.clone(), poller.claimed.clone());
         let thread = std::thread::Builder::new().name("jobmill-poller".to_owned()).spawn(move || {
-            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| poller.run(&wake, &stopped))).is_err() {
+            let _ends = ends;
+            let vitals = poller.vitals.clone();
+            if !vitals.poller.live(|| poller.run(&wake, &stopped)) {
                 // A bug of ours. The file holds all that is needed for the next engine to go on.
                 log::error!("the poller panicked: no batch is asked about any more");
             }
         })?;
-        Ok(Self { stop, stopping, thread })
+        Ok(Self { stop, stopping, claimed, ended, thread })
     }
 
-    /// Ends it after the calls that are under way.
-    pub(crate) fn stop(self) {
+    /// Asks it to end after the calls that are under way.
+    pub(crate) fn ask_to_stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits for it, no longer than `timeout` and no longer than nobody hurries. Gives what it is still asking about if it
+    /// did not end: what it is told then, nobody hears any more, and its thread ends with the calls.
+    pub(crate) fn stop(self, timeout: Duration, hurry: &Receiver<()>) -> Vec<BatchRequestId> {
+        self.ask_to_stop();
         drop(self.stop);
-        if self.thread.join().is_err() {
-            log::error!("the poller panicked");
+        let has_ended = crossbeam_channel::select! {
+            recv(self.ended) -> _ => true,
+            recv(hurry) -> _ => self.ended.try_recv() == Err(TryRecvError::Disconnected),
+            default(timeout) => self.ended.try_recv() == Err(TryRecvError::Disconnected),
+        };
+        if has_ended {
+            if self.thread.join().is_err() {
+                log::error!("the poller panicked");
+            }
+            return Vec::new();
         }
+        let left: Vec<BatchRequestId> = std::mem::take(&mut *self.claimed.lock()).into_iter().collect();
+        log::warn!("{} batches are being asked about still, by calls that are left behind", left.len());
+        left
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     /// What was due stays due when the file fails, so that a poller which did not rest would ask a thousand times a second.
     #[test]
-    fn a_poller_rests_after_a_cycle_that_failed() {
-        assert_eq!(rest_min(&Ok(PollCycle::default())), REST_MIN);
-        assert_eq!(rest_min(&Err(Error::invalid("file", "is broken"))), Duration::from_secs(1));
+    fn a_poller_rests_longer_and_longer_while_its_cycles_fail() {
+        let rests: Vec<Duration> = [0, 1, 2, 3, 1000].into_iter().map(rest_min).collect();
+        assert_eq!(rests, [REST_MIN, REST_FAILED, 2 * REST_FAILED, 4 * REST_FAILED, REST_FAILED_MAX]);
     }
 }

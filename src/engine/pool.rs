@@ -10,6 +10,7 @@ use crate::desk::Note;
 use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
 use crate::model::batch_job::{BATCH_KINDS, LOCAL_KIND};
+use crate::model::health::WorkersHealth;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::preference::Preference;
@@ -96,6 +97,8 @@ struct State {
     warned_of_abandoned: bool,
     /// Somebody waits for runs to end.
     awaited: bool,
+    /// And has no time any more.
+    hurried: bool,
     next_worker: u32,
     /// Slots of the lock file that hold no attempt whose end is not committed yet, and the number of all slots.
     free_slots: Vec<u32>,
@@ -383,8 +386,52 @@ impl Pool {
     pub(crate) fn wait_until_idle(&self, timeout: Duration) {
         let mut state = self.state();
         state.awaited = true;
-        let waited = self.ended.wait_timeout_while(state, timeout, |state| !state.running.is_empty());
+        let runs = |state: &mut State| !state.running.is_empty() && !state.hurried;
+        let waited = self.ended.wait_timeout_while(state, timeout, runs);
         drop(waited);
+    }
+
+    /// Lets nobody wait for runs to end any more.
+    pub(crate) fn hurry(&self) {
+        self.state().hurried = true;
+        self.ended.notify_all();
+    }
+
+    /// How many there are of what.
+    pub(crate) fn census(&self) -> WorkersHealth {
+        let now = self.clock.monotonic();
+        let state = self.state();
+        let is_overdue = |run: &&Arc<Run>| {
+            run.deadline().is_some_and(|deadline| deadline.saturating_add(self.settings.timeout_grace) <= now)
+        };
+        WorkersHealth {
+            max: self.settings.workers.max,
+            threads: state.threads,
+            busy: state.running.len(),
+            idle: state.idle,
+            ready: state.ready_len(),
+            overdue: state.running.values().filter(is_overdue).count(),
+            abandoned: state.abandoned,
+            abandoned_max: self.settings.abandoned_max,
+        }
+    }
+
+    /// Takes note that a worker's thread has ended by a bug of ours, and gives the run that it leaves, if any.
+    pub(crate) fn lost(&self, worker: u32) -> Option<Arc<Run>> {
+        let mut state = self.state();
+        let run = state.running.values().find(|run| run.worker == worker).cloned();
+        match &run {
+            Some(run) => drop(remove(&mut state, run)),
+            // It may have been abandoned, and its place given to another.
+            None if state.abandoned > 0 => {
+                state.abandoned -= 1;
+                return None;
+            }
+            None => {}
+        }
+        state.threads = state.threads.saturating_sub(1);
+        self.ended.notify_all();
+        run
     }
 
     /// Abandons every run. Their outcomes count no more.

@@ -37,7 +37,13 @@ impl Staff {
         let Some(shop) = shop else { return };
         for worker in self.pool.hire() {
             let shop = shop.clone();
-            match Builder::new().name(format!("jobmill-worker-{worker}")).spawn(move || shop.work(worker)) {
+            let life = move || {
+                if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shop.work(worker))).is_err() {
+                    log::error!("a worker panicked outside of a handler");
+                    shop.bereave(worker);
+                }
+            };
+            match Builder::new().name(format!("jobmill-worker-{worker}")).spawn(life) {
                 Ok(thread) => {
                     let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
                     threads.retain(|thread| !thread.is_finished());

@@ -72,6 +72,15 @@ impl Shop {
         true
     }
 
+    /// Ends what a worker was at whose thread has ended by a bug of ours: the attempt failed.
+    pub(crate) fn bereave(&self, worker: u32) {
+        let Some(run) = self.pool.lost(worker) else { return };
+        let error = "the worker panicked outside of the handler".to_owned();
+        let verdict = Verdict::Failed { error, outcome: AttemptOutcome::Failed, retry: Retry::Backoff };
+        let (claim, worker, slot) = (run.claim.clone(), Some(run.worker), Some(run.slot));
+        self.client.desk().finish(Finish { claim, verdict, worker, slot, note: run.take_note() });
+    }
+
     fn is_overdue(&self, run: &Run) -> bool {
         let now = self.client.desk().clock().monotonic();
         run.deadline().is_some_and(|deadline| deadline <= now)

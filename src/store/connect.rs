@@ -36,6 +36,8 @@ impl Durability {
 const STATEMENT_CACHE: usize = 128;
 const WRITER_CACHE_KIB: i64 = 16 * 1024;
 const READER_CACHE_KIB: i64 = 8 * 1024;
+/// The most connections that read.
+const READERS_MAX: u32 = 4;
 /// The WAL file is cut back to this when it has been checkpointed.
 pub(crate) const WAL_KEEP_BYTES: i64 = 16 << 20;
 /// How long every wait for another writer lasts unless a shorter patience is set.
@@ -120,24 +122,25 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     Ok(resolved)
 }
 
-/// Opens the one connection that writes.
+/// Opens the one connection that writes, of a file that may have to be made.
 ///
 /// When several open a new file at once, SQLite tells some of them that it is busy without asking our handler, for they
 /// would wait for each other while they make it a WAL file. They try again.
-pub(crate) fn writer(path: &Path, durability: Durability) -> Result<Connection> {
+pub(crate) fn writer(path: &Path, durability: Durability, make: bool) -> Result<Connection> {
     let mut tries = 1;
     loop {
-        match try_writer(path, durability) {
+        match try_writer(path, durability, make) {
             Err(error) if error.kind() == ErrorKind::Busy && wait_for_lock(tries) => tries += 1,
             tried => return tried,
         }
     }
 }
 
-fn try_writer(path: &Path, durability: Durability) -> Result<Connection> {
+fn try_writer(path: &Path, durability: Durability, make: bool) -> Result<Connection> {
     let doing = format!("cannot open {}", path.display());
     let storage = |error| storage_error(&doing, error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, make);
     let conn = Connection::open_with_flags(path, flags).map_err(storage)?;
     common(&conn, WRITER_CACHE_KIB).map_err(storage)?;
     if conn.is_readonly("main").map_err(storage)? {
@@ -172,14 +175,14 @@ pub(crate) fn application(path: &Path, durability: Durability) -> Result<Connect
 }
 
 /// Opens the pool that reads. Its connections are made when they are first needed.
-pub(crate) fn readers(path: &Path, max: u32) -> Result<Readers> {
+pub(crate) fn readers(path: &Path) -> Result<Readers> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let manager = SqliteConnectionManager::file(path).with_flags(flags).with_init(|conn| {
         common(conn, READER_CACHE_KIB)?;
         set(conn, "query_only", "ON", 1)
     });
     r2d2::Pool::builder()
-        .max_size(max)
+        .max_size(READERS_MAX)
         .min_idle(Some(0))
         .connection_timeout(DEFAULT_PATIENCE)
         .test_on_check_out(false)

@@ -259,7 +259,9 @@ mod tests {
     fn the_cache_is_emptied_only_after_many_commits() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("jobs.db");
-        let mut store = Store::open(&path, Durability::Normal, Duration::ZERO).expect("a store");
+        let mut store =
+            Store::open(&path, Durability::Normal, Duration::ZERO, std::sync::Arc::new(crate::clock::SystemClock))
+                .expect("a store");
         let write = |store: &mut Store, times| {
             for _ in 0..times {
                 store.turn(Timestamp::from_micros(1), None, |_| Ok(())).expect("a turn");

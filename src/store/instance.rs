@@ -48,6 +48,14 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// Writes our row as it is, to see whether anything can be written.
+    pub(crate) fn touch(&mut self) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("UPDATE jobmill_instance SET beat_at = beat_at WHERE id = :id")?
+            .execute(named_params! { ":id": self.book.owner })
+            .map(drop)
+    }
+
     /// Closes the row of an engine that ended, by itself or by dying.
     pub(crate) fn unregister(&mut self, id: i64) -> rusqlite::Result<()> {
         self.conn

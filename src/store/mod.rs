@@ -5,6 +5,7 @@ pub(crate) mod batch;
 pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
+pub(crate) mod contact;
 pub(crate) mod detail;
 pub(crate) mod enqueue;
 pub(crate) mod fair;
@@ -33,18 +34,22 @@ pub(crate) mod unique;
 pub(crate) mod update;
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rusqlite::{CachedStatement, Connection, named_params};
+use rusqlite::config::DbConfig;
+use rusqlite::{CachedStatement, Connection, ffi, named_params};
 
+use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::event::Transition;
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
+use crate::store::contact::{Contact, Lost, is_of_connection};
 use crate::store::fair::Turns;
 use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
@@ -63,12 +68,30 @@ pub enum Fault {
     Before,
     /// All was written, and the process never learned of it.
     After,
+    /// Nothing was written, and nothing will be before the connection is opened anew.
+    Broken,
 }
+
+/// How long a connection that fails is left before it is opened anew, doubled each time up to the longest.
+const REOPEN_WAIT: Duration = Duration::from_millis(100);
+const REOPEN_WAIT_MAX: Duration = Duration::from_secs(30);
+/// After how many failures in a row that a new connection may heal it is opened.
+const REOPEN_AFTER: u32 = 2;
 
 /// The writer: its connection, and what it remembers of the file between turns.
 pub(crate) struct Store {
     conn: Connection,
-    path: PathBuf,
+    contact: Arc<Contact>,
+    durability: Durability,
+    /// The connection has been closed and no new one could be opened yet.
+    adrift: bool,
+    /// Failures in a row that a new connection may heal.
+    sick: u32,
+    /// How often a new one was opened since it last worked, and when it may be again, on the monotonic clock.
+    reopenings: u32,
+    reopen_at: Duration,
+    /// A test wants the connection to fail until it is opened anew.
+    broken: bool,
     book: Book,
     /// SQLite's number for the writes of others that our memory has seen. None before the first look.
     data_version: Option<i64>,
@@ -155,17 +178,20 @@ pub(crate) fn at_hand<'s, 'a>(
 
 impl Store {
     /// Opens the file, made if there is none, and brings its tables up to date.
-    pub(crate) fn open(path: &Path, durability: Durability, patience: Duration) -> Result<Self> {
-        let path = connect::resolve(path)?;
-        let mut conn = with_patience(patience, || connect::writer(&path, durability))?;
-        with_patience(patience, || schema::migrate(&mut conn))?;
+    pub(crate) fn open(path: &Path, durability: Durability, patience: Duration, clock: Arc<dyn Clock>) -> Result<Self> {
+        let contact = Arc::new(Contact::new(connect::resolve(path)?, clock));
         let guarded = Arc::new(AtomicBool::new(false));
-        let refuse = guarded.clone();
-        conn.commit_hook(Some(move || refuse.load(Ordering::Relaxed)))
-            .map_err(|error| storage_error("cannot guard the commits", error))?;
+        let conn = with_patience(patience, || open(contact.path(), durability, true, &guarded))?;
+        contact.meet()?;
         Ok(Self {
             conn,
-            path,
+            contact,
+            durability,
+            adrift: false,
+            sick: 0,
+            reopenings: 0,
+            reopen_at: Duration::ZERO,
+            broken: false,
             book: Book::default(),
             data_version: None,
             stale: true,
@@ -178,9 +204,9 @@ impl Store {
         })
     }
 
-    /// The file, as an absolute path.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+    /// How things stand between the file and us.
+    pub(crate) fn contact(&self) -> &Arc<Contact> {
+        &self.contact
     }
 
     pub(crate) fn inject(&mut self, faults: Faults) {
@@ -203,6 +229,7 @@ impl Store {
     ) -> Result<(R, Outbox)> {
         let mut out = Outbox::default();
         let result = with_patience(self.patience, || {
+            self.mend()?;
             if !self.conn.is_autocommit() {
                 // A panic has left a turn half way.
                 run(&self.conn, "ROLLBACK").map_err(|error| storage_error("cannot undo a broken turn", error))?;
@@ -225,11 +252,19 @@ impl Store {
                 guarded: &self.guarded,
             };
             let value = work(&mut turn)?;
+            if self.contact.is_troubled() {
+                // Whether all is well again shows only when something is written.
+                turn.touch().map_err(|error| storage_error("cannot write", error))?;
+            }
             drop(turn);
             self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
             self.commit()?;
             Ok(value)
         });
+        match &result {
+            Ok(_) => self.succeeded(),
+            Err(error) => self.failed(error),
+        }
         if result.is_err() {
             self.stale = true;
             // The commit of a turn that failed may have been written after all, and nobody will tell of it.
@@ -240,7 +275,7 @@ impl Store {
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
-                log::error!("cannot roll back a failed turn: {error}");
+                log::debug!("cannot roll back a failed turn: {error}");
             }
         }
         result.map(|value| (value, out))
@@ -250,9 +285,16 @@ impl Store {
         self.commits += 1;
         let fault = self.faults.as_ref().and_then(|faults| faults(self.commits));
         let injected = || Error::new(ErrorKind::Storage, "injected fault");
-        if fault == Some(Fault::Before) {
-            return Err(injected());
+        match fault {
+            Some(Fault::Before) => return Err(injected()),
+            Some(Fault::Broken) => self.broken = true,
+            Some(Fault::After) | None => {}
         }
+        if self.broken {
+            let broken = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), None);
+            return Err(storage_error("cannot commit", broken));
+        }
+        self.find()?;
         run(&self.conn, "COMMIT").map_err(|error| storage_error("cannot commit", error))?;
         if fault == Some(Fault::After) { Err(injected()) } else { Ok(()) }
     }
@@ -273,10 +315,82 @@ impl Store {
 
     /// Takes note, without the write lock, of what somebody else has written.
     pub(crate) fn look(&mut self) -> Result<()> {
-        with_patience(self.patience, || {
-            let looked = self.refresh();
-            looked.map_err(|error| storage_error("cannot look at the database", error))
+        let looked = with_patience(self.patience, || {
+            self.mend()?;
+            self.find()?;
+            self.refresh().map_err(|error| storage_error("cannot look at the database", error))
+        });
+        looked.inspect_err(|error| self.failed(error))
+    }
+
+    /// Refuses to go on if the file that we have open is not the one that others find.
+    fn find(&mut self) -> Result<()> {
+        self.contact.look_again().map_err(|lost| {
+            if lost == Lost::WalGone {
+                // The open connection has all that is in it.
+                self.sick = REOPEN_AFTER;
+            }
+            self.contact.lost(lost)
         })
+    }
+
+    fn succeeded(&mut self) {
+        (self.sick, self.reopenings) = (0, 0);
+        self.contact.succeeded();
+    }
+
+    fn failed(&mut self, error: &Error) {
+        if is_of_connection(error) {
+            self.sick += 1;
+        }
+        self.contact.failed(error);
+    }
+
+    /// Opens a new connection in the place of one that goes on failing, if it is time for it.
+    fn mend(&mut self) -> Result<()> {
+        if self.sick < REOPEN_AFTER && !self.adrift {
+            return Ok(());
+        }
+        let now = self.contact.clock().monotonic();
+        if now >= self.reopen_at || self.reopenings == 0 {
+            let wait = REOPEN_WAIT.saturating_mul(1 << self.reopenings.min(16)).min(REOPEN_WAIT_MAX);
+            self.reopen_at = now + jittered(wait, self.commits + u64::from(self.reopenings));
+            self.reopenings += 1;
+            self.reopen()?;
+        }
+        if self.adrift {
+            let why = self.contact.trouble().map_or_else(String::new, |trouble| format!(": {}", trouble.error));
+            return Err(Error::new(ErrorKind::Storage, format!("the database cannot be opened again yet{why}")));
+        }
+        Ok(())
+    }
+
+    /// Opens a new connection. The old one is closed before, and so are those that read: connections of one process share
+    /// what SQLite knows of a file, and a new one would be told by it that all is as the broken ones have it.
+    fn reopen(&mut self) -> Result<()> {
+        match self.contact.look() {
+            Ok(()) => {}
+            // Its committed frames are in no file that has a name, but SQLite can still read them.
+            Err(Lost::WalGone) => drop(self.checkpoint()),
+            Err(lost) => return Err(self.contact.lost(lost)),
+        }
+        if !self.adrift {
+            let nothing = Connection::open_in_memory().map_err(|error| storage_error("cannot let go", error))?;
+            self.adrift = true;
+            self.contact.forget_readers();
+            drop(std::mem::replace(&mut self.conn, nothing));
+        }
+        let path = self.contact.path();
+        let conn = open(path, self.durability, false, &self.guarded)?;
+        if let Err(lost @ (Lost::Gone | Lost::Replaced)) = self.contact.look() {
+            return Err(self.contact.lost(lost));
+        }
+        self.contact.meet_wal();
+        self.conn = conn;
+        (self.adrift, self.sick, self.broken) = (false, 0, false);
+        (self.stale, self.changed_by_others, self.data_version) = (true, true, None);
+        log::info!("opened {} anew, for the connection went on failing", path.display());
+        Ok(())
     }
 
     /// Whether somebody has asked for the deletion of jobs that were running then.
@@ -345,6 +459,34 @@ impl Store {
     pub(crate) fn connection(&self) -> &Connection {
         &self.conn
     }
+}
+
+impl Drop for Store {
+    /// Closes the connection. SQLite would remove the WAL file by its name, which may be another file's by now.
+    fn drop(&mut self) {
+        if matches!(self.contact.look(), Err(Lost::Replaced)) {
+            drop(self.checkpoint());
+            if let Err(error) = self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true) {
+                log::error!("closing the database may remove the WAL file of the one in its place: {error}");
+            }
+        }
+    }
+}
+
+/// Opens the connection that writes, and brings the tables up to date.
+fn open(path: &Path, durability: Durability, make: bool, guarded: &Arc<AtomicBool>) -> Result<Connection> {
+    let mut conn = connect::writer(path, durability, make)?;
+    schema::migrate(&mut conn)?;
+    let refuse = guarded.clone();
+    conn.commit_hook(Some(move || refuse.load(Ordering::Relaxed)))
+        .map_err(|error| storage_error("cannot guard the commits", error))?;
+    Ok(conn)
+}
+
+/// A wait with a fifth of jitter, so that many who failed together do not try again together.
+pub(crate) fn jittered(wait: Duration, seed: u64) -> Duration {
+    let spread = BuildHasherDefault::<DefaultHasher>::default().hash_one((std::process::id(), seed));
+    wait.mul_f64(0.8 + 0.4 * (spread % 1000) as f64 / 1000.0)
 }
 
 impl Book {

@@ -67,7 +67,12 @@ struct Fixture {
 impl Fixture {
     fn new() -> Result<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let mut store = Store::open(&directory.path().join("jobs.db"), Durability::Normal, Duration::from_secs(1))?;
+        let mut store = Store::open(
+            &directory.path().join("jobs.db"),
+            Durability::Normal,
+            Duration::from_secs(1),
+            std::sync::Arc::new(crate::clock::SystemClock),
+        )?;
         store.serve(HashSet::from(["one".to_owned(), "two".to_owned()]), 1);
         Ok(Self { store, now: Timestamp::from_micros(1_790_000_000_000_000), _directory: directory })
     }

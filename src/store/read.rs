@@ -1,6 +1,8 @@
 //! What is read outside of turns: one job, its history, the counts, and why it does not run.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params};
 
@@ -13,7 +15,8 @@ use crate::model::job_type::JobType;
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::connect::{Readers, storage_error};
+use crate::store::connect::{DEFAULT_PATIENCE, storage_error, with_patience};
+use crate::store::contact::{Contact, is_of_connection};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
@@ -22,7 +25,7 @@ use crate::store::{batch, limits};
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
 pub(crate) struct Reader {
-    pool: Readers,
+    contact: Arc<Contact>,
 }
 
 /// A lane as its row has it.
@@ -58,21 +61,37 @@ pub(crate) const PLAN_JOB: &str = concat!(
 );
 
 impl Reader {
-    pub(crate) fn new(pool: Readers) -> Self {
-        Self { pool }
+    pub(crate) fn new(contact: Arc<Contact>) -> Self {
+        Self { contact }
     }
 
     /// Runs `work` on a snapshot.
     pub(crate) fn snapshot<R>(&self, doing: &str, work: impl FnOnce(&Connection) -> rusqlite::Result<R>) -> Result<R> {
+        self.snapshot_within(DEFAULT_PATIENCE, doing, work)
+    }
+
+    /// The same for one who does not wait for long, neither for a reader to be free nor for a lock.
+    pub(crate) fn snapshot_within<R>(
+        &self,
+        patience: Duration,
+        doing: &str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<R>,
+    ) -> Result<R> {
         let conn = self
-            .pool
-            .get()
+            .contact
+            .readers()?
+            .get_timeout(patience)
             .map_err(|error| Error::with_source(ErrorKind::Busy, format!("{doing}: no reader is free"), error))?;
-        let result = conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).and_then(|_| work(&conn));
-        let ended = conn.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
-        let result = result.map_err(|error| storage_error(doing, error))?;
-        ended.map_err(|error| storage_error(doing, error))?;
-        Ok(result)
+        let result = with_patience(patience, || {
+            let result = conn.prepare_cached("BEGIN").and_then(|mut begin| begin.execute([])).and_then(|_| work(&conn));
+            let ended = conn.prepare_cached("COMMIT").and_then(|mut end| end.execute([]));
+            result.and_then(|result| ended.map(|_| result))
+        });
+        result.map_err(|error| storage_error(doing, error)).inspect_err(|error| {
+            if is_of_connection(error) {
+                self.contact.forget_readers();
+            }
+        })
     }
 
     /// Runs `work` on a snapshot in which a job must exist for the user, if one is given.
@@ -104,6 +123,11 @@ impl Reader {
     /// Counts all jobs, or those of one user.
     pub(crate) fn stats(&self, user: Option<&str>, now: Timestamp) -> Result<Stats> {
         self.snapshot("cannot read the counts", |conn| stats(conn, user, now))
+    }
+
+    /// The same for everybody's jobs, for one who does not wait for long.
+    pub(crate) fn stats_within(&self, patience: Duration, now: Timestamp) -> Result<Stats> {
+        self.snapshot_within(patience, "cannot read the counts", |conn| stats(conn, None, now))
     }
 
     pub(crate) fn attempts(&self, id: JobId, user: Option<&str>) -> Result<Option<Vec<Attempt>>> {

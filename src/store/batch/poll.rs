@@ -131,12 +131,14 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    /// Lets go of requests that were not asked about after all.
-    pub(crate) fn unclaim_polls(&mut self, rows: &[RequestRow]) -> rusqlite::Result<()> {
+    /// Lets go of requests that were not asked about after all, unless somebody else is at them by now.
+    pub(crate) fn unclaim_polls(&mut self, requests: &[BatchRequestId]) -> rusqlite::Result<()> {
         let mut statement = self.conn.prepare_cached(
-            "UPDATE jobmill_batch_request SET poll_owner = NULL, poll_until = NULL WHERE id = :id AND state = 3",
+            "UPDATE jobmill_batch_request SET poll_owner = NULL, poll_until = NULL
+             WHERE id = :id AND state = 3 AND poll_owner IS :owner",
         )?;
-        rows.iter().try_for_each(|row| statement.execute(named_params! { ":id": row.id }).map(drop))
+        let owner = self.book.owner;
+        requests.iter().try_for_each(|id| statement.execute(named_params! { ":id": id, ":owner": owner }).map(drop))
     }
 
     /// Says of requests that nobody here may ask about them.
@@ -351,7 +353,9 @@ mod tests {
     fn what_others_must_ask_about_is_due_to_nobody_here() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("jobs.db");
-        let store = Store::open(&path, Durability::Normal, Duration::ZERO).expect("a store");
+        let store =
+            Store::open(&path, Durability::Normal, Duration::ZERO, std::sync::Arc::new(crate::clock::SystemClock))
+                .expect("a store");
         let conn = store.connection();
         for (id, account, at) in [(1, "strange", 10), (2, "ours", 30), (3, "ours", 20)] {
             conn.execute(

@@ -62,6 +62,8 @@ pub(crate) struct Inside {
     pub(crate) lags: bool,
     /// What happens while a poll is under way.
     pub(crate) on_poll: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens when results are about to be read.
+    pub(crate) on_results: Option<Box<dyn FnOnce() + Send>>,
     /// What happens while an item is encoded.
     pub(crate) on_encode: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) cancels: VecDeque<CallError>,
@@ -117,6 +119,7 @@ impl Fake {
             deletions: 0,
             lags: false,
             on_poll: None,
+            on_results: None,
             on_encode: None,
             cancels: VecDeque::new(),
             on_cancel: None,
@@ -309,6 +312,9 @@ impl Provider for Fake {
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
+        if let Some(meanwhile) = { self.inside().on_results.take() } {
+            meanwhile();
+        }
         let (held, cut, strays) = {
             let mut inside = self.inside();
             inside.calls.push("results");

@@ -45,6 +45,7 @@ pub use model::batch::{
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
+pub use model::failure_reason::FailureReason;
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
 pub use model::id::{BatchItemId, BatchRequestId, JobId};

@@ -8,6 +8,7 @@ pub(crate) mod callback;
 pub(crate) mod delivery;
 pub(crate) mod event;
 pub(crate) mod explain;
+pub(crate) mod failure_reason;
 pub(crate) mod histogram;
 pub(crate) mod history;
 pub(crate) mod id;

@@ -387,6 +387,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         queue: new.queue.to_string(),
         priority: new.priority,
         status: Status::Running,
+        failure_reason: None,
         stop_reason: new.stop_reason.clone(),
         background: new.background,
         attempt: 1,

@@ -9,6 +9,7 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::page::{Order, Page, Query};
 use crate::model::stop_reason::StopReason;
@@ -67,6 +68,8 @@ pub(crate) const PLAN_SOURCE: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_source WHERE source_id = ?4");
 pub(crate) const PLAN_STOP_REASON: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_stop_reason WHERE stop_reason = ?4");
+pub(crate) const PLAN_FAILURE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_end_reason WHERE end_reason = ?4");
 pub(crate) const PLAN_TAG: [&str; 2] = plans!("job" from "jobmill_tag WHERE tag = ?4");
 
 /// What one index range holds.
@@ -78,6 +81,7 @@ enum Range<'q> {
     Agent(&'q str),
     Source(&'q str),
     StopReason(&'q str),
+    Failure(FailureReason),
     Tag(&'q str),
 }
 
@@ -136,6 +140,9 @@ impl Stream<'_> {
             Range::Agent(agent) => by_word(PLAN_AGENT, agent)?,
             Range::Source(source) => by_word(PLAN_SOURCE, source)?,
             Range::StopReason(reason) => by_word(PLAN_STOP_REASON, reason)?,
+            Range::Failure(reason) => {
+                pick(PLAN_FAILURE)?.query_map(params![after, before, limit, reason], id)?.collect::<Result<_, _>>()?
+            }
             Range::Tag(tag) => by_word(PLAN_TAG, tag)?,
         };
         self.exhausted = ids.len() < self.chunk;
@@ -342,6 +349,10 @@ fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
     }
     facets.extend(query.source_id.iter().map(|source| vec![Range::Source(source)]));
     facets.extend(query.stop_reason.iter().map(|reason| vec![Range::StopReason(reason.as_str())]));
+    if !query.failure_reasons.is_empty() {
+        let reasons: HashSet<FailureReason> = query.failure_reasons.iter().copied().collect();
+        facets.push(reasons.into_iter().map(Range::Failure).collect());
+    }
     facets.extend(query.tags.iter().map(|tag| vec![Range::Tag(tag)]));
     facets
 }
@@ -385,11 +396,12 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         agent: Option<String>,
         source: Option<String>,
         stop_reason: Option<String>,
+        failure: Option<FailureReason>,
     }
     let facts = conn
         .prepare_cached(
             "SELECT lane.id, queue, kind, priority, job_type, background, owned, state, user_id, agent_id, source_id,
-                 stop_reason
+                 stop_reason, end_reason
              FROM jobmill_job AS job JOIN jobmill_lane AS lane ON lane.id = job.lane
              LEFT JOIN jobmill_share AS share ON share.id = job.share
              WHERE job.id = :id",
@@ -402,6 +414,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
                 agent: row.get(9)?,
                 source: row.get(10)?,
                 stop_reason: row.get(11)?,
+                failure: row.get(12)?,
             })
         })
         .optional()?;
@@ -413,6 +426,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         && is(query.user.as_deref(), &facts.user)
         && (query.agents.is_empty() || facts.agent.is_some_and(|agent| query.agents.contains(&agent)))
         && is(query.source_id.as_deref(), &facts.source)
+        && (query.failure_reasons.is_empty() || facts.failure.is_some_and(|it| query.failure_reasons.contains(&it)))
         && is(query.stop_reason.as_ref().map(StopReason::as_str), &facts.stop_reason);
     if !by_row {
         return Ok(false);

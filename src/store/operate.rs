@@ -256,7 +256,7 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_job SET state = 7, run_at = :now, max_attempts = max(max_attempts, attempt + 1),
                      completed_at = NULL, cancel_requested_at = NULL, updated_at = :now, result = NULL,
-                     stop_reason = NULL,
+                     stop_reason = NULL, end_reason = NULL,
                      expires_at = CASE WHEN expires_at <= :now THEN NULL ELSE expires_at END
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?

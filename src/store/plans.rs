@@ -208,6 +208,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("agent", list::PLAN_AGENT, "jobmill_job_agent (agent_id=? AND rowid>? AND rowid<?)"),
             ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
             ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
+            ("failure", list::PLAN_FAILURE, "jobmill_job_end_reason (end_reason=? AND rowid>? AND rowid<?)"),
             ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
         ] {
             for sql in plans {

@@ -12,6 +12,7 @@ mod callback;
 mod cancel;
 mod chatty;
 mod context;
+mod dead_letters;
 mod delivery;
 mod enqueue;
 mod events;

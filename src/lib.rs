@@ -32,6 +32,7 @@ pub use clock::{Clock, SystemClock};
 /// The release of `crossbeam-channel` whose receivers this crate gives.
 pub use crossbeam_channel;
 pub use engine::builder::EngineBuilder;
+pub use engine::settings::Setting;
 pub use engine::{Engine, Shutdown};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::context::Context;

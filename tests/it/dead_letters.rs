@@ -10,7 +10,7 @@ use crate::support::{Echo, Hands, echo, secs, sound, with_hands};
 
 fn of(t: &Harness, reason: FailureReason) -> jobmill::Result<Vec<String>> {
     let page = t.client().list(Query::new().failed_by([reason]))?;
-    Ok(page.jobs.into_iter().map(|job| job.payload::<Echo>().map(|echo| echo.0)).collect::<Result<_, _>>()?)
+    page.jobs.into_iter().map(|job| job.payload::<Echo>().map(|echo| echo.0)).collect()
 }
 
 /// A harness whose jobs fail in the way that their names say, until they are mended.

@@ -4,6 +4,7 @@ mod ask;
 pub(crate) mod batch;
 pub(crate) mod jobs;
 mod operate;
+mod schedule;
 pub(crate) mod selection;
 
 use std::ops::Deref;

@@ -10,6 +10,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_engine.sql"),
     include_str!("migrations/0002_ledger.sql"),
     include_str!("migrations/0003_batch.sql"),
+    include_str!("migrations/0006_schedule.sql"),
 ];
 
 /// The version that this release writes and reads.

@@ -13,6 +13,7 @@ mod ledger;
 mod ours;
 mod report;
 mod scale;
+mod schedules;
 mod throughput;
 
 use report::Report;
@@ -26,7 +27,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 14] = [
+    let sections: [Section; 15] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -38,6 +39,7 @@ fn main() {
         ("ledger", ledger::ledger),
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
+        ("schedules", schedules::schedules),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

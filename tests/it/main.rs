@@ -30,6 +30,7 @@ mod paging;
 mod provider;
 mod recovery;
 mod run;
+mod schedule;
 mod stats;
 mod support;
 mod tracked;

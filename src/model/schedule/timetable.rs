@@ -83,6 +83,10 @@ impl Timetable {
         if before <= floor {
             return None;
         }
+        let before = match self.ends_at {
+            Some(ends_at) => before.min(ends_at.saturating_add(Duration::from_micros(1))),
+            None => before,
+        };
         match &self.rhythm {
             Rhythm::Once(at) => Some(*at).filter(|at| *at < before),
             Rhythm::Every { anchor_us, interval_us } => {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, NewJob, Order, Overlap,
-    Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp, Unique,
+    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, NewJob, Order, Outcome,
+    Overlap, Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp, Unique,
 };
 use serde::{Deserialize, Serialize};
 
@@ -248,14 +248,32 @@ fn a_tick_overlaps_is_skipped_or_waits_as_the_schedule_says() {
 
 #[test]
 fn a_tick_that_waits_runs_in_the_turn_in_which_the_job_ends() -> jobmill::Result<()> {
-    let t = Harness::new(|builder| builder.durability(Durability::Normal).handle(report))?;
-    // Its first attempt fails, so that it is under way when the next tick comes.
-    let job = NewJob::json("flaky", &());
-    let id = put(&t, &Schedule::every("test", secs(10), job).overlap(Overlap::Queue));
+    let slow = |_: Report, ctx: &Context| -> Result<Outcome<()>, Failure> {
+        let is_woken = ctx.saved::<bool>()?.is_some();
+        ctx.save(&true)?;
+        Ok(if is_woken { Outcome::Done(()) } else { Outcome::Snooze(secs(25)) })
+    };
+    let t = Harness::new(move |builder| builder.durability(Durability::Normal).handle(slow))?;
+    let id = put(&t, &every(10).overlap(Overlap::Queue));
+    for _ in 0..3 {
+        pass(&t, 10);
+    }
+    assert_eq!(ran_for(t.client()), [10]);
+    assert_eq!(t.client().schedule_by_id(id)?.waiting_tick, Some(moment(20)));
+    pass(&t, 5);
+    assert_eq!(ran_for(t.client()), [10, 20]);
+    assert_eq!(history(t.client(), id), ["10 ran", "30 skipped", "20 ran"]);
+    Ok(())
+}
+
+#[test]
+fn a_tick_that_waits_for_a_job_that_ends_elsewhere_is_found() -> jobmill::Result<()> {
+    let t = harness();
+    let id = put(&t, &Schedule::every("test", secs(10), stuck()).overlap(Overlap::Queue));
     pass(&t, 10);
     pass(&t, 10);
     assert_eq!(t.client().schedule_by_id(id)?.waiting_tick, Some(moment(20)));
-    // A client of another process ends the job. It is looked for once a second at most.
+    // As another process would. It is looked for once a second at most.
     let other = Client::open(t.path())?;
     cancel_all(&other);
     drop(other);

@@ -567,6 +567,19 @@ fn schedules_are_listed_in_pages() -> jobmill::Result<()> {
     assert_eq!(list(query().after(ids[1]).before(ids[4])), [3, 2]);
     let record = t.client().schedule_by_id(ids[1])?;
     assert_eq!(record.preview(moment(0), 2)?, [moment(10), moment(20)]);
+    let json = serde_json::to_value(&record).expect("JSON");
+    for (field, value) in [
+        ("id", serde_json::json!(ids[1])),
+        ("name", "test 1".into()),
+        ("kind", "nobody's".into()),
+        ("when", "every".into()),
+        ("interval_us", 10_000_000.into()),
+        ("missed", "one".into()),
+        ("next_tick", serde_json::json!(moment(10))),
+        ("is_handled", false.into()),
+    ] {
+        assert_eq!(json[field], value, "{json}");
+    }
     Ok(())
 }
 

@@ -189,6 +189,16 @@ impl Schedule {
         &self.name
     }
 
+    /// When it ticks.
+    pub fn trigger(&self) -> &Trigger {
+        &self.trigger
+    }
+
+    /// The kind of its job.
+    pub fn kind(&self) -> &str {
+        self.job.kind.as_deref().unwrap_or_default()
+    }
+
     /// Checks every rule.
     ///
     /// # Errors
@@ -288,6 +298,20 @@ impl Schedule {
             overlap: self.overlap,
             jitter_us: micros(self.jitter),
         }
+    }
+}
+
+/// Its name, the kind of its job, and what is said of its ticks; not the job's payload.
+impl Serialize for Schedule {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Head<'a> {
+            name: &'a str,
+            kind: &'a str,
+            #[serde(flatten)]
+            definition: Definition,
+        }
+        Head { name: &self.name, kind: self.kind(), definition: self.definition() }.serialize(serializer)
     }
 }
 

@@ -30,12 +30,13 @@ impl Scheduled {
 }
 
 /// A schedule as it stands in the file.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ScheduleRecord {
     /// Its id, which also tells when it was created.
     pub id: ScheduleId,
     /// What was said of it.
+    #[serde(flatten)]
     pub schedule: Schedule,
     /// From when an interval is reckoned that does not say when it starts.
     pub anchor: Timestamp,
@@ -129,7 +130,7 @@ pub struct Tick {
 }
 
 /// What a backfill came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Backfilled {
     /// Ticks whose jobs were enqueued.

@@ -64,11 +64,7 @@ impl Agenda {
     /// Reads it anew, after somebody else has written.
     pub(crate) fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.next_at = conn.prepare_cached(PLAN_NEXT)?.query_row([], |row| row.get(0))?;
-        self.any_waiting = conn
-            .prepare_cached(
-                "SELECT 1 FROM jobmill_schedule INDEXED BY jobmill_schedule_waiting WHERE waiting IS NOT NULL",
-            )?
-            .exists([])?;
+        self.any_waiting = any_waiting(conn)?;
         self.unseen = self.any_waiting;
         Ok(())
     }
@@ -89,6 +85,12 @@ impl Agenda {
     pub(super) fn look_again(&mut self) {
         self.looked_at = 0;
     }
+}
+
+/// Whether a tick waits for a job.
+fn any_waiting(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_schedule INDEXED BY jobmill_schedule_waiting WHERE waiting IS NOT NULL")?
+        .exists([])
 }
 
 impl Book {
@@ -113,8 +115,12 @@ impl Turn<'_> {
     pub(crate) fn tick(&mut self, limit: usize, open: bool) -> rusqlite::Result<()> {
         if self.book.agenda.any_waiting && !self.out.ended.is_empty() {
             if open {
+                let mut released = false;
                 for job in self.out.ended.clone() {
-                    self.release_after(job)?;
+                    released |= self.release_after(job)?;
+                }
+                if released {
+                    self.book.agenda.any_waiting = any_waiting(self.conn)?;
                 }
             } else {
                 self.book.agenda.unseen = true;
@@ -144,14 +150,16 @@ impl Turn<'_> {
             .collect()
     }
 
-    /// Enqueues the ticks that have waited for a job that has just ended.
-    fn release_after(&mut self, job: JobId) -> rusqlite::Result<()> {
+    /// Enqueues the ticks that have waited for a job that has just ended, and tells whether there were any.
+    fn release_after(&mut self, job: JobId) -> rusqlite::Result<bool> {
         let waiting: Vec<Standing> = self
             .conn
             .prepare_cached(PLAN_WAITING)?
             .query_map(named_params! { ":job": job }, Standing::read)?
             .collect::<rusqlite::Result<_>>()?;
-        waiting.into_iter().try_for_each(|standing| self.release(standing))
+        let any = !waiting.is_empty();
+        waiting.into_iter().try_for_each(|standing| self.release(standing))?;
+        Ok(any)
     }
 
     /// Enqueues ticks whose jobs have ended elsewhere: in another process, or in a transaction of the application's.

@@ -569,16 +569,17 @@ fn schedules_are_listed_in_pages() -> jobmill::Result<()> {
     assert_eq!(record.preview(moment(0), 2)?, [moment(10), moment(20)]);
     let json = serde_json::to_value(&record).expect("JSON");
     for (field, value) in [
-        ("id", serde_json::json!(ids[1])),
-        ("name", "test 1".into()),
-        ("kind", "nobody's".into()),
-        ("when", "every".into()),
-        ("interval_us", 10_000_000.into()),
-        ("missed", "one".into()),
-        ("next_tick", serde_json::json!(moment(10))),
-        ("is_handled", false.into()),
+        ("/id", serde_json::json!(ids[1])),
+        ("/schedule/name", "test 1".into()),
+        ("/schedule/kind", "nobody's".into()),
+        ("/schedule/when", "every".into()),
+        ("/schedule/interval_us", 10_000_000.into()),
+        ("/schedule/missed", "one".into()),
+        ("/missed", 0.into()),
+        ("/next_tick", serde_json::json!(moment(10))),
+        ("/is_handled", false.into()),
     ] {
-        assert_eq!(json[field], value, "{json}");
+        assert_eq!(json.pointer(field), Some(&value), "{field} of {json}");
     }
     Ok(())
 }

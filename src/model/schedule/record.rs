@@ -36,7 +36,6 @@ pub struct ScheduleRecord {
     /// Its id, which also tells when it was created.
     pub id: ScheduleId,
     /// What was said of it.
-    #[serde(flatten)]
     pub schedule: Schedule,
     /// From when an interval is reckoned that does not say when it starts.
     pub anchor: Timestamp,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::client::Client;
+use crate::client::{Client, knows_limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::history::Caller;
 use crate::model::id::{JobId, ScheduleId};
@@ -40,7 +40,10 @@ impl Client {
     pub fn schedule(&self, schedule: &Schedule) -> Result<Scheduled> {
         schedule.check()?;
         let (schedule, texts) = (schedule.clone(), Texts::of(schedule)?);
-        self.on_schedules(move |turn, caller| turn.put_schedule(&schedule, &texts, caller))
+        self.on_schedules(move |turn, caller| {
+            knows_limits(turn, &schedule.job)?;
+            turn.put_schedule(&schedule, &texts, caller)
+        })
     }
 
     /// Schedules in pages, the newest first unless the query says otherwise.

@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::liveness::find_dead;
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
+use crate::model::job::Status;
 use crate::model::metrics::{Metrics, Window};
 use crate::model::retention::Retention;
 use crate::model::threshold::Threshold;
@@ -256,6 +257,9 @@ impl Maintenance {
                 let storage = |error| storage_error("cannot forget instances and shares", error);
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP)).map_err(storage)?;
                 turn.forget_old_tallies().map_err(storage)?;
+                if let Some(time) = retention.of(Status::Completed) {
+                    turn.forget_old_workflows(now.saturating_sub(time), SLICE_JOBS).map_err(storage)?;
+                }
                 turn.forget_empty_shares().map_err(storage)
             })?;
         }

@@ -16,7 +16,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, tally};
+use crate::store::{Turn, at_hand, callback, detail, edge, tally};
 
 /// How many lines of a job's log are kept, of all its attempts together.
 const LOG_LINES_KEPT: i64 = 10_000;
@@ -384,7 +384,8 @@ pub(crate) fn complete_in(
     if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
-    count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    count_in(conn, claim.place, Some(State::Running), State::Completed, now)?;
+    edge::tell(conn, claim.job.id, State::Completed as i64)?;
     if counts {
         let ran = claim.job.started_at.map(|started_at| now.since(started_at));
         tally::leave(conn, claim.place.lane, &tally::completed(ran))?;

@@ -6,9 +6,11 @@ pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod detail;
+pub(crate) mod edge;
 pub(crate) mod enqueue;
 pub(crate) mod fair;
 pub(crate) mod finish;
+pub(crate) mod flow;
 pub(crate) mod history;
 pub(crate) mod housekeeping;
 pub(crate) mod instance;
@@ -27,6 +29,8 @@ pub(crate) mod step;
 pub(crate) mod tally;
 pub(crate) mod unique;
 pub(crate) mod update;
+pub(crate) mod waiting;
+pub(crate) mod workflow;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -42,6 +46,7 @@ use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::fair::Turns;
+use crate::store::flow::Flows;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{Claim, State};
@@ -85,6 +90,7 @@ pub(crate) struct Store {
 pub(crate) struct Book {
     pub(crate) lanes: Lanes,
     pub(crate) shares: Shares,
+    pub(crate) flows: Flows,
     pub(crate) turns: Turns,
     /// Running jobs that are to be deleted as soon as they have ended.
     pub(crate) doomed: HashSet<JobId>,
@@ -220,8 +226,11 @@ impl Store {
             };
             let value = work(&mut turn)?;
             drop(turn);
-            self.book.flush(&self.conn).map_err(|error| storage_error("cannot count the jobs", error))?;
+            self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
+            let ended = std::mem::take(&mut self.book.flows.ended);
             self.commit()?;
+            // Whoever waits for a workflow waits for its id, which no job has.
+            out.ended.extend(ended.into_iter().map(JobId::from_raw));
             Ok(value)
         });
         if result.is_err() {
@@ -230,6 +239,7 @@ impl Store {
             self.changed_by_others = true;
             self.book.lanes.forget();
             self.book.shares.forget();
+            self.book.flows.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
@@ -313,6 +323,11 @@ impl Store {
         self.book.next_expiry.is_none_or(|next| next <= now.as_micros())
     }
 
+    /// Whether the end of a job or a workflow calls for something, as far as memory tells.
+    pub(crate) fn has_flow_work(&self) -> bool {
+        self.book.flows.has_work
+    }
+
     /// Whether somebody else may have left a signal for one of our running jobs.
     pub(crate) fn may_have_signals(&self) -> bool {
         self.book.look_for_signals && self.book.owner.is_some()
@@ -354,17 +369,22 @@ impl Book {
         if let Some(share) = place.share {
             self.shares.count(share, from, to);
         }
+        if let Some(flow) = place.flow {
+            self.flows.count(flow, from, to);
+        }
     }
 
     /// Writes what has been counted since the last time.
-    pub(crate) fn flush(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+    pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         self.lanes.flush(conn)?;
-        self.shares.flush(conn)
+        self.shares.flush(conn)?;
+        self.flows.flush(conn, now)
     }
 
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
         self.shares.forget();
+        self.flows.reload(conn)?;
         let mut statement = conn.prepare_cached("SELECT job FROM jobmill_doomed")?;
         self.doomed = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         self.last_id = last_id(conn)?;
@@ -400,7 +420,8 @@ impl Turn<'_> {
         work: impl FnOnce(Turn<'_>) -> Result<R, E>,
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
-        self.book.flush(self.conn).map_err(storage)?;
+        self.book.flush(self.conn, self.now).map_err(storage)?;
+        self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
         let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
@@ -427,6 +448,7 @@ impl Turn<'_> {
 pub(crate) fn last_id(conn: &Connection) -> rusqlite::Result<i64> {
     conn.prepare_cached(
         "SELECT max(coalesce((SELECT max(id) FROM jobmill_job), 0),
+                    coalesce((SELECT max(id) FROM jobmill_flow), 0),
                     coalesce((SELECT value FROM jobmill_meta WHERE key = 'last_id'), 0))",
     )?
     .query_row([], |row| row.get(0))

@@ -14,6 +14,7 @@ mod ours;
 mod report;
 mod scale;
 mod throughput;
+mod workflows;
 
 use report::Report;
 
@@ -26,7 +27,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 14] = [
+    let sections: [Section; 15] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -38,6 +39,7 @@ fn main() {
         ("ledger", ledger::ledger),
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
+        ("workflows", workflows::workflows),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

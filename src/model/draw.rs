@@ -71,7 +71,7 @@ impl Graph {
         }
         let callbacks: Vec<usize> = (0..self.spots.len()).filter(|at| self.spots[*at].is_callback).collect();
         if !callbacks.is_empty() {
-            let _ = writeln!(text, "    end_of_all(({}))", "\" \"");
+            let _ = writeln!(text, "    end_of_all((\" \"))");
             for at in self.leaves() {
                 let _ = writeln!(text, "    n{at} -.-> end_of_all");
             }

@@ -276,10 +276,12 @@ fn whoever_waits_for_a_workflow_hears_of_its_end() -> jobmill::Result<()> {
     let id = client.start_workflow(workflow)?;
     keeper.next_of(2);
     refused(client.wait_workflow(id, Duration::ZERO), ErrorKind::Timeout, &format!("{id} has not ended in time"));
-    let waiting = std::thread::spawn(move || client.wait_workflow(id, PATIENCE));
-    keeper.release();
-    keeper.release();
-    let workflow = waiting.join().expect("a wait")?;
+    let workflow = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.wait_workflow(id, PATIENCE));
+        keeper.release();
+        keeper.release();
+        waiting.join().expect("a wait")
+    })?;
     assert_eq!((workflow.status, workflow.jobs.completed), (Status::Completed, 3));
     engine.shutdown(PATIENCE)?;
     Ok(())

@@ -28,6 +28,9 @@ use crate::store::step::Step;
 /// How many jobs a turn judges, admits, refuses, cancels or sends again.
 pub(crate) const WALK_MAX: usize = 500;
 
+/// The state of a duty that admits jobs which have never waited for others.
+const AS_THEY_ARE: i64 = 1;
+
 /// The next thing to be done.
 struct Duty {
     id: i64,
@@ -244,13 +247,7 @@ impl Turn<'_> {
             let has_ended = member.state.status().is_terminal();
             match duty.task {
                 Task::Admit if member.state == State::Created => {
-                    if role == Role::Stage || !is_waiting(self.conn, member.id.raw())? {
-                        // What never waited keeps its place among those that came with it.
-                        let as_it_is = duty.state == 1;
-                        let later = || member.run_at.map_or(self.now, |run_at| run_at.max(self.now));
-                        let run_at = if as_it_is { member.run_at } else { Some(later()) };
-                        self.admit_job(member.id, member.place, run_at, member.attempt)?;
-                    }
+                    self.admit_member(member, role, duty.state == AS_THEY_ARE)?;
                 }
                 Task::Refuse if member.state == State::Created => {
                     if let Some(standing) = self.standing(member.id, &duty.caller)? {
@@ -278,6 +275,17 @@ impl Turn<'_> {
         }
         let more = (members.len() == limit).then(|| members.last().map(|last| last.id.raw())).flatten();
         Ok((members.len(), more))
+    }
+
+    /// Lets a job of a flow become pending if it waits for nothing. `as_it_is`: it has never waited, and keeps its place
+    /// among those that came with it.
+    fn admit_member(&mut self, member: &Member, role: Role, as_it_is: bool) -> rusqlite::Result<()> {
+        if role != Role::Stage && is_waiting(self.conn, member.id.raw())? {
+            return Ok(());
+        }
+        let later = || member.run_at.map_or(self.now, |run_at| run_at.max(self.now));
+        let run_at = if as_it_is { member.run_at } else { Some(later()) };
+        self.admit_job(member.id, member.place, run_at, member.attempt)
     }
 
     /// Makes a job pending that waited for others: the one way, whatever else may hold it then.

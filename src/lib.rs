@@ -58,6 +58,7 @@ pub use model::new_batch::{BatchItem, Estimate, NewBatch};
 pub use model::new_job::{NewJob, Payload};
 pub use model::new_workflow::NewWorkflow;
 pub use model::page::{Order, Page, Query};
+pub use model::preference::Preference;
 pub use model::retention::Retention;
 pub use model::retry::Backoff;
 pub use model::stats::{Stats, StatusCounts};

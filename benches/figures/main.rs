@@ -10,6 +10,7 @@ mod callbacks;
 mod floor;
 mod idle;
 mod ledger;
+mod limits;
 mod ours;
 mod report;
 mod scale;
@@ -27,7 +28,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 15] = [
+    let sections: [Section; 16] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -40,6 +41,7 @@ fn main() {
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
         ("workflows", workflows::workflows),
+        ("limits", limits::limits),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

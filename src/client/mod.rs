@@ -3,6 +3,7 @@
 mod ask;
 pub(crate) mod batch;
 pub(crate) mod jobs;
+mod limits;
 mod operate;
 pub(crate) mod selection;
 pub(crate) mod workflow;
@@ -20,7 +21,7 @@ use crate::model::new_job::{NewJob, check_name};
 use crate::store::connect::{self, DEFAULT_PATIENCE, Durability, storage_error};
 use crate::store::enqueue::{self, Enqueued};
 use crate::store::read::{self, Reader};
-use crate::store::{Store, Turn, housekeeping};
+use crate::store::{Store, Turn, gate, housekeeping};
 
 /// How many reading connections a client has at most.
 const READERS_MAX: u32 = 4;
@@ -177,6 +178,7 @@ impl Client {
         let caller = self.caller.clone();
         self.desk().call(move |turn| {
             find_needs(turn.conn, &job, &caller)?;
+            knows_limits(turn, &job)?;
             let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
             hide_foreign(turn.conn, enqueued, &caller)
         })
@@ -192,6 +194,7 @@ impl Client {
             return Ok(Vec::new());
         }
         let enqueue_all = |turn: &mut Turn<'_>, jobs: &[NewJob]| -> Result<Vec<Enqueued>> {
+            jobs.iter().try_for_each(|job| knows_limits(turn, job))?;
             jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
         };
         let caller = self.caller.clone();
@@ -222,6 +225,11 @@ impl Client {
     /// Those of [`Client::enqueue`].
     pub fn enqueue_in(&self, transaction: &rusqlite::Transaction<'_>, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = self.admit(job)?;
+        for used in &job.limits {
+            if !gate::is_defined_in(transaction, &used.name).map_err(cannot_enqueue)? {
+                return Err(unknown_limit(&used.name));
+            }
+        }
         let (now, counts) = (self.desk().clock().now(), self.desk().press().counts());
         find_needs(transaction, &job, &self.caller)?;
         let enqueued = enqueue::enqueue_in(transaction, &job, now, counts).map_err(cannot_enqueue)?;
@@ -316,6 +324,7 @@ impl<'a> Transaction<'a> {
     pub fn enqueue(&mut self, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = admit(job.into(), &self.caller)?;
         find_needs(self.turn.conn, &job, &self.caller)?;
+        knows_limits(&self.turn, &job)?;
         self.turn.enqueue(&job).map_err(cannot_enqueue)
     }
 
@@ -371,6 +380,18 @@ fn find_needs(conn: &rusqlite::Connection, job: &NewJob, caller: &Caller) -> Res
         }
     }
     Ok(())
+}
+
+/// Refuses a job that counts against a limit that nobody has set: its name may be misspelt.
+pub(crate) fn knows_limits(turn: &Turn<'_>, job: &NewJob) -> Result<()> {
+    match job.limits.iter().find(|used| !turn.book.gates.is_defined(&used.name)) {
+        Some(unknown) => Err(unknown_limit(&unknown.name)),
+        None => Ok(()),
+    }
+}
+
+fn unknown_limit(name: &str) -> Error {
+    Error::invalid("limit", format_args!("there is no limit {name:?}: set it first"))
 }
 
 /// Keeps from a bound client which job of somebody else's holds a key.

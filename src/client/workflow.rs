@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{after, select};
 
-use crate::client::{Client, admit_any};
+use crate::client::{Client, admit_any, knows_limits};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
@@ -265,6 +265,7 @@ fn next_slice(members: &mut impl Iterator<Item = Result<(Spot, NewJob)>>) -> Res
 /// that.
 fn write(turn: &mut Turn<'_>, plan: &Plan, draft: &mut Draft, slice: Slice, at_once: bool) -> Result<()> {
     for (spot, job) in slice {
+        knows_limits(turn, &job)?;
         let waits = match spot {
             Spot::Node(place) => !at_once || !plan.nodes[place].needs.is_empty(),
             Spot::Callback(_) => true,

@@ -437,6 +437,7 @@ impl Desk {
         core.store.is_expiry_due(now)
             || core.store.may_have_signals()
             || core.store.has_flow_work()
+            || core.store.is_gate_due(now)
             // What the workers want is asked only if there is something for them: an idle engine looks often.
             || core.store.has_ready(now)
                 && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
@@ -466,7 +467,10 @@ impl Desk {
             if let Some(tallies) = &tallies {
                 turn.add_tallies(tallies).map_err(storage)?;
             }
-            turn.claim().map_err(storage)
+            turn.open_gates().map_err(storage)?;
+            turn.claim().map_err(storage)?;
+            // What was claimed may have left a gate waiting for time alone.
+            turn.open_gates().map_err(storage)
         });
         drop(inside);
         // What others have done came before what this turn has done to it.

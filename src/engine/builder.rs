@@ -34,7 +34,10 @@ use crate::handler::registry::{FnHandler, Registry};
 use crate::handler::{Failure, Handler, IntoOutcome};
 use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
+use crate::model::limit::Limit;
+use crate::model::metrics::Window;
 use crate::model::new_job::{Payload, check_duration, check_kind, check_queue};
+use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::threshold::Threshold;
@@ -71,6 +74,10 @@ pub struct EngineBuilder {
     workers: Workers,
     queue_limits: HashMap<String, usize>,
     backoff: Backoff,
+    capacity: Option<u32>,
+    limits: Vec<Limit>,
+    bounded_queues: Vec<Limit>,
+    preference: Preference,
     ageing: Option<Duration>,
     fair_by_user: bool,
     thresholds: Vec<Threshold>,
@@ -101,6 +108,10 @@ impl EngineBuilder {
             workers: Workers::default(),
             queue_limits: HashMap::new(),
             backoff: Backoff::default(),
+            capacity: None,
+            limits: Vec::new(),
+            bounded_queues: Vec::new(),
+            preference: Preference::default(),
             ageing: None,
             fair_by_user: false,
             thresholds: Vec::new(),
@@ -188,6 +199,28 @@ impl EngineBuilder {
         self
     }
 
+    /// Sets a [`Limit`] in the file at the start, as [`Client::set_limit`](crate::Client::set_limit) does. May be called for
+    /// several. Defaults to what the file has.
+    pub fn limit(mut self, limit: Limit) -> Self {
+        self.limits.push(limit);
+        self
+    }
+
+    /// Bounds a queue in all processes together, at the start, as
+    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several. Defaults to what the file has.
+    pub fn limit_queue(mut self, limit: Limit) -> Self {
+        self.bounded_queues.push(limit);
+        self
+    }
+
+    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, at least 1: its
+    /// memory, its cores, whatever the application counts. A job that weighs more than all of it runs alone. While the next
+    /// job is too heavy for what is left, no lighter one overtakes it. Defaults to no bound but the workers.
+    pub fn capacity(mut self, weight: u32) -> Self {
+        self.capacity = Some(weight);
+        self
+    }
+
     /// Sets the waits between the attempts of jobs that do not say otherwise. Defaults to [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
@@ -198,6 +231,12 @@ impl EngineBuilder {
     /// that none starves. Defaults to no ageing.
     pub fn ageing(mut self, bound: Duration) -> Self {
         self.ageing = Some(bound);
+        self
+    }
+
+    /// Sets what goes first among jobs of one priority. Defaults to [`Preference::Arrival`].
+    pub fn prefer(mut self, preference: Preference) -> Self {
+        self.preference = preference;
         self
     }
 
@@ -329,6 +368,15 @@ impl EngineBuilder {
                 return Err(Error::invalid("queue", format_args!("the limit of {name} must be at least 1")));
             }
         }
+        self.preference.check()?;
+        if self.capacity == Some(0) {
+            return Err(Error::invalid("capacity", "must be at least 1"));
+        }
+        self.limits.iter().try_for_each(Limit::check)?;
+        for limit in &self.bounded_queues {
+            limit.check()?;
+            check_queue(&limit.name)?;
+        }
         if self.ageing == Some(Duration::ZERO) {
             return Err(Error::invalid("ageing", "must be longer than nothing"));
         }
@@ -394,11 +442,19 @@ impl EngineBuilder {
         store.serve(kinds, own);
         let client = Client::new(store, self.durability, self.clock.clone())?;
         let desk = client.desk().clone();
+        for limit in &self.limits {
+            client.set_limit(limit)?;
+        }
+        for limit in &self.bounded_queues {
+            client.limit_queue(limit)?;
+        }
         let settings = PoolSettings {
             workers: self.workers,
             own_workers,
             queue_limits: self.queue_limits,
+            capacity: self.capacity,
             ageing: self.ageing,
+            preference: self.preference,
             fair_by_user: self.fair_by_user,
             backoff: self.backoff,
             timeout_grace: self.timeout_grace,
@@ -416,6 +472,9 @@ impl EngineBuilder {
             liveness,
             shutting_down: shutting_down.clone(),
         });
+        if self.preference != Preference::Arrival {
+            learn(&client, &shop.registry)?;
+        }
         panics::install();
         if !self.counts_rates {
             desk.press().count_nothing();
@@ -507,6 +566,16 @@ fn register(
             .map_err(|error| storage_error("cannot register the engine", error))
     })?;
     Ok(own)
+}
+
+/// Learns from the file how long jobs of each kind have run in the last day.
+fn learn(client: &Client, registry: &Registry) -> Result<()> {
+    for (kind, rates) in client.metrics(Window::Day)?.kinds {
+        if let Some(mean) = rates.ran.mean() {
+            registry.measured(&kind, mean);
+        }
+    }
+    Ok(())
 }
 
 /// The name of this host, for people to read.

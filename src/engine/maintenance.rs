@@ -34,6 +34,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const SLICE_EVERY: Duration = Duration::from_millis(20);
 /// How many jobs a slice looks at.
 const SLICE_JOBS: usize = 200;
+/// How many keys of limits that no job names are forgotten at a time.
+const GATES_GO: usize = 10_000;
 /// How many pages are given back to the file system at a time.
 const SLICE_PAGES: u32 = 256;
 /// Free pages that are kept for the jobs to come.
@@ -260,6 +262,7 @@ impl Maintenance {
                 if let Some(time) = retention.of(Status::Completed) {
                     turn.forget_old_workflows(now.saturating_sub(time), SLICE_JOBS).map_err(storage)?;
                 }
+                turn.forget_idle_gates(GATES_GO).map_err(storage)?;
                 turn.forget_empty_shares().map_err(storage)
             })?;
         }

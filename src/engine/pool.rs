@@ -13,6 +13,7 @@ use crate::model::batch_job::BATCH_KINDS;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
 use crate::model::new_job::SYSTEM_QUEUE;
+use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
 use crate::model::workers::Workers;
 use crate::store::lane::{Demand, Lane};
@@ -41,7 +42,10 @@ pub(crate) struct PoolSettings {
     /// How many deliveries of callbacks run at a time, beside the others, and how many jobs that batches need.
     pub(crate) own_workers: [usize; OWN_LINES],
     pub(crate) queue_limits: HashMap<String, usize>,
+    /// What jobs may weigh all together that run at a time.
+    pub(crate) capacity: Option<u32>,
     pub(crate) ageing: Option<Duration>,
+    pub(crate) preference: Preference,
     pub(crate) fair_by_user: bool,
     pub(crate) backoff: Backoff,
     pub(crate) timeout_grace: Duration,
@@ -78,6 +82,10 @@ struct State {
     running_by_line: [usize; LINES],
     /// Claimed jobs by queue, for queues with a limit.
     by_queue: HashMap<String, usize>,
+    /// What the claimed jobs weigh that share the capacity.
+    weight: u64,
+    /// What the job weighs for which nothing else is claimed until it has room.
+    too_heavy: u64,
     /// Ready jobs that somebody asked to stop.
     stopped: HashSet<JobId>,
     threads: usize,
@@ -357,7 +365,7 @@ impl Pool {
         }
         state.stopped.clear();
         for claim in &taken {
-            release(state, &claim.job.queue);
+            release(state, claim);
         }
         taken
     }
@@ -430,14 +438,17 @@ fn remove(state: &mut State, run: &Run) -> bool {
     }
     state.running.remove(&id);
     state.running_by_line[line(&run.claim)] -= 1;
-    release(state, &run.claim.job.queue);
+    release(state, &run.claim);
     state.no_ahead = false;
     true
 }
 
-fn release(state: &mut State, queue: &str) {
-    if let Some(count) = state.by_queue.get_mut(queue) {
+fn release(state: &mut State, claim: &Claim) {
+    if let Some(count) = state.by_queue.get_mut(&claim.job.queue) {
         *count -= 1;
+    }
+    if line(claim) < RANKS {
+        state.weight -= u64::from(claim.weight);
     }
 }
 
@@ -457,6 +468,8 @@ impl Pool {
             ready: state.ready[..RANKS].iter().map(VecDeque::len).sum(),
             ahead: !state.no_ahead,
             by_queue: state.by_queue.clone(),
+            weight: state.weight,
+            too_heavy: state.too_heavy,
         }
     }
 
@@ -470,7 +483,12 @@ impl Pool {
             if self.settings.queue_limits.contains_key(&claim.job.queue) {
                 *state.by_queue.entry(claim.job.queue.clone()).or_default() += 1;
             }
-            state.ready[line(&claim)].push_back(Arc::new(claim));
+            let line = line(&claim);
+            if line < RANKS {
+                state.weight += u64::from(claim.weight);
+                state.too_heavy = 0;
+            }
+            state.ready[line].push_back(Arc::new(claim));
         }
         let idle = state.idle > 0;
         drop(state);
@@ -513,9 +531,17 @@ pub(crate) struct PoolDemand<'p> {
     ready: usize,
     ahead: bool,
     by_queue: HashMap<String, usize>,
+    weight: u64,
+    too_heavy: u64,
 }
 
 impl PoolDemand<'_> {
+    /// Whether the capacity has room for so much more. What weighs more than all of it runs alone.
+    fn carries(&self, weight: u64) -> bool {
+        let Some(capacity) = self.pool.settings.capacity.map(u64::from) else { return true };
+        self.weight + weight.min(capacity) <= capacity
+    }
+
     /// How many more jobs the limit of the lane's queue allows.
     fn room_in_queue(&self, lane: &Lane) -> usize {
         let claimed = || self.by_queue.get(&*lane.queue).copied().unwrap_or(0);
@@ -532,6 +558,9 @@ impl Demand for PoolDemand<'_> {
         if self.is_apart(lane) {
             let line = own_line(&lane.kind);
             return settings.own_workers[line - RANKS].saturating_sub(self.claimed[line]);
+        }
+        if !self.carries(self.too_heavy.max(1)) {
+            return 0;
         }
         let rank = lane.priority.rank();
         let free = (0..=rank)
@@ -554,11 +583,21 @@ impl Demand for PoolDemand<'_> {
         &*lane.queue == SYSTEM_QUEUE
     }
 
-    fn took(&mut self, lane: &Lane) {
+    fn bears(&mut self, lane: &Lane, weight: u32) -> bool {
+        if self.is_apart(lane) || self.carries(weight.into()) {
+            return true;
+        }
+        self.too_heavy = weight.into();
+        self.pool.state().too_heavy = weight.into();
+        false
+    }
+
+    fn took(&mut self, lane: &Lane, weight: u32) {
         if self.is_apart(lane) {
             self.claimed[own_line(&lane.kind)] += 1;
             return;
         }
+        self.weight += u64::from(weight);
         self.claimed[lane.priority.rank()] += 1;
         self.ready += 1;
         if self.pool.settings.queue_limits.contains_key(&*lane.queue) {
@@ -568,6 +607,17 @@ impl Demand for PoolDemand<'_> {
 
     fn ageing(&self) -> Option<Duration> {
         self.pool.settings.ageing
+    }
+
+    fn preference(&self) -> Preference {
+        self.pool.settings.preference
+    }
+
+    fn takes(&self, lane: &Lane) -> Duration {
+        match self.pool.settings.preference {
+            Preference::Arrival => Duration::ZERO,
+            _ => self.pool.registry.mean(&lane.kind).unwrap_or_default(),
+        }
     }
 
     fn is_fair_by_user(&self) -> bool {

@@ -16,9 +16,11 @@ use crate::handler::Failure;
 use crate::model::delivery::Try;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
+use crate::model::limit::Limit;
 use crate::model::new_job::{NewJob, check_name};
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
+use crate::store::Turn;
 use crate::store::connect::storage_error;
 use crate::store::finish::{self, Finished, Verdict};
 use crate::store::row::Claim;
@@ -28,6 +30,8 @@ pub(crate) const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// The most lines that one attempt may log, and the longest one in bytes. What is more is cut.
 const LOG_LINES_MAX: usize = 1000;
 const LOG_LINE_BYTES: usize = 4096;
+/// The longest time for which one word of a service shuts a limit.
+const THROTTLE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Why a handler should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,6 +388,48 @@ impl Context {
             turn.save(claim.job.id, &value).map_err(storage)
         })?;
         Ok(())
+    }
+
+    /// Corrects how many tokens this job takes of a limit, by name, once that is known: what it took less goes back, what it
+    /// took more is taken, even if that leaves less than nothing. The last word of an attempt counts. It is written when
+    /// this returns.
+    ///
+    /// # Errors
+    /// `Invalid` if the job does not count against a limit of this name; `Conflict` if this attempt does not count any more.
+    pub fn spent(&self, limit: &str, tokens: u32) -> Result<()> {
+        if tokens > Limit::MAX {
+            return Err(Error::invalid("tokens", format_args!("must be no more than {}", Limit::MAX)));
+        }
+        let limit = limit.to_owned();
+        self.at_gates(move |turn, job| match turn.spent(job, &limit, tokens)? {
+            true => Ok(Ok(())),
+            false => Ok(Err(Error::invalid("limit", format_args!("the job counts against no limit {limit:?}")))),
+        })
+    }
+
+    /// Tells that a service has asked to be left alone for this long, as by a `retry-after`: each limit with a rate that this
+    /// job counts against lets nobody start with the same key until then, and if its queue has a rate, so does that. At
+    /// most a day. The handler may then end with [`Outcome::Snooze`](crate::Outcome::Snooze) of the same time.
+    ///
+    /// # Errors
+    /// `Conflict` if this attempt does not count any more.
+    pub fn throttled(&self, wait: Duration) -> Result<()> {
+        let wait = wait.min(THROTTLE_MAX);
+        self.at_gates(move |turn, job| turn.throttle(job, turn.now.saturating_add(wait)).map(|()| Ok(())))
+    }
+
+    fn at_gates(
+        &self,
+        work: impl FnOnce(&mut Turn<'_>, JobId) -> rusqlite::Result<Result<()>> + Send + 'static,
+    ) -> Result<()> {
+        let claim = self.run.claim.clone();
+        self.client.desk().call(move |turn| {
+            let storage = |error| storage_error("cannot count at the limits", error);
+            if !turn.holds(claim.job.id, claim.fence).map_err(storage)? {
+                return Err(fenced(&claim));
+            }
+            work(turn, claim.job.id).map_err(storage)?
+        })
     }
 
     /// Completes the job in the very transaction in which `work` writes: both are done once, or neither. The output

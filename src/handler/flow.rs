@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::client::{Client, workflow};
+use crate::client::{Client, knows_limits, workflow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
 use crate::handler::context::{Context, fenced};
@@ -240,6 +240,7 @@ impl Context {
             let is_last = slice.len() < ADD_JOBS;
             let (claim, stage) = (self.claim().clone(), stage.map(str::to_owned));
             added.extend(self.client().desk().call(move |turn| {
+                slice.iter().try_for_each(|job| knows_limits(turn, job))?;
                 let storage = |error| storage_error("cannot add to the workflow", error);
                 let result = turn.add_to_workflow(&claim, stage.as_deref(), &slice).map_err(storage)?;
                 result.map_err(|not| match not {

@@ -54,6 +54,30 @@ pub enum Reason {
         /// The kind.
         kind: String,
     },
+    /// One of its limits does not let it through.
+    Limited {
+        /// The limit.
+        limit: String,
+        /// The key, empty for the common one.
+        key: String,
+        /// How many jobs of the key run.
+        running: u32,
+        /// How many may run at a time, if that is bounded.
+        concurrency: Option<u32>,
+        /// When time alone will let it through, or the next one of the key before it.
+        until: Option<Timestamp>,
+    },
+    /// Its queue does not let it through.
+    QueueLimited {
+        /// The queue.
+        queue: String,
+        /// How many of its jobs run, in all processes.
+        running: u32,
+        /// How many may run at a time, if that is bounded.
+        concurrency: Option<u32>,
+        /// When time alone will let the next one through.
+        until: Option<Timestamp>,
+    },
     /// Nothing stands in its way but that no worker is free for it.
     NoFreeWorker,
     /// It will not start after this moment.
@@ -118,6 +142,15 @@ impl fmt::Display for Reason {
                 write!(f, "the queue {queue} is paused since {since}")
             }
             Self::NoHandler { kind } => write!(f, "no engine on this file has a handler for the kind {kind}"),
+            Self::Limited { limit, key, running, concurrency, until } => {
+                let of = if key.is_empty() { String::new() } else { format!(" of {key}") };
+                write!(f, "the limit {limit}{of} holds it: ")?;
+                bound(f, *running, *concurrency, *until)
+            }
+            Self::QueueLimited { queue, running, concurrency, until } => {
+                write!(f, "the bounds of the queue {queue} hold it: ")?;
+                bound(f, *running, *concurrency, *until)
+            }
             Self::NoFreeWorker => write!(f, "it waits for a free worker"),
             Self::Deadline { expires_at } => {
                 write!(f, "it expires if it has not started by {expires_at}")
@@ -145,6 +178,15 @@ impl fmt::Display for Needed<'_> {
             Self(Some(id), None) => write!(f, "{id}"),
             Self(None, name) => f.write_str(name.unwrap_or("a stage")),
         }
+    }
+}
+
+/// What bounds jobs, in words.
+fn bound(f: &mut fmt::Formatter<'_>, running: u32, concurrency: Option<u32>, until: Option<Timestamp>) -> fmt::Result {
+    match (until, concurrency) {
+        (Some(until), _) => write!(f, "until {until}"),
+        (None, Some(most)) => write!(f, "{running} of {most} run"),
+        (None, None) => write!(f, "{running} run"),
     }
 }
 

@@ -60,11 +60,13 @@ pub enum Action {
     Paused,
     /// A queue was resumed.
     Resumed,
+    /// A limit was set, or the bounds of a queue.
+    Limited,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Created,
         Self::Started,
         Self::Ended,
@@ -81,6 +83,7 @@ impl Action {
         Self::Redelivered,
         Self::Paused,
         Self::Resumed,
+        Self::Limited,
     ];
 
     /// The action as a word, in lower case.
@@ -102,6 +105,7 @@ impl Action {
             Self::Redelivered => "redelivered",
             Self::Paused => "paused",
             Self::Resumed => "resumed",
+            Self::Limited => "limited",
         }
     }
 }

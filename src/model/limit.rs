@@ -175,21 +175,21 @@ pub(crate) struct Rate {
 }
 
 /// No correction puts a bucket further into debt than this, so that a slip of the pen is forgotten some time.
-const DEBT_MAX_US: i64 = 86_400_000_000;
+const DEBT_MAX_NS: i64 = 86_400_000_000_000;
 
+/// Moments are in nanoseconds since the epoch here, for many a rate brings several tokens in a microsecond.
 impl Rate {
-    /// How long so many tokens take to come, in microseconds, rounded up.
+    /// How long so many tokens take to come, rounded down: three thirds of a second are no more than a second.
     fn time_for(&self, tokens: i64) -> i64 {
-        let period_us = self.period.as_micros() as i128;
-        let time = (i128::from(tokens) * period_us).div_euclid(i128::from(self.tokens.max(1)));
-        let exact = time * i128::from(self.tokens.max(1)) == i128::from(tokens) * period_us;
-        i64::try_from(time + i128::from(!exact)).unwrap_or(i64::MAX >> 2)
+        let time_ns = i128::from(tokens) * self.period.as_nanos() as i128 / i128::from(self.tokens.max(1));
+        i64::try_from(time_ns).unwrap_or(i64::MAX >> 2)
     }
 
     /// The moment at which a bucket is full, as seen at `now`: a clock that was set back does not make it poorer than it
     /// can be.
     fn full_at(&self, full_at: i64, now: i64) -> i64 {
-        full_at.clamp(now, now.saturating_add(self.time_for(self.burst.into()).saturating_add(DEBT_MAX_US)))
+        let poorest = self.time_for(self.burst.into()).saturating_add(DEBT_MAX_NS);
+        full_at.clamp(now, now.saturating_add(poorest))
     }
 
     /// When so many tokens are there, of a bucket that is full at `full_at`. No later than `now`: they are.
@@ -207,9 +207,9 @@ impl Rate {
 
     /// How many tokens are there, rounded down.
     pub(crate) fn level(&self, full_at: i64, now: i64) -> i64 {
-        let missing_us = i128::from(self.full_at(full_at, now) - now);
-        let period_us = self.period.as_micros().max(1) as i128;
-        let missing = (missing_us * i128::from(self.tokens) + period_us - 1) / period_us;
+        let missing_ns = i128::from(self.full_at(full_at, now) - now);
+        let period_ns = self.period.as_nanos().max(1) as i128;
+        let missing = (missing_ns * i128::from(self.tokens) + period_ns - 1) / period_ns;
         i64::from(self.burst) - i64::try_from(missing).unwrap_or(i64::MAX)
     }
 }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     const RATE: Rate = Rate { tokens: 3, period: Duration::from_secs(1), burst: 3 };
-    const NOW: i64 = 1_790_000_000_000_000;
+    const NOW: i64 = 1_790_000_000_000_000_000;
 
     #[test]
     fn tokens_come_evenly_up_to_what_the_bucket_holds() {
@@ -230,9 +230,9 @@ mod tests {
         }
         assert_eq!(RATE.level(full_at, NOW), 0);
         let next = RATE.ready_at(full_at, 1, NOW);
-        assert!((333_333..=333_336).contains(&(next - NOW)), "{}", next - NOW);
-        assert_eq!(RATE.level(full_at, NOW + 3_600_000_000), 3);
-        assert_eq!(RATE.level(full_at, next), 1);
+        assert!((333_333_332..=333_333_334).contains(&(next - NOW)), "{}", next - NOW);
+        assert_eq!(RATE.level(full_at, NOW + 3_600_000_000_000), 3);
+        assert_eq!(RATE.level(full_at, next + 1), 1);
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
         assert!(RATE.ready_at(0, 10, NOW) <= NOW);
         let full_at = RATE.take(0, 10, NOW);
         assert_eq!(RATE.level(full_at, NOW), -7);
-        assert_eq!(RATE.ready_at(full_at, 1, NOW), NOW + 2_666_668 - 1);
+        assert_eq!(RATE.ready_at(full_at, 1, NOW), NOW + 2_666_666_666);
     }
 
     #[test]
@@ -253,8 +253,8 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_set_back_for_a_year_holds_nobody_for_longer_than_the_longest_debt() {
-        let full_at = RATE.take(0, 3, NOW + 365 * DEBT_MAX_US);
-        assert!(RATE.ready_at(full_at, 1, NOW) <= NOW + DEBT_MAX_US + 1_000_000);
+        let full_at = RATE.take(0, 3, NOW + 365 * DEBT_MAX_NS);
+        assert!(RATE.ready_at(full_at, 1, NOW) <= NOW + DEBT_MAX_NS + 1_000_000_000);
     }
 
     #[test]

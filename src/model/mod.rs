@@ -21,6 +21,7 @@ pub(crate) mod new_batch;
 pub(crate) mod new_job;
 pub(crate) mod new_workflow;
 pub(crate) mod page;
+pub(crate) mod preference;
 pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;

@@ -9,11 +9,14 @@ use crate::model::event::Cause;
 use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
+use crate::model::new_job::NewJob;
+use crate::model::preference::Preference;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::detail;
 use crate::store::fair::{Rotation, Turns};
+use crate::store::gate;
 use crate::store::lane::{Demand, NextDelayed};
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
@@ -21,14 +24,28 @@ use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
 const HEADS: usize = 16;
+/// The most jobs that one turn meets and does not claim.
+const PASSED_MAX: usize = 1000;
 /// The most jobs that one turn claims.
 pub(crate) const CLAIM_MAX: usize = 512;
+
+/// In which order a stream gives the jobs of a lane, and which of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Those that may run since they were created, by id.
+    Created,
+    /// Those with a `run_at` of their own, by that.
+    RunAt,
+    /// Those of the first sort that have an `expires_at`, by that.
+    Deadline,
+}
 
 /// The jobs of one lane that are ready, in their order.
 struct Stream {
     lane: i64,
-    /// Whether these are the lane's delayed jobs, ordered by `run_at`, or the others, ordered by id.
-    delayed: bool,
+    order: Order,
+    /// How long each is expected to run.
+    takes: Duration,
     heads: VecDeque<(i64, JobId)>,
     /// The position behind which the next heads are read.
     read_to: (i64, JobId),
@@ -38,9 +55,9 @@ struct Stream {
 }
 
 impl Stream {
-    fn new(lane: i64, delayed: bool) -> Self {
+    fn new(lane: i64, order: Order, takes: Duration) -> Self {
         let (heads, read_to) = (VecDeque::new(), (0, JobId::from_raw(0)));
-        Self { lane, delayed, heads, read_to, exhausted: false, aged_only: false }
+        Self { lane, order, takes, heads, read_to, exhausted: false, aged_only: false }
     }
 
     /// The next job, read from the file if need be.
@@ -52,22 +69,28 @@ impl Stream {
     }
 
     fn read(&mut self, conn: &Connection, now: Timestamp, chunk: usize) -> rusqlite::Result<()> {
-        let (run_at, id) = self.read_to;
-        if self.delayed {
-            let mut statement = conn.prepare_cached(PLAN_DELAYED)?;
-            let mut rows = statement.query(named_params! {
-                ":lane": self.lane, ":run_at": run_at, ":id": id, ":now": now, ":chunk": chunk as i64,
-            })?;
-            while let Some(row) = rows.next()? {
-                self.heads.push_back((row.get(0)?, row.get(1)?));
+        let ((at, id), chunk_len) = (self.read_to, chunk as i64);
+        let mut statement;
+        let mut rows = match self.order {
+            Order::Created => {
+                statement = conn.prepare_cached(PLAN_PENDING)?;
+                statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk_len })?
             }
-        } else {
-            let mut statement = conn.prepare_cached(PLAN_PENDING)?;
-            let mut rows = statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk as i64 })?;
-            while let Some(row) = rows.next()? {
-                let id: JobId = row.get(0)?;
-                self.heads.push_back((id.created_at().as_micros(), id));
+            Order::RunAt => {
+                statement = conn.prepare_cached(PLAN_DELAYED)?;
+                statement.query(named_params! {
+                    ":lane": self.lane, ":run_at": at, ":id": id, ":now": now, ":chunk": chunk_len,
+                })?
             }
+            Order::Deadline => {
+                statement = conn.prepare_cached(PLAN_DEADLINE)?;
+                statement.query(named_params! { ":lane": self.lane, ":due": at, ":id": id, ":chunk": chunk_len })?
+            }
+        };
+        while let Some(row) = rows.next()? {
+            let id: JobId = row.get(0)?;
+            let at = if self.order == Order::Created { id.created_at().as_micros() } else { row.get(1)? };
+            self.heads.push_back((at, id));
         }
         self.exhausted = self.heads.len() < chunk;
         self.read_to = self.heads.back().copied().unwrap_or(self.read_to);
@@ -79,8 +102,8 @@ impl Stream {
 enum Source {
     /// In their order.
     Order(Stream),
-    /// By their users' turns.
-    Turns(Rotation),
+    /// By their users' turns. Each is expected to run for so long.
+    Turns(Rotation, Duration),
 }
 
 /// The next job of a source, with what it is compared by: its rank, when its user was served last, and its order.
@@ -93,7 +116,7 @@ impl Source {
     fn lane(&self) -> i64 {
         match self {
             Self::Order(stream) => stream.lane,
-            Self::Turns(rotation) => rotation.lane,
+            Self::Turns(rotation, _) => rotation.lane,
         }
     }
 
@@ -108,8 +131,12 @@ impl Source {
         let rank = |run_at| aged_rank(priority, run_at, turn.now, turn.ageing);
         match self {
             Self::Order(stream) => {
-                let Some((run_at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
+                let Some((at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
                     return Ok(None);
+                };
+                let (run_at, order) = match stream.order {
+                    Order::Deadline => (id.created_at().as_micros(), turn.preference.place_due(at, stream.takes)),
+                    _ => (at, turn.preference.place(at, stream.takes)),
                 };
                 let rank = rank(run_at);
                 if stream.aged_only && rank == priority.rank() {
@@ -117,13 +144,13 @@ impl Source {
                 }
                 // Among the aged the oldest goes first, whoever's it is.
                 let served = if turn.fair && !stream.aged_only { turns.of("") } else { 0 };
-                let state = if stream.delayed { State::Delayed } else { State::Pending };
-                Ok(Some(Head { key: (rank, served, run_at, id), state }))
+                let state = if stream.order == Order::RunAt { State::Delayed } else { State::Pending };
+                Ok(Some(Head { key: (rank, served, order, id), state }))
             }
-            Self::Turns(rotation) => {
+            Self::Turns(rotation, takes) => {
                 let head = rotation.head(turn.conn, turn.now, turns)?;
                 Ok(head.map(|next| Head {
-                    key: (rank(next.run_at), turns.of(&next.user), next.run_at, next.id),
+                    key: (rank(next.run_at), turns.of(&next.user), turn.preference.place(next.run_at, *takes), next.id),
                     state: next.state,
                 }))
             }
@@ -138,9 +165,18 @@ impl Source {
                     turns.served("");
                 }
             }
-            Self::Turns(rotation) => rotation.pop(turns),
+            Self::Turns(rotation, _) => rotation.pop(turns),
         }
     }
+}
+
+/// What came of a job that was to be claimed.
+enum Met {
+    Claimed(Box<Claim>),
+    /// It has expired, or a limit does not let it through.
+    Passed,
+    /// The capacity has no room for it.
+    TooHeavy,
 }
 
 /// What stays the same while jobs are chosen.
@@ -148,6 +184,7 @@ struct Scene<'c> {
     conn: &'c Connection,
     now: Timestamp,
     ageing: Option<Duration>,
+    preference: Preference,
     /// Whether users take turns.
     fair: bool,
 }
@@ -158,17 +195,28 @@ pub(crate) const PLAN_PENDING: &str = "SELECT id FROM jobmill_job INDEXED BY job
      WHERE lane = :lane AND state = 1 AND id > :id ORDER BY id LIMIT :chunk";
 
 /// Reads the next jobs of a lane whose own time has come.
-pub(crate) const PLAN_DELAYED: &str = "SELECT run_at, id FROM jobmill_job INDEXED BY jobmill_job_delayed
+pub(crate) const PLAN_DELAYED: &str = "SELECT id, run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
      WHERE lane = :lane AND state = 7 AND run_at <= :now AND (run_at, id) > (:run_at, :id)
      ORDER BY run_at, id LIMIT :chunk";
+
+/// Reads the next jobs of a lane that have a deadline.
+pub(crate) const PLAN_DEADLINE: &str = "SELECT id, expires_at FROM jobmill_job INDEXED BY jobmill_job_deadline
+     WHERE lane = :lane AND state = 1 AND expires_at IS NOT NULL AND (expires_at, id) > (:due, :id)
+     ORDER BY expires_at, id LIMIT :chunk";
 
 /// Reads when the first delayed job of a lane is due.
 pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
      WHERE lane = :lane AND state = 7 ORDER BY run_at LIMIT 1";
 
 /// Reads one job that is to be claimed.
-pub(crate) const PLAN_READ: &str =
-    concat!("SELECT ", job_columns!(), ", claim, backoff, ", place_columns!(), " FROM jobmill_job WHERE id = ?1");
+pub(crate) const PLAN_READ: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    ", claim, backoff, ",
+    place_columns!(),
+    ", limits, weight, cost
+     FROM jobmill_job WHERE id = ?1"
+);
 
 /// Marks one job as ours.
 pub(crate) const PLAN_CLAIM: &str = "UPDATE jobmill_job
@@ -195,7 +243,13 @@ impl Turn<'_> {
         let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
             return Ok(());
         };
-        let scene = Scene { conn: self.conn, now: self.now, ageing: demand.ageing(), fair: demand.is_fair_by_user() };
+        let scene = Scene {
+            conn: self.conn,
+            now: self.now,
+            ageing: demand.ageing(),
+            preference: demand.preference(),
+            fair: demand.is_fair_by_user(),
+        };
         if scene.fair {
             // Whose turn it is, the rows of the shares tell.
             self.book.shares.flush(self.conn)?;
@@ -206,6 +260,7 @@ impl Turn<'_> {
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
+        let mut passed = 0;
         while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
             let chunk_max = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
             let mut best: Option<(Head, usize)> = None;
@@ -213,10 +268,14 @@ impl Turn<'_> {
             while at < sources.len() {
                 let source = &mut sources[at];
                 let head = match self.book.lanes.get(source.lane()) {
-                    Some(lane) => match demand.room(lane) {
-                        0 if !demand.bars(lane) => None,
+                    Some(lane) => match (demand.room(lane), self.book.lanes.room_in_queue(lane, self.now)) {
+                        (_, 0) => None,
+                        (0, _) if !demand.bars(lane) => None,
                         // What is read and not wanted would be read again in the next turn.
-                        room => source.head(&scene, lane.priority, &self.book.turns, room.clamp(1, chunk_max))?,
+                        (room, in_queue) => {
+                            let chunk = room.min(in_queue).clamp(1, chunk_max);
+                            source.head(&scene, lane.priority, &self.book.turns, chunk)?
+                        }
                     },
                     None => None,
                 };
@@ -239,12 +298,22 @@ impl Turn<'_> {
                 continue;
             }
             sources[at].pop(scene.fair && !is_apart(lane), &mut self.book.turns);
-            let (rank, .., id) = head.key;
-            if let Some(claim) = self.claim_one(&mut statements, owner, lane, head.state, id, rank)? {
-                if let Some(lane) = self.book.lanes.get(lane) {
-                    demand.took(lane);
+            match self.claim_one(&mut statements, demand, owner, lane, &head)? {
+                Met::Claimed(claim) => {
+                    if let Some(lane) = self.book.lanes.get(lane) {
+                        demand.took(lane, claim.weight);
+                    }
+                    self.out.claims.push(*claim);
                 }
-                self.out.claims.push(claim);
+                Met::Passed => passed += 1,
+                // Whatever is lighter would keep it waiting for ever.
+                Met::TooHeavy => {
+                    let is_apart = |lane: i64| self.book.lanes.get(lane).is_some_and(|lane| demand.is_apart(lane));
+                    sources.retain(|source| is_apart(source.lane()));
+                }
+            }
+            if passed == PASSED_MAX {
+                break;
             }
         }
         self.note_next_delayed()
@@ -252,11 +321,20 @@ impl Turn<'_> {
 
     /// Whether a job that is about to be written to this lane may be claimed in the same breath: somebody wants it, and
     /// it overtakes nobody.
-    pub(crate) fn may_claim_at_once(&mut self, lane: i64) -> Option<i64> {
+    pub(crate) fn may_claim_at_once(&mut self, lane: i64, new: &NewJob) -> Option<i64> {
         if self.out.claims.len() >= CLAIM_MAX {
             return None;
         }
         let owner = self.book.owner?;
+        let lane_id = lane;
+        if self
+            .book
+            .lanes
+            .bounded(lane)
+            .is_some_and(|queue| queue.room(self.now) == 0 || !queue.admits(new.cost, self.now))
+        {
+            return None;
+        }
         let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
         let demand = self.demand.as_deref_mut()?;
         let overtakes = if demand.is_apart(lane) {
@@ -264,10 +342,13 @@ impl Turn<'_> {
         } else {
             !self.nothing_waits
         };
-        if overtakes || demand.room(lane) == 0 {
+        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, new.weight) {
             return None;
         }
-        demand.took(lane);
+        demand.took(lane, new.weight);
+        if let Some(queue) = self.book.lanes.bounded(lane_id) {
+            queue.take(new.cost.into(), self.now);
+        }
         Some(owner)
     }
 
@@ -279,6 +360,8 @@ impl Turn<'_> {
             if lane.count(State::Delayed) > 0 && lane.next_delayed == NextDelayed::Unknown {
                 lane.next_delayed = next_delayed(self.conn, lane.id)?;
             }
+        }
+        for lane in self.book.lanes.open(self.now) {
             let room = demand.room(lane) > 0;
             if !room && !demand.bars(lane) {
                 continue;
@@ -287,15 +370,19 @@ impl Turn<'_> {
             let delayed =
                 lane.count(State::Delayed) > 0 && lane.next_delayed <= NextDelayed::NotBefore(self.now.as_micros());
             any_room |= room && (pending || delayed);
+            let takes = demand.takes(lane);
             let by_turns = scene.fair && lane.owned;
             if by_turns && (pending || delayed) {
-                sources.push(Source::Turns(Rotation::new(lane.id, delayed)));
+                sources.push(Source::Turns(Rotation::new(lane.id, delayed), takes));
             }
             if by_turns && scene.ageing.is_none() {
                 continue;
             }
-            for ready in [pending.then_some(false), delayed.then_some(true)].into_iter().flatten() {
-                sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, ready) }));
+            let by_deadline = pending && !by_turns && scene.preference.by_deadline();
+            for (ready, order) in [(pending, Order::Created), (delayed, Order::RunAt), (by_deadline, Order::Deadline)] {
+                if ready {
+                    sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, order, takes) }));
+                }
             }
         }
         if !any_room {
@@ -320,27 +407,45 @@ impl Turn<'_> {
     fn claim_one(
         &mut self,
         statements: &mut Statements<'_>,
+        demand: &mut dyn Demand,
         owner: i64,
         lane: i64,
-        from: State,
-        id: JobId,
-        rank: usize,
-    ) -> rusqlite::Result<Option<Claim>> {
-        let Some(known) = self.book.lanes.get(lane) else { return Ok(None) };
+        head: &Head,
+    ) -> rusqlite::Result<Met> {
+        let (rank, .., id) = head.key;
+        let from = head.state;
+        let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
-        let (mut claim, aside) = statements.read.query_row(params![id], |row| {
+        let (mut claim, aside, uses) = statements.read.query_row(params![id], |row| {
             let (job, aside) = row::job(row, known.key())?;
             let place = Place::read(row, JOB_COLUMNS + 2)?;
             let fence = row.get(JOB_COLUMNS)?;
-            Ok((Claim { job, place, rank, fence, backoff: row::json(row, JOB_COLUMNS + 1)? }, aside))
+            let backoff = row::json(row, JOB_COLUMNS + 1)?;
+            let uses = gate::parse(row.get_ref(JOB_COLUMNS + 6)?.as_str_or_null()?);
+            let weight = row.get::<_, Option<u32>>(JOB_COLUMNS + 7)?.unwrap_or(1);
+            let cost = row.get::<_, Option<u32>>(JOB_COLUMNS + 8)?.unwrap_or(1);
+            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses))
         })?;
         if claim.job.status != Status::Pending {
             // It came by another source in this very turn.
-            return Ok(None);
+            return Ok(Met::Passed);
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, claim.place, from, claim.job.attempt)?;
-            return Ok(None);
+            return Ok(Met::Passed);
+        }
+        if let Some(gate) = self.shut_gate(&uses)? {
+            self.hold(id, claim.place, from, gate)?;
+            return Ok(Met::Passed);
+        }
+        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, claim.weight)) {
+            return Ok(Met::TooHeavy);
+        }
+        if let Some(queue) = self.book.lanes.bounded(lane) {
+            if !queue.admits(claim.cost, self.now) {
+                return Ok(Met::Passed);
+            }
+            queue.take(claim.cost.into(), self.now);
         }
         statements.mark.execute(params![id, owner, self.now])?;
         claim.job.status = Status::Running;
@@ -352,7 +457,7 @@ impl Turn<'_> {
             self.forget_last_attempt(&mut claim.job)?;
         }
         self.claimed(id, claim.place, from, claim.job.attempt, claim.job.run_at)?;
-        Ok(Some(claim))
+        Ok(Met::Claimed(Box::new(claim)))
     }
 
     /// Clears what the last attempt told of itself, which is not true of the next one.

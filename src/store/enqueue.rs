@@ -8,10 +8,11 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Status};
 use crate::model::new_job::{NewJob, source_id};
 use crate::model::time::Timestamp;
+use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, edge, flow, lane, last_id, share, tally, unique};
+use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last_id, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -45,12 +46,14 @@ pub(crate) trait Ledger<'c> {
     fn conn(&self) -> &'c Connection;
     fn place(&mut self, new: &NewJob) -> rusqlite::Result<Place>;
     fn next_id(&mut self, new: &NewJob, now: Timestamp) -> rusqlite::Result<JobId>;
+    /// Sees to what bounds the job of this row: its gates are noted, and if one is closed, it is held there.
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()>;
     /// Claims the job of this row as it is written, if that may be: sets its state and owner.
-    fn claim(&mut self, row: &mut NewRow);
+    fn claim(&mut self, row: &mut NewRow, new: &NewJob);
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()>;
     fn added(&mut self, row: &NewRow, new: &NewJob) -> rusqlite::Result<()>;
     /// Takes note that what waits may have nothing to wait for.
-    fn bound(&mut self);
+    fn has_needs(&mut self);
 }
 
 impl<'c> Ledger<'c> for Turn<'c> {
@@ -71,11 +74,20 @@ impl<'c> Ledger<'c> for Turn<'c> {
         Ok(JobId::after(self.book.last_id, now, new.job_type))
     }
 
-    fn claim(&mut self, row: &mut NewRow) {
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
+        let uses = self.gates_of(&new.limits)?;
+        if row.state == State::Pending {
+            row.hold_at(self.gate_ahead(&uses, row.place.lane)?);
+        }
+        row.uses = uses;
+        Ok(())
+    }
+
+    fn claim(&mut self, row: &mut NewRow, new: &NewJob) {
         if row.state != State::Pending {
             return;
         }
-        row.owner = self.may_claim_at_once(row.place.lane);
+        row.owner = self.may_claim_at_once(row.place.lane, new);
         match row.owner {
             Some(_) => row.state = State::Running,
             // From here on somebody waits.
@@ -126,12 +138,14 @@ impl<'c> Ledger<'c> for Turn<'c> {
                 rank: new.priority.rank(),
                 fence: 1,
                 backoff: new.backoff,
+                weight: new.weight,
+                cost: new.cost,
             });
         }
         Ok(())
     }
 
-    fn bound(&mut self) {
+    fn has_needs(&mut self) {
         self.book.flows.has_work = true;
     }
 }
@@ -161,7 +175,16 @@ impl<'c> Ledger<'c> for File<'c> {
         Ok(JobId::after(last_id(self.conn)?, now, new.job_type))
     }
 
-    fn claim(&mut self, _: &mut NewRow) {}
+    fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
+        row.uses = gate::gates_in(self.conn, &new.limits)?;
+        if row.state == State::Pending {
+            // Whether it may go, the next turn of an engine finds out.
+            row.hold_at(row.uses.first().map(|(gate, _)| *gate));
+        }
+        gate::enter_in(self.conn, row.place.lane, &row.uses, row.gate, row.now)
+    }
+
+    fn claim(&mut self, _: &mut NewRow, _: &NewJob) {}
 
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()> {
         self.conn.prepare_cached(PLAN_INSERT)?.execute(values).map(drop)
@@ -180,7 +203,7 @@ impl<'c> Ledger<'c> for File<'c> {
         Ok(())
     }
 
-    fn bound(&mut self) {}
+    fn has_needs(&mut self) {}
 }
 
 /// Counts a job that came into a state in a transaction of the application's own.
@@ -235,10 +258,20 @@ pub(crate) struct NewRow {
     expires_at: Option<Timestamp>,
     /// Who has claimed it already.
     owner: Option<i64>,
-    /// Its gates with what it takes of each, as JSON.
-    limits: Option<String>,
+    /// Its gates with what it takes of each.
+    uses: Vec<Taken>,
     /// The gate that holds it.
     gate: Option<i64>,
+}
+
+impl NewRow {
+    /// Holds it at a gate, if there is one that is closed.
+    fn hold_at(&mut self, gate: Option<i64>) {
+        if gate.is_some() {
+            self.state = State::Held;
+            self.gate = gate;
+        }
+    }
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
@@ -265,9 +298,12 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let run_at = new.run_at.resolve(now);
     let expires_at = new.expires_at.map(|at| at.resolve(now).unwrap_or(now));
     let state = first_state(new, run_at);
-    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None, limits: None, gate: None };
+    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None, uses: Vec::new(), gate: None };
+    if place.limited {
+        ledger.bound(&mut row, new)?;
+    }
     if expires_at.is_none_or(|expires_at| expires_at > now) {
-        ledger.claim(&mut row);
+        ledger.claim(&mut row, new);
     }
     let payload = payload(new);
     let in_row = payload.len() <= PAYLOAD_IN_ROW_BYTES;
@@ -298,7 +334,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         new.callback_url,
         (detail > 0).then_some(detail),
         place.flow,
-        row.limits,
+        place.limited.then(|| gate::text(&row.uses)),
         row.gate,
         (new.weight != 1).then_some(new.weight),
         (new.cost != 1).then_some(new.cost),
@@ -317,7 +353,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     ledger.added(&row, new)?;
     if !new.needs.is_empty() {
         edge::bind(conn, id, new)?;
-        ledger.bound();
+        ledger.has_needs();
     }
     Ok(Enqueued::New(id))
 }

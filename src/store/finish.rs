@@ -16,7 +16,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, edge, tally};
+use crate::store::{Turn, at_hand, callback, detail, edge, gate, tally};
 
 /// How many lines of a job's log are kept, of all its attempts together.
 const LOG_LINES_KEPT: i64 = 10_000;
@@ -251,6 +251,9 @@ impl Turn<'_> {
             self.last_step(self.step_of(claim, state, Cause::Cancelled))?;
             return Ok(Finished::Now(state));
         }
+        if let Some(queue) = self.book.lanes.bounded(claim.place.lane) {
+            queue.take(-i64::from(claim.cost), self.now);
+        }
         let mut step = self.step_of(claim, state, Cause::Returned);
         step.ran = None;
         self.waits(step, Timestamp::from_micros(run_at.unwrap_or(0)))?;
@@ -386,6 +389,9 @@ pub(crate) fn complete_in(
     }
     count_in(conn, claim.place, Some(State::Running), State::Completed, now)?;
     edge::tell(conn, claim.job.id, State::Completed as i64)?;
+    if claim.place.limited {
+        gate::leave_in(conn, claim.job.id, now)?;
+    }
     if counts {
         let ran = claim.job.started_at.map(|started_at| now.since(started_at));
         tally::leave(conn, claim.place.lane, &tally::completed(ran))?;

@@ -17,7 +17,7 @@ use crate::store::place::{Place, place_columns};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, batch, edge, flow, share};
+use crate::store::{Store, Turn, batch, edge, flow, limits, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
 pub(crate) const PLAN_PRUNE: &str = concat!(
@@ -75,6 +75,9 @@ impl Turn<'_> {
             // What the end of a workflow asks is asked of its jobs.
             let is_kept = place.flow.map_or(Ok(false), |flow| flow::is_open(self.conn, flow))?;
             if *completed_at < range.cutoff && !is_kept {
+                if place.limited {
+                    self.leave_gates(*id)?;
+                }
                 delete(self.conn, *id)?;
                 self.book.doomed.remove(id);
                 // Nobody is told: what is kept for its time and goes then has not changed.
@@ -112,9 +115,10 @@ impl Turn<'_> {
         if !standing.state.status().is_terminal() && edge::tell(self.conn, standing.id, flow::GONE)? {
             self.book.flows.has_work = true;
         }
+        // Its row tells which limits count it.
+        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         delete(self.conn, standing.id)?;
         self.book.doomed.remove(&standing.id);
-        self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         // Who waits for its end learns that there is nothing to wait for.
         self.ended(standing.id);
         self.keep_last_id()
@@ -241,6 +245,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         conn.prepare("PRAGMA integrity_check")?.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     wrong.retain(|line| line != "ok");
     wrong.extend(miscounted(conn)?);
+    wrong.extend(limits::miscounted(conn)?);
     wrong.extend(batch::read::miscounted(conn)?);
     wrong.extend(flow::miscounted(conn)?);
     let unowned: i64 = conn.query_row(

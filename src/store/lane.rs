@@ -9,7 +9,10 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
+use crate::model::preference::Preference;
+use crate::model::time::Timestamp;
 use crate::store::place::LaneKey;
+use crate::store::queue::Bounded;
 use crate::store::row::State;
 
 /// The earliest `run_at` among the delayed jobs of a lane, as far as it is known.
@@ -78,9 +81,15 @@ pub(crate) trait Demand {
     /// Whether jobs of this sort have workers of their own, so that they keep no others waiting and wait for no others.
     fn is_apart(&self, lane: &Lane) -> bool;
     /// Takes note of a job of this sort that was claimed.
-    fn took(&mut self, lane: &Lane);
+    fn took(&mut self, lane: &Lane, weight: u32);
+    /// Whether the capacity has room for a job of this weight. If not, nothing that shares it is wanted until it has.
+    fn bears(&mut self, lane: &Lane, weight: u32) -> bool;
     /// A job that has waited this long counts one priority higher.
     fn ageing(&self) -> Option<Duration>;
+    /// What goes first among jobs of one priority.
+    fn preference(&self) -> Preference;
+    /// How long a job of this sort is expected to run.
+    fn takes(&self, lane: &Lane) -> Duration;
     /// Whether users take turns.
     fn is_fair_by_user(&self) -> bool;
 }
@@ -94,6 +103,8 @@ pub(crate) struct Lanes {
     hasher: RandomState,
     kinds: HashSet<String>,
     paused: HashSet<String>,
+    /// Queues that are bounded in all processes together.
+    bounded: HashMap<Box<str>, Bounded>,
 }
 
 impl Lanes {
@@ -115,6 +126,7 @@ impl Lanes {
              FROM jobmill_lane ORDER BY id",
         )?;
         let mut rows = statement.query([])?;
+        self.bounded = Bounded::read_all(conn)?.into_iter().collect();
         let mut seen = 0;
         let mut same = true;
         while let Some(row) = rows.next()? {
@@ -137,6 +149,9 @@ impl Lanes {
             lane.change = [0; State::COUNT];
             lane.next_delayed = NextDelayed::Unknown;
             lane.paused = self.paused.contains(&*lane.queue);
+            if let Some(queue) = self.bounded.get_mut(&*lane.queue) {
+                queue.running += lane.count(State::Running);
+            }
         }
         if seen != self.lanes.len() || !same {
             // Lanes that a failed turn had made are gone again, and others may have got their numbers since.
@@ -152,6 +167,38 @@ impl Lanes {
     pub(crate) fn forget(&mut self) {
         self.lanes.clear();
         self.by_name.clear();
+    }
+
+    /// Lanes from which this process may claim.
+    pub(crate) fn open(&self, now: Timestamp) -> impl Iterator<Item = &Lane> {
+        self.lanes.iter().filter(move |lane| lane.served && !lane.paused && self.room_in_queue(lane, now) > 0)
+    }
+
+    /// How many more jobs of a lane the bounds of its queue let run.
+    pub(crate) fn room_in_queue(&self, lane: &Lane, now: Timestamp) -> usize {
+        if self.bounded.is_empty() {
+            return usize::MAX;
+        }
+        self.bounded.get(&*lane.queue).map_or(usize::MAX, |queue| queue.room(now))
+    }
+
+    /// The bounds of a lane's queue, if it has any.
+    pub(crate) fn bounded(&mut self, lane: i64) -> Option<&mut Bounded> {
+        if self.bounded.is_empty() {
+            return None;
+        }
+        let at = self.at(lane)?;
+        self.bounded.get_mut(&*self.lanes[at].queue)
+    }
+
+    /// When time alone opens a queue in which a job waits.
+    pub(crate) fn next_opening(&self, now: Timestamp) -> Option<i64> {
+        let waiting = |name: &str| {
+            let lanes = self.lanes.iter().filter(|lane| &*lane.queue == name && lane.served && !lane.paused);
+            lanes.into_iter().any(|lane| lane.count(State::Pending) + lane.count(State::Delayed) > 0)
+        };
+        let closed = self.bounded.iter().filter_map(|(name, queue)| queue.opens_at(now).map(|at| (name, at)));
+        closed.filter(|(name, _)| waiting(name)).map(|(_, at)| at).min()
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
@@ -220,6 +267,9 @@ impl Lanes {
 
     /// Counts a job that came into a state, and out of another if it is not new.
     pub(crate) fn count(&mut self, lane: i64, from: Option<State>, to: Option<State>) {
+        if let Some(queue) = self.bounded(lane) {
+            queue.running += i64::from(to == Some(State::Running)) - i64::from(from == Some(State::Running));
+        }
         if let Some(lane) = self.get_mut(lane) {
             if let Some(from) = from {
                 lane.counts[from as usize] -= 1;
@@ -249,7 +299,7 @@ impl Lanes {
             add(conn, lane.id, &lane.change)?;
             lane.change = [0; State::COUNT];
         }
-        Ok(())
+        self.bounded.iter_mut().try_for_each(|(name, queue)| queue.flush(conn, name))
     }
 }
 

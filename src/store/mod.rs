@@ -11,15 +11,19 @@ pub(crate) mod enqueue;
 pub(crate) mod fair;
 pub(crate) mod finish;
 pub(crate) mod flow;
+pub(crate) mod gate;
 pub(crate) mod history;
+pub(crate) mod hold;
 pub(crate) mod housekeeping;
 pub(crate) mod instance;
 pub(crate) mod lane;
+pub(crate) mod limits;
 pub(crate) mod list;
 pub(crate) mod operate;
 pub(crate) mod place;
 #[cfg(test)]
 mod plans;
+pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod rescue;
 pub(crate) mod row;
@@ -47,6 +51,7 @@ use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::fair::Turns;
 use crate::store::flow::Flows;
+use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{Claim, State};
@@ -92,6 +97,7 @@ pub(crate) struct Book {
     pub(crate) shares: Shares,
     pub(crate) flows: Flows,
     pub(crate) turns: Turns,
+    pub(crate) gates: Gates,
     /// Running jobs that are to be deleted as soon as they have ended.
     pub(crate) doomed: HashSet<JobId>,
     /// The newest id in the file.
@@ -240,6 +246,7 @@ impl Store {
             self.book.lanes.forget();
             self.book.shares.forget();
             self.book.flows.forget();
+            self.book.gates.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
             {
@@ -328,6 +335,11 @@ impl Store {
         self.book.flows.has_work
     }
 
+    /// Whether a limit may have jobs to let go.
+    pub(crate) fn is_gate_due(&self, now: Timestamp) -> bool {
+        self.book.gates.is_due(now)
+    }
+
     /// Whether somebody else may have left a signal for one of our running jobs.
     pub(crate) fn may_have_signals(&self) -> bool {
         self.book.look_for_signals && self.book.owner.is_some()
@@ -335,11 +347,12 @@ impl Store {
 
     /// The next moment after `now` at which time alone gives a turn something to do.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
-        let delayed = self.book.served_lanes().filter_map(|lane| match lane.next_delayed {
+        let delayed = self.book.lanes.open(now).filter_map(|lane| match lane.next_delayed {
             NextDelayed::NotBefore(at) => Some(at),
             NextDelayed::Unknown => None,
         });
-        let due = delayed.chain(self.book.next_expiry).filter(|at| *at > now.as_micros()).min()?;
+        let others = [self.book.next_expiry, self.book.gates.next_wake(), self.book.lanes.next_opening(now)];
+        let due = delayed.chain(others.into_iter().flatten()).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
     }
 
@@ -350,17 +363,12 @@ impl Store {
 }
 
 impl Book {
-    /// Lanes from which this process may claim.
-    fn served_lanes(&self) -> impl Iterator<Item = &Lane> {
-        self.lanes.iter().filter(|lane| lane.served && !lane.paused)
-    }
-
     /// Whether a job that this process serves is ready at `now` in a lane that passes, as far as memory tells.
     fn has_ready(&self, now: Timestamp, passes: impl Fn(&Lane) -> bool) -> bool {
-        let now = NextDelayed::NotBefore(now.as_micros());
-        self.served_lanes()
-            .filter(|lane| passes(lane))
-            .any(|lane| lane.count(State::Pending) > 0 || lane.count(State::Delayed) > 0 && lane.next_delayed <= now)
+        let until_now = NextDelayed::NotBefore(now.as_micros());
+        self.lanes.open(now).filter(|lane| passes(lane)).any(|lane| {
+            lane.count(State::Pending) > 0 || lane.count(State::Delayed) > 0 && lane.next_delayed <= until_now
+        })
     }
 
     /// Counts a job that came into a state, and out of another if it is not new.
@@ -377,6 +385,7 @@ impl Book {
     /// Writes what has been counted since the last time.
     pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         self.lanes.flush(conn)?;
+        self.gates.flush(conn, now)?;
         self.shares.flush(conn)?;
         self.flows.flush(conn, now)
     }
@@ -385,6 +394,7 @@ impl Book {
         self.lanes.reload(conn)?;
         self.shares.forget();
         self.flows.reload(conn)?;
+        self.gates.reload(conn)?;
         let mut statement = conn.prepare_cached("SELECT job FROM jobmill_doomed")?;
         self.doomed = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         self.last_id = last_id(conn)?;

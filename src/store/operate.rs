@@ -387,6 +387,9 @@ impl Turn<'_> {
         let place = Place { lane, share, ..standing.place };
         self.book.count(standing.place, Some(standing.state), None);
         self.book.count(place, None, Some(standing.state));
+        if place.limited {
+            self.change_lane_at_gates(standing.id, standing.place.lane, lane, standing.state)?;
+        }
         if let (State::Delayed, Some(run_at), Some(lane)) =
             (standing.state, standing.run_at, self.book.lanes.get_mut(lane))
         {

@@ -10,13 +10,14 @@ use crate::error::Result;
 use crate::model::job::{Priority, Progress, Status};
 use crate::model::new_job::NewJob;
 use crate::model::page::{Order, Query};
+use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
-use crate::store::{Store, Turn, batch, enqueue, fair, housekeeping, list, read, rescue};
+use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue};
 
 /// Wants everything, the users in turn or not.
 struct Greedy(bool);
@@ -34,10 +35,22 @@ impl Demand for Greedy {
         false
     }
 
-    fn took(&mut self, _: &Lane) {}
+    fn took(&mut self, _: &Lane, _: u32) {}
+
+    fn bears(&mut self, _: &Lane, _: u32) -> bool {
+        true
+    }
 
     fn ageing(&self) -> Option<Duration> {
         None
+    }
+
+    fn preference(&self) -> Preference {
+        Preference::EarliestDeadline { patience: Duration::ZERO }
+    }
+
+    fn takes(&self, _: &Lane) -> Duration {
+        Duration::ZERO
     }
 
     fn is_fair_by_user(&self) -> bool {
@@ -143,6 +156,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("claim, pending", claim::PLAN_PENDING, place),
             ("claim, delayed", claim::PLAN_DELAYED, "jobmill_job_delayed (lane=? AND"),
             ("claim, next delayed", claim::PLAN_NEXT_DELAYED, "jobmill_job_delayed (lane=?)"),
+            ("claim, deadline", claim::PLAN_DEADLINE, "jobmill_job_deadline (lane=? AND"),
             ("claim, read", claim::PLAN_READ, rowid),
             ("claim, mark", claim::PLAN_CLAIM, rowid),
             ("users' turns, shares", fair::PLAN_SHARES, "jobmill_share_waiting (lane=? AND id>?)"),
@@ -155,6 +169,9 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("rescue", rescue::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
             ("prune", housekeeping::PLAN_PRUNE, place),
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
+            ("held", hold::PLAN_HELD, "jobmill_job_held (gate=? AND lane=?)"),
+            ("gates, due", gate::PLAN_WAKE, "jobmill_gate_wake (wake_at<?)"),
+            ("gates, next", gate::PLAN_NEXT_WAKE, "jobmill_gate_wake (wake_at>?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, send", batch::plan::PLAN_BOUND, "jobmill_batch_item_request (request=? AND rowid>?)"),

@@ -13,12 +13,11 @@ use crate::model::job_type::JobType;
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::batch;
 use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
-use crate::store::waiting;
+use crate::store::{batch, limits, waiting};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -416,6 +415,8 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
             if !served {
                 reasons.push(Reason::NoHandler { kind: kind.clone() });
             }
+            reasons.extend(limits::explain(conn, id, now)?);
+            reasons.extend(limits::explain_queue(conn, &job.queue, now)?);
             if reasons.is_empty() {
                 reasons.push(Reason::NoFreeWorker);
             }

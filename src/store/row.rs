@@ -135,6 +135,9 @@ pub(crate) struct Claim {
     /// The fencing token: how often the job had been claimed, this claim included.
     pub(crate) fence: i64,
     pub(crate) backoff: Option<Backoff>,
+    /// What it takes of the capacity of its engine, and of the rate of its queue.
+    pub(crate) weight: u32,
+    pub(crate) cost: u32,
 }
 
 /// Makes a job of `job_columns`, as far as they go: what stands aside is told.

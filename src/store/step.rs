@@ -29,6 +29,9 @@ impl Turn<'_> {
     /// Counts a step and notes it for those who hear of it after the commit.
     pub(crate) fn step(&mut self, step: Step) -> rusqlite::Result<()> {
         self.book.count(step.place, step.from, step.to);
+        if step.place.limited {
+            self.step_through_gates(&step)?;
+        }
         self.out.transitions.push(Transition {
             job: step.job,
             lane: step.place.lane,

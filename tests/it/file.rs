@@ -292,7 +292,7 @@ fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
         (
             "UPDATE jobmill_lane SET pending = pending + 1",
             "UPDATE jobmill_lane SET pending = pending - 1",
-            "lane default/echo/default counts [0, 4, 0, 0, 0, 0, 0, 0], its rows are [0, 3, 0, 0, 0, 0, 0, 0]",
+            "lane default/echo/default counts [0, 4, 0, 0, 0, 0, 0, 0, 0], its rows are [0, 3, 0, 0, 0, 0, 0, 0, 0]",
         ),
         (
             "UPDATE jobmill_job SET lane = lane + 7",

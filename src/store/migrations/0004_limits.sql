@@ -74,6 +74,8 @@ CREATE INDEX jobmill_job_share_delayed ON jobmill_job (share, run_at) WHERE stat
 CREATE INDEX jobmill_job_agent ON jobmill_job (agent_id) WHERE agent_id IS NOT NULL;
 CREATE INDEX jobmill_job_source ON jobmill_job (source_id) WHERE source_id IS NOT NULL;
 CREATE INDEX jobmill_job_stop_reason ON jobmill_job (stop_reason) WHERE stop_reason IS NOT NULL;
+-- Serves the claim by deadline.
+CREATE INDEX jobmill_job_deadline ON jobmill_job (lane, expires_at) WHERE state = 1 AND expires_at IS NOT NULL;
 -- Serves the jobs that a limit holds, in the order in which it lets them go.
 CREATE INDEX jobmill_job_held ON jobmill_job (gate, lane, coalesce(run_at, id >> 10), id) WHERE state = 8;
 
@@ -90,11 +92,13 @@ CREATE TABLE jobmill_limit (
     burst       INTEGER   -- how many tokens a key can have
 ) STRICT;
 
--- A gate is a limit at one key. What of its tokens is spent, one moment tells: that at which it has all of them again.
+-- A gate is a limit at one key. What of its tokens is spent, one moment tells: that at which it has all of them again,
+-- in nanoseconds since the epoch, for tokens may come fast. The other times are microseconds.
 CREATE TABLE jobmill_gate (
     id            INTEGER NOT NULL PRIMARY KEY,
     limit_id      INTEGER NOT NULL,
     key           TEXT    NOT NULL,
+    jobs          INTEGER NOT NULL DEFAULT 0,  -- how many rows of jobs name it, whatever their states
     running       INTEGER NOT NULL DEFAULT 0,
     full_at       INTEGER NOT NULL DEFAULT 0,
     blocked_until INTEGER NOT NULL DEFAULT 0,
@@ -103,6 +107,8 @@ CREATE TABLE jobmill_gate (
 ) STRICT;
 -- Serves the look for gates whose time has come.
 CREATE INDEX jobmill_gate_wake ON jobmill_gate (wake_at) WHERE wake_at IS NOT NULL;
+-- Serves the removal of those that no job names any more.
+CREATE INDEX jobmill_gate_idle ON jobmill_gate (id) WHERE jobs = 0;
 
 -- How many jobs of a lane wait for a gate: those that it has let go and nobody has claimed yet, and those that it holds.
 CREATE TABLE jobmill_gate_lane (

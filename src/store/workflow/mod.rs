@@ -15,7 +15,6 @@ use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::need::Condition;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::edge::is_waiting;
 use crate::store::enqueue::PAYLOAD_IN_ROW_BYTES;
@@ -24,6 +23,7 @@ use crate::store::operate::Standing;
 use crate::store::place::{Place, place_columns};
 use crate::store::row::State;
 use crate::store::step::Step;
+use crate::store::{Turn, gate};
 
 /// How many jobs a turn judges, admits, refuses, cancels or sends again.
 pub(crate) const WALK_MAX: usize = 500;
@@ -65,7 +65,8 @@ pub(crate) const PLAN_MEMBERS: &str = concat!(
 );
 
 /// Makes a job pending that waited. Its parameters go by number, for it is run once for each job.
-pub(crate) const PLAN_ADMIT: &str = "UPDATE jobmill_job SET state = ?2, run_at = ?3 WHERE id = ?1 AND state = 0";
+pub(crate) const PLAN_ADMIT: &str =
+    "UPDATE jobmill_job SET state = ?2, run_at = ?3, gate = ?4 WHERE id = ?1 AND state = 0";
 
 impl Turn<'_> {
     /// Does what ends have called for, to about `limit` jobs.
@@ -296,8 +297,14 @@ impl Turn<'_> {
         run_at: Option<Timestamp>,
         attempt: u32,
     ) -> rusqlite::Result<()> {
-        let state = if run_at.is_some() { State::Delayed } else { State::Pending };
-        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at])?;
+        let mut state = if run_at.is_some() { State::Delayed } else { State::Pending };
+        let mut gate = None;
+        if place.limited && state == State::Pending {
+            let (uses, _) = gate::uses_of(self.conn, id)?;
+            gate = self.gate_ahead(&uses, place.lane)?;
+            state = if gate.is_some() { State::Held } else { state };
+        }
+        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at, gate])?;
         self.step(Step {
             job: id,
             place,

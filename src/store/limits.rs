@@ -1,0 +1,141 @@
+//! Reading how limits stand, and why they hold a job.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::model::explain::Reason;
+use crate::model::id::JobId;
+use crate::model::limit::{Limit, LimitUsage};
+use crate::model::time::Timestamp;
+use crate::store::gate::{micros, nanos, rate};
+
+/// Every limit, by name.
+pub(crate) fn limits(conn: &Connection) -> rusqlite::Result<Vec<Limit>> {
+    read_limits(conn, "SELECT name, concurrency, rate, period_us, burst FROM jobmill_limit ORDER BY name")
+}
+
+/// Every queue that is bounded, by name.
+pub(crate) fn queue_limits(conn: &Connection) -> rusqlite::Result<Vec<Limit>> {
+    read_limits(
+        conn,
+        "SELECT name, concurrency, rate, period_us, burst FROM jobmill_queue
+         WHERE concurrency IS NOT NULL OR rate IS NOT NULL ORDER BY name",
+    )
+}
+
+fn read_limits(conn: &Connection, sql: &'static str) -> rusqlite::Result<Vec<Limit>> {
+    conn.prepare_cached(sql)?
+        .query_map([], |row| Ok(Limit { name: row.get(0)?, concurrency: row.get(1)?, rate: rate(row, 2)? }))?
+        .collect()
+}
+
+/// How one key of a limit stands. None if there is no limit of this name.
+pub(crate) fn usage(conn: &Connection, name: &str, key: &str, now: Timestamp) -> rusqlite::Result<Option<LimitUsage>> {
+    let limit = conn
+        .prepare_cached("SELECT id, rate, period_us, burst FROM jobmill_limit WHERE name = ?1")?
+        .query_row([name], |row| Ok((row.get::<_, i64>(0)?, rate(row, 1)?)))
+        .optional()?;
+    let Some((limit, rate)) = limit else { return Ok(None) };
+    let gate = conn
+        .prepare_cached(
+            "SELECT running, full_at, blocked_until,
+                 (SELECT coalesce(sum(held), 0) FROM jobmill_gate_lane WHERE gate = jobmill_gate.id)
+             FROM jobmill_gate WHERE limit_id = ?1 AND key = ?2",
+        )?
+        .query_row(params![limit, key], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?))
+        })
+        .optional()?;
+    let (running, full_at, blocked_until, held) = gate.unwrap_or((0, 0, Timestamp::EPOCH, 0));
+    Ok(Some(LimitUsage {
+        limit: name.to_owned(),
+        key: key.to_owned(),
+        running: u64::try_from(running).unwrap_or(0),
+        held: u64::try_from(held).unwrap_or(0),
+        tokens: rate.map(|rate| rate.level(full_at, nanos(now))),
+        blocked_until: (blocked_until > now).then_some(blocked_until),
+    }))
+}
+
+/// Why a gate holds a job.
+pub(crate) fn explain(conn: &Connection, job: JobId, now: Timestamp) -> rusqlite::Result<Option<Reason>> {
+    conn.prepare_cached(
+        "SELECT name, key, running, concurrency, blocked_until, wake_at
+         FROM jobmill_job AS job JOIN jobmill_gate AS gate ON gate.id = job.gate
+         JOIN jobmill_limit AS bounds ON bounds.id = gate.limit_id
+         WHERE job.id = ?1 AND job.state = 8",
+    )?
+    .query_row([job], |row| {
+        let (blocked_until, wake_at): (Timestamp, Option<Timestamp>) = (row.get(4)?, row.get(5)?);
+        Ok(Reason::Limited {
+            limit: row.get(0)?,
+            key: row.get(1)?,
+            running: row.get(2)?,
+            concurrency: row.get(3)?,
+            until: wake_at.into_iter().chain([blocked_until]).filter(|at| *at > now).max(),
+        })
+    })
+    .optional()
+}
+
+/// Why a queue lets no job start, if it does not.
+pub(crate) fn explain_queue(conn: &Connection, queue: &str, now: Timestamp) -> rusqlite::Result<Option<Reason>> {
+    let bounds = conn
+        .prepare_cached(
+            "SELECT concurrency, rate, period_us, burst, full_at, blocked_until,
+                 (SELECT coalesce(sum(running), 0) FROM jobmill_lane WHERE jobmill_lane.queue = jobmill_queue.name)
+             FROM jobmill_queue WHERE name = ?1",
+        )?
+        .query_row([queue], |row| {
+            let (full_at, blocked_until): (i64, Timestamp) = (row.get(4)?, row.get(5)?);
+            Ok((row.get::<_, Option<u32>>(0)?, rate(row, 1)?, full_at, blocked_until, row.get::<_, u32>(6)?))
+        })
+        .optional()?;
+    let Some((concurrency, rate, full_at, blocked_until, running)) = bounds else { return Ok(None) };
+    let token_at = rate.map(|rate| Timestamp::from_micros(micros(rate.ready_at(full_at, 1, nanos(now)))));
+    let until = token_at.into_iter().chain([blocked_until]).filter(|at| *at > now).max();
+    let full = concurrency.is_some_and(|most| running >= most);
+    Ok((full || until.is_some()).then(|| Reason::QueueLimited { queue: queue.to_owned(), running, concurrency, until }))
+}
+
+/// Counts the jobs that gates count, and gives each whose counts are wrong.
+pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut wrong: Vec<String> = conn
+        .prepare(
+            "WITH used AS (SELECT job.id, job.lane, job.state, job.gate AS holder, value ->> '$[0]' AS gate
+                 FROM jobmill_job AS job, json_each(job.limits) WHERE job.limits IS NOT NULL)
+             SELECT gate.id, jobs, running, count(used.id), coalesce(sum(used.state = 2), 0)
+             FROM jobmill_gate AS gate LEFT JOIN used ON used.gate = gate.id
+             GROUP BY gate.id HAVING jobs <> count(used.id) OR running <> coalesce(sum(used.state = 2), 0)",
+        )?
+        .query_map([], |row| {
+            let counts: [i64; 5] = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?];
+            let [gate, jobs, running, rows, rows_running] = counts;
+            Ok(format!(
+                "gate {gate} counts {jobs} jobs, {running} running; its rows are {rows}, {rows_running} running"
+            ))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let in_lanes: Vec<String> = conn
+        .prepare(
+            "WITH used AS (SELECT job.lane AS lane, value ->> '$[0]' AS gate, job.state = 1 AS ready,
+                     job.state = 8 AND job.gate = value ->> '$[0]' AS held
+                 FROM jobmill_job AS job, json_each(job.limits) WHERE job.limits IS NOT NULL),
+             counted AS (SELECT gate, lane, sum(ready) AS ready, sum(held) AS held FROM used GROUP BY gate, lane
+                 HAVING sum(ready) > 0 OR sum(held) > 0)
+             SELECT gate, lane, ready, held, 'counted' FROM (
+                 SELECT gate, lane, ready, held FROM counted
+                 EXCEPT SELECT gate, lane, ready, held FROM jobmill_gate_lane)
+             UNION ALL SELECT gate, lane, ready, held, 'written' FROM (
+                 SELECT gate, lane, ready, held FROM jobmill_gate_lane
+                 EXCEPT SELECT gate, lane, ready, held FROM counted)",
+        )?
+        .query_map([], |row| {
+            let counts: [i64; 4] = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?];
+            let [gate, lane, ready, held] = counts;
+            let source: String = row.get(4)?;
+            Ok(format!("gate {gate} in lane {lane}: {ready} ready and {held} held are {source}"))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    wrong.extend(in_lanes);
+    Ok(wrong)
+}

@@ -317,15 +317,23 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     if stray > 0 {
         wrong.push(format!("{stray} jobs are of flows that do not exist"));
     }
-    let stuck: i64 = conn.query_row(
-        "SELECT count(*) FROM jobmill_edge AS edge JOIN jobmill_job AS needed ON needed.id = edge.needs
-         WHERE edge.verdict IS NULL AND needed.state IN (3, 4, 5, 6)
-           AND NOT EXISTS (SELECT 1 FROM jobmill_flow_work AS work WHERE work.work = 0 AND work.target = edge.needs)",
+    // While something is to be done, nobody is stuck.
+    let (untold, unnoticed): (i64, i64) = conn.query_row(
+        "SELECT (SELECT count(*) FROM jobmill_edge AS edge
+                 LEFT JOIN jobmill_job AS job ON job.id = edge.needs LEFT JOIN jobmill_flow AS flow ON flow.id = edge.needs
+                 WHERE edge.verdict IS NULL AND coalesce(job.state IN (3, 4, 5, 6), flow.state IN (3, 4, 5), TRUE)
+                   AND NOT EXISTS (SELECT 1 FROM jobmill_flow_work)),
+             (SELECT count(*) FROM jobmill_flow
+              WHERE role < 2 AND state = 2 AND created + pending + running + delayed + held = 0
+                AND NOT EXISTS (SELECT 1 FROM jobmill_flow_work))",
         [],
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    if stuck > 0 {
-        wrong.push(format!("{stuck} ends that others wait for were never told to them"));
+    if untold > 0 {
+        wrong.push(format!("{untold} ends that others wait for were never told to them"));
+    }
+    if unnoticed > 0 {
+        wrong.push(format!("{unnoticed} workflows or stages have ended, and nobody noticed"));
     }
     Ok(wrong)
 }

@@ -57,18 +57,15 @@ impl Client {
                 Work::Stage(jobs) => jobs,
             };
             let is_stage = plan.nodes[place].is_stage;
-            jobs.enumerate().map(move |(at, job)| {
-                let name = if is_stage { format!("{}[{at}]", node.name) } else { node.name.clone() };
-                (Spot::Node(place), name, is_stage, job)
-            })
+            jobs.enumerate().map(move |(at, job)| (Spot::Node(place), is_stage.then_some(at), job))
         });
-        let callbacks = callbacks
-            .into_iter()
-            .enumerate()
-            .map(|(at, (condition, job))| (Spot::Callback(at), callback_name(condition).to_owned(), false, job));
-        let mut members = nodes.chain(callbacks).map(|(spot, name, is_stage, job)| {
-            let admitted = admit_member(job, user.as_deref(), is_stage, caller);
-            admitted.map(|job| (spot, job)).map_err(|error| Error::new(error.kind(), format!("{name}: {error}")))
+        let callbacks = callbacks.into_iter().enumerate().map(|(at, (_, job))| (Spot::Callback(at), None, job));
+        let mut members = nodes.chain(callbacks).map(|(spot, at, job)| {
+            let admitted = admit_member(job, user.as_deref(), at.is_some(), caller);
+            admitted.map(|job| (spot, job)).map_err(|error| {
+                let at = at.map(|at| format!("[{at}]")).unwrap_or_default();
+                Error::new(error.kind(), format!("{}{at}: {error}", name_of(&plan, spot)))
+            })
         });
         // The first slice is checked before anything is written, and most workflows have no other.
         let slice = next_slice(&mut members)?.unwrap_or_default();
@@ -93,11 +90,9 @@ impl Client {
         let mut written = Ok(());
         while let Some(slice) = next.take() {
             let (shared, mut drafted) = (plan_for_turns.clone(), draft.clone());
-            let result = self.desk().call(move |turn| {
-                let written = turn.guarded(|mut turn| write(&mut turn, &shared, &mut drafted, slice, false))?;
-                written.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                Ok(drafted)
-            });
+            // Whatever is refused here is taken back with all the rest.
+            let result =
+                self.desk().call(move |turn| write(turn, &shared, &mut drafted, slice, false).map(|()| drafted));
             match result {
                 Ok(drafted) => draft = drafted,
                 Err(error) => {
@@ -271,16 +266,20 @@ fn write(turn: &mut Turn<'_>, plan: &Plan, draft: &mut Draft, slice: Slice, at_o
             Spot::Callback(_) => true,
         };
         if let Enqueued::Existing(holder) = turn.draft_job(plan, draft, spot, job, waits).map_err(cannot_start)? {
-            let name = match spot {
-                Spot::Node(place) => &*plan.nodes[place].name,
-                Spot::Callback(at) => callback_name(plan.callbacks[at]),
-            };
+            let name = name_of(plan, spot);
             // A bound client is not told which job of somebody else's holds a key, and nobody is told here.
             log::debug!("the unique key of {name} is held by {holder}");
             return Err(Error::new(ErrorKind::Conflict, format!("{name}: another job holds the unique key")));
         }
     }
     Ok(())
+}
+
+fn name_of(plan: &Plan, spot: Spot) -> &str {
+    match spot {
+        Spot::Node(place) => &plan.nodes[place].name,
+        Spot::Callback(at) => callback_name(plan.callbacks[at]),
+    }
 }
 
 fn no_workflow(id: WorkflowId) -> Error {

@@ -643,3 +643,16 @@ fn ids_of_workflows_are_of_the_sequence_of_jobs() -> jobmill::Result<()> {
     refused("job-0000000000g00".parse::<WorkflowId>(), ErrorKind::Invalid, "id: must be workflow-");
     Ok(())
 }
+
+#[test]
+fn more_may_follow_one_job_than_a_turn_judges() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let first = t.enqueue(Do::job("first"))?;
+    let many = (0..1300).map(|n| Do::job(n.to_string()).after(first));
+    t.client().enqueue_many(many)?;
+    t.drain()?;
+    assert_eq!(record.take().len(), 1301);
+    assert_eq!(t.client().stats()?.total.completed, 1301);
+    sound(t.client());
+    Ok(())
+}

@@ -268,3 +268,26 @@ fn a_workflow_goes_on_when_the_process_is_killed_that_worked_on_it() -> jobmill:
     engine.shutdown(PATIENCE)?;
     Ok(())
 }
+
+/// The first jobs that a retry sends may have ended before it comes to the last.
+#[test]
+fn a_stage_that_is_being_sent_again_does_not_end_with_the_first_of_it() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["0", "2900"]);
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", (0..3000).map(|n| Do::job(n.to_string())))
+        .job("join", Do::job("join"))
+        .after("parts")
+        .on_success(Do::job("success"));
+    let id = t.client().start_workflow(workflow)?;
+    t.drain()?;
+    record.set_failing([]);
+    record.take();
+    t.faults().fail(2, Fault::Before);
+    assert_eq!(t.client().retry_workflow(id).unwrap_err().kind(), ErrorKind::Storage);
+    t.drain()?;
+    assert_eq!(record.take(), ["0", "2900", "join", "success"]);
+    assert_eq!(standing(&t, id), "completed: parts completed, join completed, on_success completed");
+    sound(t.client());
+    Ok(())
+}

@@ -8,11 +8,14 @@
 //! Memory is bounded whatever the size of the tree: the entries of one directory and one buffer for each worker, a fixed
 //! table for the report, and the duplicates themselves. Everything else is in the database.
 
+#[path = "shared/database.rs"]
+mod database;
+
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use database::{lock, remove};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use jobmill::rusqlite::{Connection, OpenFlags, OptionalExtension};
 use jobmill::{
@@ -266,7 +270,7 @@ fn run(asked: Asked) -> Result<bool> {
         None => default_database(&root)?,
     };
     // A second run on the same scan would find its database gone when the first one ends.
-    let _lock = lock(&database)?;
+    let _lock = lock(&database, "scan")?;
     check_ours(&database, &root)?;
     if asked.fresh {
         remove(&database)?;
@@ -346,22 +350,6 @@ fn outside(database: PathBuf, root: &Path) -> Result<PathBuf> {
     Ok(database)
 }
 
-fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
-}
-
-fn lock(database: &Path) -> Result<File> {
-    let path = beside(database, ".lock");
-    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err("another run is at this scan already".into()),
-        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", path.display()).into()),
-    }
-}
-
 /// Refuses a file that holds anything but a scan of `root`, for the end of the scan removes it.
 fn check_ours(database: &Path, root: &Path) -> Result<()> {
     if fs::metadata(database).map_or(0, |file| file.len()) == 0 {
@@ -389,29 +377,6 @@ fn check_ours(database: &Path, root: &Path) -> Result<()> {
 
 fn stored(root: &Path) -> Result<String> {
     Ok(serde_json::to_string(&Below(root.to_owned()))?)
-}
-
-/// Removes the database and what SQLite and engines that were killed have left beside it.
-fn remove(database: &Path) -> Result<()> {
-    let Some(name) = database.file_name() else { return Ok(()) };
-    let lock_files = [name.as_encoded_bytes(), b"-jobmill-"].concat();
-    // The database goes first. A kill after that leaves files that mean nothing without it; before that, everything.
-    let mut paths = vec![database.to_owned(), beside(database, "-wal"), beside(database, "-shm")];
-    for entry in fs::read_dir(database.parent().unwrap_or(Path::new(".")))? {
-        let entry = entry?;
-        if entry.file_name().as_encoded_bytes().starts_with(&lock_files) {
-            paths.push(entry.path());
-        }
-    }
-    for path in paths {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(format!("cannot remove {}: {error}", path.display()).into());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 /// Begins a scan unless there is one to go on with. The scan's own table and its first job come in one commit.

@@ -32,6 +32,7 @@ pub use clock::{Clock, SystemClock};
 /// The release of `crossbeam-channel` whose receivers this crate gives.
 pub use crossbeam_channel;
 pub use engine::builder::EngineBuilder;
+pub use engine::settings::Setting;
 pub use engine::{Engine, Shutdown};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::context::Context;
@@ -46,6 +47,7 @@ pub use model::batch::{
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
+pub use model::failure_reason::FailureReason;
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
 pub use model::id::{BatchItemId, BatchRequestId, JobId, WorkflowId};

@@ -14,6 +14,7 @@ mod limits;
 mod ours;
 mod report;
 mod scale;
+mod simulation;
 mod throughput;
 mod workflows;
 
@@ -28,7 +29,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 16] = [
+    let sections: [Section; 17] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -42,6 +43,7 @@ fn main() {
         ("batches", batches::batches),
         ("workflows", workflows::workflows),
         ("limits", limits::limits),
+        ("simulation", simulation::simulation),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

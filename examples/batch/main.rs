@@ -7,17 +7,20 @@
 //! Without a provider the requests are run here, each by a real computation and no model: how easily a passage reads. It
 //! needs no network and no key.
 
+#[path = "../shared/database.rs"]
+mod database;
 mod readability;
 
 use std::error::Error;
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
+use database::{beside, lock, remove};
 use indicatif::{ProgressBar, ProgressStyle};
 use jobmill::provider::{Anthropic, Key, Local, LocalError, OpenAi, Outgoing};
 use jobmill::{
@@ -234,37 +237,6 @@ fn write(client: &Client, id: JobId, out: &Path) -> Result<u64> {
     Ok(count)
 }
 
-/// Keeps a second run of the same batch away, which the end of the first would take the ground from.
-fn lock(database: &Path) -> Result<File> {
-    let path = beside(database, ".lock");
-    let file = File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err("another run is at this batch already".into()),
-        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", path.display()).into()),
-    }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(suffix);
-    beside.into()
-}
-
-/// Removes the database and what stands beside it.
-fn remove(database: &Path) -> Result<()> {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let path = beside(database, suffix);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(format!("{}: {error}", path.display()).into());
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 fn run() -> Result<ExitCode> {
     let Some(options) = options()? else {
         print!("{USAGE}");
@@ -275,7 +247,7 @@ fn run() -> Result<ExitCode> {
         let _ = stopper.try_send(());
     })?;
     let builder = builder(&options)?;
-    let _lock = lock(&options.database)?;
+    let _lock = lock(&options.database, "batch")?;
     let engine = builder.start().inspect_err(|_| drop(fs::remove_file(beside(&options.database, ".lock"))))?;
     let client = engine.client();
     let id = match begin(client, &options) {

@@ -9,8 +9,8 @@ use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, Poll
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
-use crate::model::new_job::check_name;
 use crate::model::page::{Order, Query};
+use crate::model::rules::check_name;
 use crate::store::batch::create::NotAdded;
 use crate::store::batch::read::{self, ItemFilter};
 use crate::store::connect::storage_error;
@@ -20,6 +20,8 @@ use crate::store::{self, Turn};
 /// Up to how many items, and bytes of them, are written in one transaction.
 const SLICE_ITEMS: usize = 1000;
 const SLICE_BYTES: usize = 8 << 20;
+/// How many polls are made due in one transaction.
+const SLICE_POLLS: usize = 1000;
 /// How many results are read at a time.
 const RESULTS_CHUNK: usize = 200;
 /// The longest line of a JSONL file, in bytes.
@@ -345,7 +347,14 @@ impl Client {
     /// `Forbidden` if the client is bound to a user.
     pub fn poll_now(&self) -> Result<usize> {
         self.administer("poll for everybody")?;
-        let due = self.desk().call(|turn| turn.poll_all_now().map_err(cannot_submit))?;
+        let mut due = 0;
+        loop {
+            let made = self.desk().call(|turn| turn.poll_now(SLICE_POLLS).map_err(cannot_submit))?;
+            due += made;
+            if made < SLICE_POLLS {
+                break;
+            }
+        }
         self.desk().wake_poller();
         Ok(due)
     }
@@ -374,7 +383,8 @@ impl Client {
 
     /// Says that a request of which nobody knows whether its provider has it was not created: it is sent again. Or gives up
     /// one of which its provider tells nothing any more, neither how it does nor its results: its items count as missing,
-    /// and are sent again while they have attempts left. If it was run, that is paid twice.
+    /// and are sent again while they have attempts left. If it was run, that is paid twice. By itself the engine gives such a
+    /// request up after [`Batches::lost_after`](crate::Batches::lost_after), and sends nothing again.
     ///
     /// # Errors
     /// Those of [`Client::adopt_request`].

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::limit::{Limit, LimitUsage};
-use crate::model::new_job::check_queue;
+use crate::model::rules::check_queue;
 use crate::store::connect::storage_error;
 use crate::store::limits;
 

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::history::Caller;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
-use crate::model::new_job::{check_name, check_queue};
+use crate::model::rules::{check_name, check_queue};
 use crate::model::update::{JobUpdate, StatusChange};
 use crate::store::Turn;
 use crate::store::connect::storage_error;
@@ -25,7 +25,9 @@ impl Client {
         self.operate(id, "cancelled", |turn, id, caller| turn.cancel(id, caller))
     }
 
-    /// Makes a job that failed, was cancelled or expired pending once more, with at least one attempt.
+    /// Makes a job that failed, was cancelled or expired pending once more, with at least one attempt. Of an LLM batch, those
+    /// items go once more that are not completed: one whose reply is in the file goes to its step, and is not paid again; the
+    /// others are sent, with their attempts anew.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or is completed, or if another job holds its

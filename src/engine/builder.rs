@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::builtin::batch::cancel::Canceller;
 use crate::builtin::batch::clean::Cleaner;
-use crate::builtin::batch::harvest::Harvester;
+use crate::builtin::batch::end::Ender;
+use crate::builtin::batch::harvest::{Harvester, Runner};
 use crate::builtin::batch::plan::Planner;
+use crate::builtin::batch::retry::Retrier;
 use crate::builtin::batch::send::Sender;
 use crate::builtin::batch::step::StepFn;
 use crate::builtin::batch::{Agency, Batches};
@@ -36,10 +38,11 @@ use crate::liveness::Liveness;
 use crate::model::batch::{BatchReply, Step};
 use crate::model::limit::Limit;
 use crate::model::metrics::Window;
-use crate::model::new_job::{Payload, check_duration, check_kind, check_queue};
+use crate::model::new_job::Payload;
 use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
+use crate::model::rules::{check_duration, check_kind, check_queue};
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
 use crate::panics;
@@ -71,28 +74,28 @@ pub struct EngineBuilder {
     path: PathBuf,
     registry: Registry,
     states: States,
-    workers: Workers,
+    pub(super) workers: Workers,
     queue_limits: HashMap<String, usize>,
-    backoff: Backoff,
-    capacity: Option<u32>,
+    pub(super) backoff: Backoff,
+    pub(super) capacity: Option<u32>,
     limits: Vec<Limit>,
     bounded_queues: Vec<Limit>,
-    preference: Preference,
-    ageing: Option<Duration>,
-    fair_by_user: bool,
+    pub(super) preference: Preference,
+    pub(super) ageing: Option<Duration>,
+    pub(super) fair_by_user: bool,
     thresholds: Vec<Threshold>,
-    counts_rates: bool,
+    pub(super) counts_rates: bool,
     /// None: this engine delivers no callbacks.
-    callbacks: Option<Callbacks>,
+    pub(super) callbacks: Option<Callbacks>,
     providers: Vec<Arc<dyn Provider>>,
-    batches: Batches,
-    durability: Durability,
-    busy_timeout: Duration,
-    retention: Retention,
-    timeout_grace: Duration,
-    abandoned_max: usize,
-    shutdown_timeout: Duration,
-    heartbeats: bool,
+    pub(super) batches: Batches,
+    pub(super) durability: Durability,
+    pub(super) busy_timeout: Duration,
+    pub(super) retention: Retention,
+    pub(super) timeout_grace: Duration,
+    pub(super) abandoned_max: usize,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) heartbeats: bool,
     clock: Arc<dyn Clock>,
     faults: Option<Faults>,
     /// The first rule that a setter saw broken.
@@ -407,15 +410,18 @@ impl EngineBuilder {
 
     fn build(mut self, threads: bool) -> Result<Engine> {
         self.check()?;
-        let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0];
+        let mut own_workers = [self.callbacks.as_ref().map_or(0, |callbacks| callbacks.in_flight), 0, 0];
         let agency = self.found_agency()?;
         if let Some(agency) = &agency {
-            own_workers[1] = agency.settings.in_flight;
+            own_workers[1..].copy_from_slice(&[agency.settings.in_flight, agency.settings.local_in_flight]);
             self.registry.add_own(Planner { agency: agency.clone() })?;
             self.registry.add_own(Sender { agency: agency.clone() })?;
             self.registry.add_own(Harvester { agency: agency.clone() })?;
+            self.registry.add_own(Runner(Harvester { agency: agency.clone() }))?;
             self.registry.add_own(Canceller { agency: agency.clone() })?;
             self.registry.add_own(Cleaner { agency: agency.clone() })?;
+            self.registry.add_own(Retrier)?;
+            self.registry.add_own(Ender)?;
         }
         if let Some(callbacks) = self.callbacks.take() {
             // Each delivery looks up one name, and one that waits for a dead server should not hold up the next.

@@ -7,6 +7,7 @@ pub(crate) mod maintenance;
 pub(crate) mod names;
 pub(crate) mod poller;
 pub(crate) mod pool;
+pub(crate) mod settings;
 pub(crate) mod staff;
 pub(crate) mod worker;
 

@@ -9,18 +9,23 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
+use rusqlite::Connection;
 
-use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, SLICE, call, in_slices};
+use crate::builtin::batch::{Agency, Batches, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, call, in_slices};
 use crate::client::Client;
 use crate::error::Result;
 use crate::model::batch::PollCycle;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, CallError, CallResult, Limits, Provider, RemoteBatch};
-use crate::store::batch::poll;
+use crate::store::Turn;
+use crate::store::batch::poll::PollLimits;
 use crate::store::batch::request::RequestRow;
+use crate::store::batch::{poll, results};
 
 /// The longest rest, after which it looks whether another process has left something to be asked about.
 const REST_MAX: Duration = Duration::from_secs(30);
+/// The shortest rest.
+const REST_MIN: Duration = Duration::from_millis(20);
 /// The shortest rest after a cycle that could not write what it was told.
 const REST_FAILED: Duration = Duration::from_secs(1);
 /// How long nobody else asks about a batch that we ask about.
@@ -75,7 +80,11 @@ impl Poller {
         let (started_at, began) = (desk.clock().now(), desk.clock().monotonic());
         let limit = self.agency.settings.poll_batch_size;
         let accounts = self.agency.accounts();
-        let due = call(desk, move |turn| turn.claim_polls(&accounts, limit, LEASE))?;
+        let (now, limits) = (started_at, PollLimits { lease: LEASE, wait_max: POLL_WAIT_MAX });
+        let ids =
+            self.look("cannot read which polls are due", |conn| poll::due(conn, &accounts, now, limit, limits))?;
+        let mut due = Vec::with_capacity(ids.len());
+        self.each_slice(ids, move |turn, ids| turn.claim_polls(ids, limits), |claimed| due.extend(claimed))?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
         cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
@@ -218,9 +227,32 @@ impl Poller {
                 cycle.failed += 1;
                 let wait = next_wait(&self.agency.settings, &limits, &row, None, error.retry_after, now);
                 log::warn!("{}: the provider did not tell how it does: {error}", row.id);
-                let text = error.to_string();
-                call(desk, move |turn| turn.poll_failed(&row, &text, wait))?;
+                let (text, not_found) = (error.to_string(), error.is_not_found());
+                let patience = self.agency.settings.lost_after;
+                call(desk, move |turn| {
+                    turn.poll_failed(&row, &text, wait)?;
+                    if not_found { turn.not_known(&row, &text, patience).map(drop) } else { Ok(()) }
+                })?;
             }
+        }
+        Ok(())
+    }
+
+    /// Reads beside the writer, however much there is.
+    fn look<T>(&self, what: &str, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        self.client.reader().snapshot(what, read)
+    }
+
+    /// Writes in turns that are short, however much there is. Each looks again at what was read before it.
+    fn each_slice<T: Clone + Send + 'static, R: Send + 'static>(
+        &self,
+        all: Vec<T>,
+        work: impl Fn(&mut Turn<'_>, &[T]) -> rusqlite::Result<R> + Clone + Send + 'static,
+        mut done: impl FnMut(R),
+    ) -> Result<()> {
+        for slice in all.chunks(SLICE) {
+            let (slice, work) = (slice.to_vec(), work.clone());
+            done(call(self.client.desk(), move |turn| work(turn, &slice))?);
         }
         Ok(())
     }
@@ -228,13 +260,45 @@ impl Poller {
     /// Takes up again what nobody is at, ends steps whose job has gone, and removes what belongs to deleted batches.
     pub(crate) fn tidy(&self) -> Result<()> {
         let desk = self.client.desk();
-        call(desk, |turn| turn.resume_batches())?;
-        let accounts = self.agency.accounts();
-        for account in call(desk, move |turn| turn.note_strange(&accounts, STRANGE_AFTER))? {
-            log::warn!("batches wait for the account {account}, which is not here");
+        let open = self.look("cannot read the requests", poll::open)?;
+        self.each_slice(open, |turn, ids| turn.resume_requests(ids), drop)?;
+        let running = self.look("cannot read the batches", poll::running)?;
+        self.each_slice(running, |turn, ids| turn.resume_batches(ids), drop)?;
+        self.note_strange()?;
+        loop {
+            let lost = self.look("cannot read the steps", |conn| results::lost_steps(conn, SLICE))?;
+            let left = lost.len() == SLICE;
+            if !lost.is_empty() {
+                call(desk, move |turn| turn.fail_lost_steps(lost))?;
+            }
+            if !left {
+                break;
+            }
         }
-        in_slices(desk, |turn| turn.fail_lost_steps(SLICE).map(|lost| lost == SLICE))?;
-        in_slices(desk, |turn| turn.purge_batches(SLICE))
+        for batch in self.look("cannot read what is deleted", poll::gone)? {
+            in_slices(desk, move |turn| turn.purge_batch(batch, SLICE))?;
+        }
+        Ok(())
+    }
+
+    /// Says of batches that have been due for long that nobody here may ask about them.
+    fn note_strange(&self) -> Result<()> {
+        let desk = self.client.desk();
+        let (accounts, before) = (self.agency.accounts(), desk.clock().now().saturating_sub(STRANGE_AFTER));
+        let mut told = false;
+        loop {
+            let (others, silent) =
+                self.look("cannot read the accounts", |conn| poll::strange(conn, &accounts, before, SLICE))?;
+            if !std::mem::replace(&mut told, true) {
+                others
+                    .iter()
+                    .for_each(|account| log::warn!("batches wait for the account {account}, which is not here"));
+            }
+            if silent.is_empty() {
+                return Ok(());
+            }
+            call(desk, move |turn| turn.note_strange(&silent))?;
+        }
     }
 
     fn rest(&self) -> Duration {
@@ -260,14 +324,7 @@ impl Poller {
                     log::warn!("batches are looked after later: {error}");
                 }
             }
-            let mut rest_min = Duration::from_millis(20);
-            if self.agency.settings.polling
-                && let Err(error) = self.cycle()
-            {
-                log::warn!("a cycle of polls failed and is tried again: {error}");
-                // What was due is due still.
-                rest_min = REST_FAILED;
-            }
+            let rest_min = if self.agency.settings.polling { rest_min(&self.cycle()) } else { REST_MIN };
             crossbeam_channel::select! {
                 recv(stop) -> _ => return,
                 recv(wake) -> _ => {}
@@ -311,6 +368,18 @@ impl<'a> Task<'a> {
     }
 }
 
+/// How long to rest at least after a cycle that came to this.
+fn rest_min(cycle: &Result<PollCycle>) -> Duration {
+    match cycle {
+        Ok(_) => REST_MIN,
+        Err(error) => {
+            log::warn!("a cycle of polls failed and is tried again: {error}");
+            // What was due is due still.
+            REST_FAILED
+        }
+    }
+}
+
 /// What a provider answers. One that panics, which may be the application's, must not end the thread that asks for all.
 fn asked<T>(ask: impl FnOnce() -> CallResult<T>) -> CallResult<T> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(ask)).unwrap_or_else(|_| {
@@ -347,7 +416,7 @@ fn next_wait(
     if row.sent_at.is_some_and(|at| now.since(at) > settings.lookback) {
         wait = wait.max(WAIT_OLD);
     }
-    wait.max(retry_after.unwrap_or_default()).max(limits.poll_min)
+    wait.max(retry_after.unwrap_or_default()).max(limits.poll_min).min(POLL_WAIT_MAX)
 }
 
 /// The thread, and how it is woken and stopped.
@@ -377,5 +446,18 @@ impl PollerThread {
         if self.thread.join().is_err() {
             log::error!("the poller panicked");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    /// What was due stays due when the file fails, so that a poller which did not rest would ask a thousand times a second.
+    #[test]
+    fn a_poller_rests_after_a_cycle_that_failed() {
+        assert_eq!(rest_min(&Ok(PollCycle::default())), REST_MIN);
+        assert_eq!(rest_min(&Err(Error::invalid("file", "is broken"))), Duration::from_secs(1));
     }
 }

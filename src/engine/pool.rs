@@ -9,12 +9,12 @@ use crate::clock::Clock;
 use crate::desk::Note;
 use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
-use crate::model::batch_job::BATCH_KINDS;
+use crate::model::batch_job::{BATCH_KINDS, LOCAL_KIND};
 use crate::model::id::JobId;
 use crate::model::job::Priority;
-use crate::model::new_job::SYSTEM_QUEUE;
 use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::workers::Workers;
 use crate::store::lane::{Demand, Lane};
 use crate::store::row::Claim;
@@ -30,16 +30,18 @@ const AHEAD_STALE: Duration = Duration::from_millis(20);
 const WAKE_FOR: Duration = Duration::from_micros(100);
 const RANKS: usize = Priority::ALL.len();
 /// Jobs stand in a line for each rank, and the engine's own in more: those have workers of their own, so that callbacks do
-/// not wait for batches that take hours.
+/// not wait for batches, nor what is at a provider for what runs here and may take hours.
 const LINES: usize = RANKS + OWN_LINES;
-const OWN_LINES: usize = 2;
+const OWN_LINES: usize = 3;
 const CALLBACKS: usize = RANKS;
 const BATCHES: usize = RANKS + 1;
+const LOCAL: usize = RANKS + 2;
 
 /// What the pool was built with.
 pub(crate) struct PoolSettings {
     pub(crate) workers: Workers,
-    /// How many deliveries of callbacks run at a time, beside the others, and how many jobs that batches need.
+    /// How many deliveries of callbacks run at a time, beside the others, how many jobs that batches need, and how many
+    /// requests of local providers.
     pub(crate) own_workers: [usize; OWN_LINES],
     pub(crate) queue_limits: HashMap<String, usize>,
     /// What jobs may weigh all together that run at a time.
@@ -427,7 +429,11 @@ fn line(claim: &Claim) -> usize {
 
 /// The line in which a job of the engine's own stands.
 fn own_line(kind: &str) -> usize {
-    if kind.starts_with(BATCH_KINDS) { BATCHES } else { CALLBACKS }
+    match kind {
+        LOCAL_KIND => LOCAL,
+        kind if kind.starts_with(BATCH_KINDS) => BATCHES,
+        _ => CALLBACKS,
+    }
 }
 
 /// Takes a run off the books, and tells whether it was on them.

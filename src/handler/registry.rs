@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::handler::context::{Context, encode};
 use crate::handler::{Failure, Handler, IntoOutcome, Outcome};
-use crate::model::new_job::{Payload, check_kind};
+use crate::model::new_job::Payload;
+use crate::model::rules::check_kind;
 use crate::panics;
 
 /// What an attempt gives: an outcome whose value is JSON already.

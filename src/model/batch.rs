@@ -55,7 +55,8 @@ pub struct Spent {
     pub usage: Usage,
     /// What is known to have been paid, in billionths of the currency's unit.
     pub cost_nanos: i64,
-    /// Results whose cost is not known, for the price table lacks their model or the provider did not count.
+    /// Results whose cost is not known, for the price table lacks their model, the provider did not count, or it does not
+    /// know any more what it has run.
     pub unpriced: u64,
     /// The currency, if anything has a price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -129,7 +130,7 @@ pub struct BatchItemRecord {
     pub model: String,
     /// The agent.
     pub agent_id: Option<String>,
-    /// Why the model stopped the last time, as a word.
+    /// Why the model stopped, as a word, once it has replied at this step.
     pub finish: Option<String>,
     /// What kind of failure the last one is, as a word.
     pub error_class: Option<String>,
@@ -190,7 +191,7 @@ pub enum RequestStatus {
     Ended,
     /// All its results are in the file.
     Harvested,
-    /// Nothing of it was run, and its items have gone elsewhere.
+    /// Nothing of it was run, or nobody can tell what. Its items have gone elsewhere, or have failed.
     Refused,
 }
 

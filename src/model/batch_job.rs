@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
-use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::new_job::{NewJob, Payload};
 use crate::model::retry::Backoff;
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::unique::Unique;
 
 /// Puts items that wait into requests.
@@ -26,6 +27,12 @@ pub(crate) struct HarvestRequest {
     pub(crate) request: BatchRequestId,
 }
 
+/// Runs the items of a request at a local provider, and reads its results.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct RunRequest {
+    pub(crate) request: BatchRequestId,
+}
+
 /// Deletes what a provider keeps of a request that is harvested.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct CleanRequest {
@@ -38,6 +45,18 @@ pub(crate) struct CancelBatch {
     pub(crate) batch: JobId,
 }
 
+/// Lets items of an ended batch go once more.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct RetryBatch {
+    pub(crate) batch: JobId,
+}
+
+/// Ends a batch of which so much has failed that its summary takes a while.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct EndBatch {
+    pub(crate) batch: JobId,
+}
+
 /// Runs the step of an item that has a reply.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct StepItem {
@@ -45,8 +64,10 @@ pub(crate) struct StepItem {
     pub(crate) step_number: u32,
 }
 
-/// The kinds of our own begin with this, those that batches need with this.
+/// The kinds that batches need begin with this.
 pub(crate) const BATCH_KINDS: &str = "jobmill.batch.";
+/// The one that takes as long as what a local provider runs.
+pub(crate) const LOCAL_KIND: &str = "jobmill.batch.run";
 
 impl Payload for PlanBatch {
     const KIND: &'static str = "jobmill.batch.plan";
@@ -72,6 +93,14 @@ impl Payload for HarvestRequest {
     }
 }
 
+impl Payload for RunRequest {
+    const KIND: &'static str = LOCAL_KIND;
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
 impl Payload for CleanRequest {
     const KIND: &'static str = "jobmill.batch.clean";
 
@@ -83,6 +112,22 @@ impl Payload for CleanRequest {
 
 impl Payload for CancelBatch {
     const KIND: &'static str = "jobmill.batch.cancel";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for RetryBatch {
+    const KIND: &'static str = "jobmill.batch.retry";
+
+    fn defaults(job: NewJob) -> NewJob {
+        untiring(job)
+    }
+}
+
+impl Payload for EndBatch {
+    const KIND: &'static str = "jobmill.batch.end";
 
     fn defaults(job: NewJob) -> NewJob {
         untiring(job)
@@ -102,7 +147,19 @@ impl PlanBatch {
     }
 }
 
+impl PlanBatch {
+    /// The key of which no second one waits.
+    pub(crate) fn scoped_key(&self) -> String {
+        scoped_key(&self.new_job())
+    }
+}
+
 impl SendRequest {
+    /// The key of which there is no second one.
+    pub(crate) fn scoped_key(&self) -> String {
+        scoped_key(&self.new_job())
+    }
+
     /// The job that does it, of which there is no second one.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).unique(Unique::key(self.request.to_string()))
@@ -110,6 +167,13 @@ impl SendRequest {
 }
 
 impl HarvestRequest {
+    /// The job that does it, of which there is no second one.
+    pub(crate) fn new_job(&self) -> NewJob {
+        NewJob::of(self).unique(Unique::key(self.request.to_string()))
+    }
+}
+
+impl RunRequest {
     /// The job that does it, of which there is no second one.
     pub(crate) fn new_job(&self) -> NewJob {
         NewJob::of(self).unique(Unique::key(self.request.to_string()))
@@ -128,6 +192,25 @@ impl CancelBatch {
     pub(crate) fn new_job(&self) -> NewJob {
         waiting_once(NewJob::of(self), self.batch)
     }
+}
+
+impl EndBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+impl RetryBatch {
+    /// The job that does it, of which no second one waits.
+    pub(crate) fn new_job(&self) -> NewJob {
+        waiting_once(NewJob::of(self), self.batch)
+    }
+}
+
+fn scoped_key(job: &NewJob) -> String {
+    let kind = job.kind.as_deref().unwrap_or_default();
+    job.unique.as_ref().map(|unique| unique.scoped_key(&job.queue, kind, None)).unwrap_or_default()
 }
 
 /// While one runs, another may wait, for it may have looked already at what has changed since.

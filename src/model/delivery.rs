@@ -6,7 +6,8 @@ use serde_json::value::RawValue;
 use crate::model::attempt::Attempt;
 use crate::model::id::JobId;
 use crate::model::job::Status;
-use crate::model::new_job::{NewJob, Payload, SYSTEM_QUEUE};
+use crate::model::new_job::{NewJob, Payload};
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::time::Timestamp;
 
 /// The input of the job that delivers a callback.

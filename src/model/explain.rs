@@ -116,6 +116,13 @@ pub enum Reason {
         /// How many it had.
         attempts: u32,
     },
+    /// Its handler refused it for good.
+    Refused,
+    /// Its process died while it ran, until its attempts were spent.
+    CrashLoop {
+        /// How many it had.
+        attempts: u32,
+    },
     /// It has ended.
     Ended {
         /// How.
@@ -163,6 +170,10 @@ impl fmt::Display for Reason {
             Self::BatchHeldUp { why } => write!(f, "held up: {why}"),
             Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
             Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),
+            Self::Refused => write!(f, "its handler refused it for good"),
+            Self::CrashLoop { attempts } => {
+                write!(f, "its process died while it ran, and its {attempts} attempts are spent")
+            }
             Self::Ended { status } => write!(f, "it is {status}"),
         }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
@@ -162,6 +163,8 @@ pub struct Job {
     pub priority: Priority,
     /// Where it stands.
     pub status: Status,
+    /// Why it failed for good, if it did and a handler runs it.
+    pub failure_reason: Option<FailureReason>,
     /// Why the agent's run stopped, if somebody has told.
     pub stop_reason: Option<StopReason>,
     /// Whether its caller does not wait for it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::model::new_job::{NewJob, check_duration, check_name};
+use crate::model::rules::{MAX_KEY_BYTES, check_duration, check_name};
 use crate::model::time::Timestamp;
 
 /// A limit by name, that jobs of any queue and kind may share: how many run at a time and how fast they start, in all
@@ -129,8 +129,8 @@ impl LimitUse {
 
     pub(crate) fn check(&self) -> Result<()> {
         check_name("limit", &self.name)?;
-        if self.key.len() > NewJob::MAX_KEY_BYTES {
-            let rule = format_args!("must be no longer than {} bytes", NewJob::MAX_KEY_BYTES);
+        if self.key.len() > MAX_KEY_BYTES {
+            let rule = format_args!("must be no longer than {} bytes", MAX_KEY_BYTES);
             return Err(Error::invalid("limit.key", rule));
         }
         if self.cost > Limit::MAX {
@@ -270,6 +270,6 @@ mod tests {
             let error = limit.check().expect_err("a rule is broken");
             assert!(error.to_string().starts_with(field), "{error}");
         }
-        assert!(Limit::new("a").rate(Limit::MAX, NewJob::MAX_DURATION).burst(Limit::MAX).check().is_ok());
+        assert!(Limit::new("a").rate(Limit::MAX, crate::model::rules::MAX_DURATION).burst(Limit::MAX).check().is_ok());
     }
 }

@@ -6,7 +6,8 @@ use serde_json::value::RawValue;
 use crate::error::{Error, Result};
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
-use crate::model::new_job::{NewJob, check_name};
+use crate::model::new_job::NewJob;
+use crate::model::rules::check_name;
 use crate::model::unique::Unique;
 use crate::model::usage::{PriceTable, Usage};
 

@@ -15,6 +15,7 @@ use crate::model::job_type::JobType;
 use crate::model::limit::LimitUse;
 use crate::model::need::{Need, OnFailure};
 use crate::model::retry::Backoff;
+use crate::model::rules::{self, check_duration, check_kind, check_name, check_queue, check_size};
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::model::unique::Unique;
@@ -139,9 +140,9 @@ impl NewJob {
     /// The longest callback URL, in bytes.
     pub const MAX_URL_BYTES: usize = MAX_URL_BYTES;
     /// The longest name: kind, queue, tag, user, agent. In bytes.
-    pub const MAX_NAME_BYTES: usize = 128;
+    pub const MAX_NAME_BYTES: usize = rules::MAX_NAME_BYTES;
     /// The longest unique key, in bytes.
-    pub const MAX_KEY_BYTES: usize = 1024;
+    pub const MAX_KEY_BYTES: usize = rules::MAX_KEY_BYTES;
     /// How many tags a job may bear.
     pub const MAX_TAGS: usize = 32;
     /// How many jobs a job may wait for.
@@ -153,7 +154,7 @@ impl NewJob {
     /// How many attempts a job may be given.
     pub const MAX_ATTEMPTS: u32 = 1_000_000;
     /// The longest delay, timeout, period and time to expiry: a hundred years.
-    pub const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
+    pub const MAX_DURATION: Duration = rules::MAX_DURATION;
 
     /// A job with this payload and the defaults of its type.
     pub fn of<P: Payload>(payload: &P) -> Self {
@@ -529,38 +530,6 @@ impl NewJob {
     }
 }
 
-/// The queue of the engine's own jobs.
-pub(crate) const SYSTEM_QUEUE: &str = "system";
-/// What the names of the engine's own kinds begin with.
-pub(crate) const OWN_KINDS: &str = "jobmill.";
-
-/// The rule for every name: 1 to 128 bytes, no control characters.
-pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
-    if name.is_empty() || name.len() > NewJob::MAX_NAME_BYTES || name.chars().any(char::is_control) {
-        let rule = format!("must be 1 to {} bytes without control characters", NewJob::MAX_NAME_BYTES);
-        return Err(Error::invalid(field, rule));
-    }
-    Ok(())
-}
-
-/// The rule for the kinds that an application may name: those that begin with `jobmill.` are the engine's own.
-pub(crate) fn check_kind(kind: &str) -> Result<()> {
-    check_name("kind", kind)?;
-    if kind.starts_with(OWN_KINDS) {
-        return Err(Error::invalid("kind", format_args!("must not begin with {OWN_KINDS}, which is the engine's own")));
-    }
-    Ok(())
-}
-
-/// The rule for the queues that an application may name: `system` is the engine's own.
-pub(crate) fn check_queue(queue: &str) -> Result<()> {
-    check_name("queue", queue)?;
-    if queue == SYSTEM_QUEUE {
-        return Err(Error::invalid("queue", format_args!("must not be {SYSTEM_QUEUE}, which is the engine's own")));
-    }
-    Ok(())
-}
-
 /// The JSON object that a value serializes to.
 pub(crate) fn object(value: &impl Serialize) -> Result<Map<String, Value>, String> {
     match serde_json::to_value(value) {
@@ -589,18 +558,4 @@ pub(crate) fn check_metadata(metadata: &Map<String, Value>) -> Result<()> {
 pub(crate) fn check_request_config(config: &Value) -> Result<()> {
     let bytes = serde_json::to_vec(config).map_or(usize::MAX, |text| text.len());
     check_size("request_config", bytes, NewJob::MAX_METADATA_BYTES)
-}
-
-pub(crate) fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
-    if bytes > max {
-        return Err(Error::invalid(field, format_args!("must be no longer than {max} bytes, is {bytes}")));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_duration(field: &str, duration: Duration) -> Result<()> {
-    if duration > NewJob::MAX_DURATION {
-        return Err(Error::invalid(field, "must be no longer than 100 years"));
-    }
-    Ok(())
 }

@@ -6,7 +6,8 @@ use std::fmt;
 use crate::error::{Error, Result};
 use crate::model::draw::{Graph, Line, Spot};
 use crate::model::need::{Condition, OnFailure};
-use crate::model::new_job::{NewJob, check_name};
+use crate::model::new_job::NewJob;
+use crate::model::rules::check_name;
 
 /// Jobs that belong together and wait for each other.
 ///

@@ -1,6 +1,7 @@
 //! Which jobs to list, and in which pages.
 
 use crate::error::{Error, Result};
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
@@ -40,6 +41,7 @@ pub struct Query {
     pub(crate) background: Option<bool>,
     pub(crate) agents: Vec<String>,
     pub(crate) stop_reason: Option<StopReason>,
+    pub(crate) failure_reasons: Vec<FailureReason>,
     pub(crate) source_id: Option<String>,
     pub(crate) tags: Vec<String>,
     pub(crate) workflow: Option<WorkflowId>,
@@ -64,6 +66,7 @@ impl Default for Query {
             background: None,
             agents: Vec::new(),
             stop_reason: None,
+            failure_reasons: Vec::new(),
             source_id: None,
             tags: Vec::new(),
             workflow: None,
@@ -123,6 +126,12 @@ impl Query {
     /// Keeps jobs that stopped for this reason.
     pub fn stop_reason(mut self, reason: impl Into<StopReason>) -> Self {
         self.stop_reason = Some(reason.into());
+        self
+    }
+
+    /// Keeps jobs that failed for good for one of these reasons. An empty list keeps all jobs.
+    pub fn failed_by(mut self, reasons: impl IntoIterator<Item = FailureReason>) -> Self {
+        self.failure_reasons = reasons.into_iter().collect();
         self
     }
 

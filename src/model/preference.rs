@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
-use crate::model::new_job::check_duration;
+use crate::model::rules::check_duration;
 
 /// What goes first among jobs of one priority. Whichever is chosen, each job has a place in one order that does not move
 /// while it waits, and those that come later come in further behind, so that none waits for ever.

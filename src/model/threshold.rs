@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::metrics::Window;
-use crate::model::new_job::{check_duration, check_name};
+use crate::model::rules::{check_duration, check_name};
 
 /// Which jobs a threshold looks at. The name of a queue is one, too: `"mail".into()`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -8,9 +8,8 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::model::callback::check_url;
 use crate::model::job::{Progress, Status};
-use crate::model::new_job::{
-    NewJob, check_duration, check_metadata, check_name, check_request_config, check_size, object,
-};
+use crate::model::new_job::{NewJob, check_metadata, check_request_config, object};
+use crate::model::rules::{check_duration, check_name, check_size};
 use crate::model::stop_reason::StopReason;
 
 /// What becomes of a field.

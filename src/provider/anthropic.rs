@@ -165,8 +165,8 @@ impl Provider for Anthropic {
     }
 
     fn find(&self, sought: &Sought<'_>) -> CallResult<Vec<Candidate>> {
-        let since = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.since).saturating_sub(wire::SKEW);
-        let until = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.until).saturating_add(wire::SKEW);
+        let since = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.since);
+        let until = |batch: &RemoteBatch| sought.by_clock_of(batch, sought.until);
         let may_be = |batch: &RemoteBatch| {
             batch.counts.total.is_none_or(|total| total == sought.items)
                 && batch.created_at.is_none_or(|at| (since(batch)..=until(batch)).contains(&at))
@@ -180,7 +180,7 @@ impl Provider for Anthropic {
     }
 
     fn list(&self, since: Timestamp) -> CallResult<Option<Vec<RemoteBatch>>> {
-        self.list_since(|_| since.saturating_sub(wire::SKEW)).map(Some)
+        self.list_since(|_| since).map(Some)
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {

@@ -204,8 +204,8 @@ impl Run for Chat {
         };
         let told = ask.send().and_then(|answer| answer.success(explain)?.whole());
         let told = told.map_err(|error| match (error.fate, error.class) {
-            // No request is to blame for an endpoint that is not there, and none is lost by it.
-            (Fate::NotSent, CallClass::Transport) => Failed::Nobody(error),
+            // No request is to blame for an endpoint or a key that is not there, and none is lost by it.
+            (Fate::NotSent, CallClass::Transport | CallClass::Account) => Failed::Nobody(error),
             _ => Failed::Request(self.failed(error)),
         })?;
         let reply = RawValue::from_string(told.text).map_err(|_| unreadable("the answer is not JSON"))?;

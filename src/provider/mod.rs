@@ -111,6 +111,14 @@ pub trait Provider: Send + Sync {
     /// The call failed, or the results were cut off. Those that were given count, and all may be given again.
     fn results(&self, batch: &RemoteBatch, todo: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()>;
 
+    /// Names the items for which a batch was refused as a whole ([`RemoteEnd::Invalid`]), as far as its provider does. These
+    /// fail, and the others are sent again. If none is named, the batch is sent again in halves, until what is refused
+    /// stands alone.
+    fn refused_items(&self, batch: &RemoteBatch) -> Vec<RefusedItem> {
+        let _ = batch;
+        Vec::new()
+    }
+
     /// Asks for a batch to be cancelled. What is done already is still done, and paid.
     ///
     /// # Errors
@@ -131,6 +139,16 @@ pub trait Provider: Send + Sync {
         let _ = leftover;
         Ok(())
     }
+}
+
+/// An item for which a batch was refused as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "it is a place and a word on it")]
+pub struct RefusedItem {
+    /// Its place in the body: the first is 1.
+    pub place: u64,
+    /// What is wrong with it, as the provider says.
+    pub message: String,
 }
 
 /// Takes results as they come, and breaks if no more are wanted.
@@ -216,7 +234,7 @@ pub struct Limits {
     pub items_in_flight: Option<u64>,
     /// The longest that a creation may take, after which it counts as not made if it cannot be found.
     pub create_timeout: Duration,
-    /// The least time between two polls of one batch.
+    /// The least time between two polls of one batch: a day at most.
     pub poll_min: Duration,
 }
 
@@ -350,7 +368,8 @@ pub struct Sought<'a> {
     pub file: Option<&'a str>,
     /// How many items it holds.
     pub items: u64,
-    /// It was not created before this moment, by this machine's clock.
+    /// It was not created before this moment, by this machine's clock. That clocks are some minutes wrong is reckoned with,
+    /// so that a provider need not.
     pub since: Timestamp,
     /// It was not created after this moment.
     pub until: Timestamp,
@@ -425,6 +444,9 @@ pub enum RemoteEnd {
     Quota(String),
     /// Nothing was run, and it is the provider's fault. The same batch may be sent again.
     Broken(String),
+    /// Nobody can tell any more what of it was run: the provider does not know it, or keeps its results no more. Providers
+    /// do not say so; the engine does, when one has said long enough that it finds nothing.
+    Lost(String),
 }
 
 /// How many requests of a batch stand where, as far as the provider tells.
@@ -666,6 +688,11 @@ impl CallError {
 
     fn unsupported(what: &str) -> Self {
         Self::new(Fate::NotSent, CallClass::Unsupported, format!("the provider has no {what}"))
+    }
+
+    /// Whether the provider says for certain that there is nothing of that name.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.fate == Fate::Rejected && self.class == CallClass::NotFound
     }
 
     /// Whether the same call may do better later, if nothing else changes.

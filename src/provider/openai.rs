@@ -20,7 +20,7 @@ use crate::provider::setup::{Setup, setters};
 use crate::provider::wire::{self, ListPage, Shape, count, moment, pages, text};
 use crate::provider::{
     Account, Body, CallClass, CallError, CallResult, Candidate, Create, Fate, Frame, Limits, Outgoing, Provider,
-    RemoteBatch, RemoteCounts, RemoteEnd, RemoteState, Sink, Sought, Todo,
+    RefusedItem, RemoteBatch, RemoteCounts, RemoteEnd, RemoteState, Sink, Sought, Todo,
 };
 
 /// The fields of a batch that name its files of results.
@@ -274,7 +274,7 @@ impl Provider for OpenAi {
             let holds = sought.file.is_some_and(|file| said["input_file_id"].as_str() == Some(file));
             holds || said["metadata"]["key"].as_str() == Some(sought.key)
         };
-        let all = self.list_since(|batch| sought.by_clock_of(batch, sought.since).saturating_sub(wire::SKEW))?;
+        let all = self.list_since(|batch| sought.by_clock_of(batch, sought.since))?;
         Ok(all.into_iter().filter(is_it).map(|batch| Candidate { batch, certain: true }).collect())
     }
 
@@ -283,7 +283,7 @@ impl Provider for OpenAi {
     }
 
     fn list(&self, since: Timestamp) -> CallResult<Option<Vec<RemoteBatch>>> {
-        self.list_since(|_| since.saturating_sub(wire::SKEW)).map(Some)
+        self.list_since(|_| since).map(Some)
     }
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
@@ -296,15 +296,30 @@ impl Provider for OpenAi {
                 return Err(unreadable("the provider has results and names no file of them"));
             }
         }
+        let mut gone = None;
         for (name, id) in files(&known.raw) {
             // Of the other file's lines, not all count as failed everywhere.
             let least = known.counts.succeeded.filter(|_| name == OUTPUT);
             let ask = self.http.get(&format!("/files/{}/content", segment(&id)?)).streaming();
-            if give(ask.send()?.success(explain)?.lines(), least, sink, line::parse)?.is_break() {
-                break;
+            let answer = match ask.send()?.success(explain) {
+                // What one file holds is not lost with the other.
+                Err(error) if error.is_not_found() => {
+                    gone = Some(error);
+                    continue;
+                }
+                answer => answer?,
+            };
+            if give(answer.lines(), least, sink, line::parse)?.is_break() {
+                return Ok(());
             }
         }
-        Ok(())
+        gone.map_or(Ok(()), Err)
+    }
+
+    fn refused_items(&self, batch: &RemoteBatch) -> Vec<RefusedItem> {
+        let said: Value = serde_json::from_str(&batch.raw).unwrap_or_default();
+        let named = |error: &Value| Some(RefusedItem { place: count(&error["line"])?, message: what_failed(error) });
+        why(&said["errors"]).iter().filter_map(named).collect()
     }
 
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {
@@ -449,14 +464,23 @@ fn batch(raw: &str, retry_after: Option<Duration>, told: &Told) -> CallResult<Re
     })
 }
 
+/// The errors of an input that did not validate.
+fn why(errors: &Value) -> &[Value] {
+    errors["data"].as_array().or_else(|| errors.as_array()).map_or(&[][..], Vec::as_slice)
+}
+
+fn what_failed(error: &Value) -> String {
+    let message: String = text(&error["message"]).unwrap_or_default().chars().take(200).collect();
+    format!("{}: {message}", wire::short(&wire::code(&error["code"]).unwrap_or_default()))
+}
+
 /// Why nothing of a batch was run.
 fn why_failed(errors: &Value) -> RemoteEnd {
-    let list = errors["data"].as_array().or_else(|| errors.as_array()).map_or(&[][..], Vec::as_slice);
+    let list = why(errors);
     let code = |error: &Value| wire::code(&error["code"]).unwrap_or_default();
     let mut told = list.iter().take(TOLD_ERRORS).map(|error| {
         let line = count(&error["line"]).map_or_else(String::new, |line| format!(" (line {line})"));
-        let message: String = text(&error["message"]).unwrap_or_default().chars().take(200).collect();
-        format!("{}: {message}{line}", wire::short(&code(error)))
+        format!("{}{line}", what_failed(error))
     });
     let mut message: Vec<String> = told.by_ref().collect();
     if list.len() > TOLD_ERRORS {

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,8 +11,6 @@ use crate::model::time::Timestamp;
 use crate::provider::http::unreadable;
 use crate::provider::{CallResult, Outgoing, RemoteBatch};
 
-/// By how much clocks may differ.
-pub(super) const SKEW: Duration = Duration::from_secs(300);
 /// The most pages of a list that are read. Nobody has so many batches.
 const MAX_PAGES: usize = 1000;
 

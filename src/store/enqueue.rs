@@ -1,6 +1,6 @@
 //! Putting jobs into the ledger: in a turn, and in a transaction of the application's own.
 
-use rusqlite::{Connection, ToSql, named_params, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 use serde_json::{Map, Value};
 
 use crate::model::event::Cause;
@@ -241,6 +241,32 @@ impl Turn<'_> {
         let now = self.now;
         enqueue(self, new, now)
     }
+
+    /// The same, and if another job stands in for it, that one runs no later than it would.
+    pub(crate) fn enqueue_no_later(&mut self, new: &NewJob) -> rusqlite::Result<()> {
+        match self.enqueue(new)? {
+            Enqueued::New(_) => Ok(()),
+            Enqueued::Existing(holder) => {
+                let at = new.run_at.resolve(self.now).unwrap_or(self.now);
+                self.hasten(holder, at).map(drop)
+            }
+        }
+    }
+
+    /// Lets a job that waits for its time run at this moment, if that comes first. False: it does not wait for so long.
+    pub(crate) fn hasten(&mut self, id: JobId, at: Timestamp) -> rusqlite::Result<bool> {
+        let lane: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_job SET run_at = :at WHERE id = :id AND state = 7 AND run_at > :at RETURNING lane",
+            )?
+            .query_row(named_params! { ":id": id, ":at": at }, |row| row.get(0))
+            .optional()?;
+        if let Some(lane) = lane.and_then(|lane| self.book.lanes.get_mut(lane)) {
+            lane.note_delayed(at.as_micros());
+        }
+        Ok(lane.is_some())
+    }
 }
 
 /// Enqueues a job whose rules have been checked, in a transaction of the application's own. `counts`: for the rates, too.
@@ -383,6 +409,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         queue: new.queue.to_string(),
         priority: new.priority,
         status: Status::Running,
+        failure_reason: None,
         stop_reason: new.stop_reason.clone(),
         background: new.background,
         attempt: 1,

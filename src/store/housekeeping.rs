@@ -70,11 +70,14 @@ impl Turn<'_> {
                 },
             )?
             .collect::<rusqlite::Result<_>>()?;
+        let is_batch = self.is_batch_lane(range.lane);
         let mut gone = 0;
         for (id, completed_at, place) in &seen {
-            // What the end of a workflow asks is asked of its jobs.
-            let is_kept = place.flow.map_or(Ok(false), |flow| flow::is_open(self.conn, flow))?;
-            if *completed_at < range.cutoff && !is_kept {
+            // What a request costs that runs on when its batch has ended, the batch is still to be told; and what the end of a
+            // workflow asks is asked of its jobs.
+            let keeps = is_batch && self.has_open_requests(*id)?
+                || place.flow.map_or(Ok(false), |flow| flow::is_open(self.conn, flow))?;
+            if *completed_at < range.cutoff && !keeps {
                 if place.limited {
                     self.leave_gates(*id)?;
                 }

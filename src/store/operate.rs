@@ -7,7 +7,7 @@ use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
-use crate::model::new_job::SYSTEM_QUEUE;
+use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
@@ -267,7 +267,7 @@ impl Turn<'_> {
                 "UPDATE jobmill_job SET state = :to, run_at = CASE WHEN :to = 7 THEN :now END,
                      max_attempts = max(max_attempts, attempt + 1),
                      completed_at = NULL, cancel_requested_at = NULL, updated_at = :now, result = NULL,
-                     stop_reason = NULL, error = CASE WHEN attempt > 0 THEN error END,
+                     stop_reason = NULL, end_reason = NULL, error = CASE WHEN attempt > 0 THEN error END,
                      expires_at = CASE WHEN expires_at <= :now THEN NULL ELSE expires_at END
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?

@@ -136,7 +136,9 @@ fn plan(conn: &Connection, sql: &str) -> Vec<String> {
 
 fn assert_cheap(name: &str, plan: &[String]) {
     for step in plan {
-        assert!(!step.starts_with("SCAN") && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
+        // A list that is given to a statement is read as a whole.
+        let scans = step.starts_with("SCAN") && !step.starts_with("SCAN json_each");
+        assert!(!scans && !step.contains("TEMP B-TREE"), "{name}: {plan:?}");
     }
 }
 
@@ -182,6 +184,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
+            ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, send", batch::plan::PLAN_BOUND, "jobmill_batch_item_request (request=? AND rowid>?)"),
             ("batch, result", batch::results::PLAN_ITEM, "item USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, apply", batch::results::PLAN_APPLY, "jobmill_batch_item USING INTEGER PRIMARY KEY (rowid=?)"),
@@ -209,6 +212,8 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
         // Of all jobs, none is read that is no batch.
         let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
         assert!(plan_batches.iter().any(|step| step.contains("job USING INTEGER PRIMARY KEY")), "{plan_batches:?}");
+        let plan_overdue = plan(conn, batch::poll::PLAN_OVERDUE);
+        assert!(plan_overdue[0].contains("jobmill_batch_request_due (next_poll_at>?)"), "{plan_overdue:?}");
         // The accounts, which are few, are read from the list that is given.
         let plan_due = plan(conn, batch::poll::PLAN_DUE);
         let due = "jobmill_batch_request_due (next_poll_at<?)";
@@ -222,6 +227,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
             ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
             ("workflow", list::PLAN_FLOW, "jobmill_job_flow (flow=? AND rowid>? AND rowid<?)"),
+            ("failure", list::PLAN_FAILURE, "jobmill_job_end_reason (end_reason=? AND rowid>? AND rowid<?)"),
             ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
         ] {
             for sql in plans {

@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
 use crate::model::explain::{Explanation, Reason};
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
@@ -445,15 +446,18 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
                 reasons.push(Reason::CancelRequested { at });
             }
         }
-        Status::Failed if job.attempt >= job.max_attempts => {
-            reasons.push(Reason::AttemptsSpent { attempts: job.attempt });
-        }
-        ended => {
-            reasons.push(Reason::Ended { status: ended });
-            if ended != Status::Completed && job.attempt == 0 {
-                reasons.extend(waiting::reasons(conn, id, true)?);
+        Status::Failed => reasons.push(match job.failure_reason {
+            Some(FailureReason::Refused) => Reason::Refused,
+            Some(FailureReason::CrashLoop) => Reason::CrashLoop { attempts: job.attempt },
+            Some(FailureReason::AttemptsSpent | FailureReason::TimedOut) => {
+                Reason::AttemptsSpent { attempts: job.attempt }
             }
-        }
+            _ => Reason::Ended { status: job.status },
+        }),
+        ended => reasons.push(Reason::Ended { status: ended }),
+    }
+    if job.status.is_terminal() && job.status != Status::Completed && job.attempt == 0 {
+        reasons.extend(waiting::reasons(conn, id, true)?);
     }
     Ok(Some(Explanation { status: job.status, reasons }))
 }

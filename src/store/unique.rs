@@ -44,6 +44,13 @@ pub(crate) fn take(
         .map(Some)
 }
 
+/// The job that took a key last, whether or not it holds it still.
+pub(crate) fn holder(conn: &Connection, scoped_key: &str) -> rusqlite::Result<Option<JobId>> {
+    conn.prepare_cached("SELECT job FROM jobmill_unique WHERE key = :key")?
+        .query_row(named_params! { ":key": scoped_key }, |row| row.get(0))
+        .optional()
+}
+
 /// Takes the key back for a job that is retried, or tells who holds it now.
 pub(crate) fn retake(
     conn: &Connection,

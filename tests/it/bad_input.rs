@@ -508,5 +508,6 @@ fn an_engine_that_is_refused_leaves_nothing_behind() {
     };
     start(Batches::new().prices(PriceTable::new("1", "EUR").model("m", Price::new(-1.0, 0.0))));
     start(Batches::new().polls_in_flight(0));
+    start(Batches::new().local_in_flight(65));
     assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
 }

@@ -225,7 +225,7 @@ fn a_request_that_loses_an_item_before_it_is_sent_is_made_anew() -> jobmill::Res
     t.client().poll_now()?;
     t.engine().poll()?;
     t.drain()?;
-    assert_eq!(t.client().batch_requests(id, &[RequestStatus::Submitting], None, 10)?.len(), 1);
+    assert_eq!(t.client().batch_requests(id, &[RequestStatus::Submitting], None, 10)?.len(), 2, "of half the size");
     fake.answer(move |_, body| if body["n"] == 0 { expired() } else { Some(succeeded(&Value::Null)) });
     fake.complete_all();
     t.client().poll_now()?;

@@ -350,8 +350,14 @@ fn a_key_shows_nowhere() {
 fn a_key_that_cannot_be_had_is_the_accounts_failure_and_sends_nothing() {
     let server = answering(200, ANSWER);
     for key in [Key::env("JOBMILL_TEST_NO_SUCH_KEY"), Key::from_fn(|| Err("locked".into()))] {
-        let (class, code, _) = failed(outcome(Local::chat_openai(server.url("/v1")).key(key)));
-        assert_eq!((class, code.as_str()), (ItemError::Account, "not_sent"));
+        let provider = Local::chat_openai(server.url("/v1")).key(key).build().expect("a provider");
+        let batch = RemoteBatch::new("b", RemoteState::Ended(RemoteEnd::Completed), "{}");
+        let mut sink = |line: ResultLine<'_>| match line {
+            ResultLine::Lull => ControlFlow::Continue(()),
+            line => panic!("no item is to blame: {line:?}"),
+        };
+        let error = provider.results(&batch, &mut Same::times(3), &mut sink).expect_err("no key");
+        assert_eq!((error.fate, error.class), (Fate::NotSent, CallClass::Account));
     }
     let panics = Key::from_fn(|| panic!("the keychain"));
     let (class, code, message) = failed(outcome(Local::chat_openai(server.url("/v1")).key(panics)));

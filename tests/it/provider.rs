@@ -7,8 +7,8 @@ use std::time::Duration;
 use jobmill::Timestamp;
 use jobmill::provider::{
     Anthropic, AnthropicBuilder, Body, CallClass, CallError, CallResult, Create, Fate, Finish, ItemError, ItemOutcome,
-    Key, OpenAi, OpenAiBuilder, Outgoing, OwnedOutgoing, Provider, Quirks, RemoteBatch, RemoteEnd, RemoteState,
-    ResultLine, Sought, Todo, Usage,
+    Key, OpenAi, OpenAiBuilder, Outgoing, OwnedOutgoing, Provider, Quirks, RefusedItem, RemoteBatch, RemoteEnd,
+    RemoteState, ResultLine, Sought, Todo, Usage,
 };
 use jobmill::testing::Conformance;
 use serde_json::json;
@@ -122,7 +122,8 @@ fn ended(server: &ProviderServer, provider: &dyn Provider, items: usize) -> Remo
 
 fn sought<'a>(key: &'a str, file: Option<&'a str>, items: u64) -> Sought<'a> {
     let now = Timestamp::from_micros(1_767_225_600_000_000);
-    Sought::new(key, file, items, now.saturating_sub(secs(5)), now.saturating_add(secs(5)))
+    // As wide as the engine looks, which reckons with clocks that are wrong.
+    Sought::new(key, file, items, now.saturating_sub(secs(305)), now.saturating_add(secs(305)))
 }
 
 #[test]
@@ -879,6 +880,8 @@ fn a_batch_of_openai_that_fails_says_what_may_be_done() {
         failed("invalid_json_line", "m"),
         RemoteState::Ended(RemoteEnd::Invalid("invalid_json_line: m (line 1)".to_owned()))
     );
+    let named = RefusedItem { place: 1, message: "invalid_json_line: m".to_owned() };
+    assert_eq!(provider.refused_items(&provider.poll(&server.last().id).expect("a batch")), [named]);
     assert!(matches!(failed("server_error", "m"), RemoteState::Ended(RemoteEnd::Broken(_))));
     let batch = create(&*provider, "k", 1);
     server.set_status(&batch.id, "failed");
@@ -924,6 +927,15 @@ fn both_files_of_results_are_read_however_a_batch_ended() {
     // One of the two files cannot be had: that is an error, not the end.
     server.fault(Route::Results, Fault::status(500));
     assert!(results(&*provider, &batch).1.is_err());
+    // What the other holds is not lost with the one that is not kept any more.
+    server.decide(|item| match item.custom_id.as_str() {
+        "k-0" => Outcome::Say("x".to_owned()),
+        _ => Outcome::Fail(400, "invalid_value".to_owned(), "m".to_owned()),
+    });
+    let batch = ended(&server, &*provider, 2);
+    server.fault(Route::Results, Fault::status(404));
+    let (told, end) = results(&*provider, &batch);
+    assert_eq!((told, end.is_err()), (vec!["k-1 Invalid".to_owned()], true));
 }
 
 #[test]
@@ -1049,7 +1061,7 @@ fn azure_is_spoken_to_as_it_likes() {
     assert_eq!(found[0].batch.state, RemoteState::Validating);
     assert_eq!(
         (found[0].batch.created_at, found[0].batch.counts.total),
-        (Some(sought("", None, 1).since.saturating_add(secs(5))), None)
+        (Some(Timestamp::from_micros(1_767_225_600_000_000)), None)
     );
 }
 

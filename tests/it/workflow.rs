@@ -2,8 +2,8 @@
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Context, ErrorKind, Failure, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Query, Reason, Status, Unique,
-    WorkflowId, WorkflowQuery,
+    Context, ErrorKind, Failure, FailureReason, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Query, Reason,
+    Status, Unique, WorkflowId, WorkflowQuery,
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,8 @@ fn what_follows_a_failure_is_cancelled_or_fails_or_runs_as_it_asks() -> jobmill:
             let second = t.client().get(job(&t, id, "second"))?;
             let why = format!("first ({}) has failed", job(&t, id, "first"));
             assert_eq!(second.error.as_deref(), Some(&*why));
+            let dead = (policy == OnFailure::Fail).then_some(FailureReason::Dependency);
+            assert_eq!(second.failure_reason, dead);
             let history = t.client().history(second.id)?;
             assert!(history.iter().any(|entry| entry.note.as_deref() == Some(&*why)), "{history:?}");
             let explained = t.client().explain(second.id)?;

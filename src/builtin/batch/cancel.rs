@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::builtin::batch::{Agency, SLICE, call, failed, in_slices};
+use crate::builtin::batch::{Agency, POLL_WAIT_MAX, SLICE, call, failed, in_slices};
 use crate::error::Result;
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
 use crate::model::batch_job::CancelBatch;
 use crate::model::id::JobId;
+use crate::provider::{CallClass, RemoteState};
 use crate::store::batch::request::RequestRow;
 use crate::store::batch::{ItemState, RequestState};
 
@@ -44,8 +45,10 @@ impl Canceller {
             let id = row.id;
             match row.state {
                 RequestState::Planning | RequestState::Submitting => {
+                    // One that was found at its provider meanwhile comes here again as what it is then.
                     in_slices(desk, move |turn| {
                         Ok(turn.is_being_cancelled(batch)?
+                            && turn.is_unsent(id)?
                             && turn.end_items(batch, id, ItemState::Cancelled, (None, None), SLICE)?)
                     })?;
                     call(desk, move |turn| match turn.is_being_cancelled(batch)? {
@@ -72,18 +75,29 @@ impl Canceller {
         else {
             return Ok(Err(format!("the account {} is not here", row.account)));
         };
-        // That it cannot be cancelled may mean that it has ended: where it stands decides.
-        let told = provider.cancel(remote_id).or_else(|error| match error.is_retryable() {
-            true => Err(error),
-            false => provider.poll(remote_id),
-        });
-        match told {
-            Ok(remote) => {
-                let (row, wait) = (row.clone(), provider.limits().poll_min);
-                call(ctx.client().desk(), move |turn| turn.cancelled_remotely(&row, &remote, wait))?;
+        let (told, refusal) = match provider.cancel(remote_id) {
+            Ok(remote) => (Ok(remote), None),
+            Err(error) if error.is_retryable() => (Err(error), None),
+            // That it cannot be cancelled may mean that it has ended: where it stands decides.
+            Err(error) => (provider.poll(remote_id), Some(error)),
+        };
+        let (row, wait) = (row.clone(), provider.limits().poll_min.min(POLL_WAIT_MAX));
+        let desk = ctx.client().desk();
+        match (told, refusal) {
+            (Ok(remote), Some(refusal)) if goes_on(&remote.state) && refusal.class != CallClass::Unsupported => {
+                call(desk, move |turn| turn.polled(&row, &remote, wait))?;
+                Ok(Err(format!("it goes on: {refusal}")))
+            }
+            // What its provider cannot cancel is read when it ends.
+            (Ok(remote), _) => {
+                call(desk, move |turn| turn.cancelled_remotely(&row, &remote, wait))?;
                 Ok(Ok(()))
             }
-            Err(error) => Ok(Err(error.to_string())),
+            (Err(error), _) => Ok(Err(error.to_string())),
         }
     }
+}
+
+fn goes_on(state: &RemoteState) -> bool {
+    !matches!(state, RemoteState::Cancelling | RemoteState::Ended(_))
 }

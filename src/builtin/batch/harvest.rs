@@ -10,7 +10,7 @@ use crate::builtin::batch::{Agency, SLICE, backoff, call, failed, in_slices};
 use crate::error::{Error, Result};
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
-use crate::model::batch_job::HarvestRequest;
+use crate::model::batch_job::{HarvestRequest, RunRequest};
 use crate::model::id::BatchRequestId;
 use crate::model::time::Timestamp;
 use crate::provider::{CallClass, Provider, RemoteEnd, ResultLine};
@@ -29,6 +29,10 @@ const LINE_BYTES: usize = 2000;
 /// How long a quota is left alone after it was reached.
 const QUOTA_WAIT: Duration = Duration::from_secs(60);
 
+/// How often a batch may be refused as a whole before what is refused is not parted any more: that many refusals find a
+/// few bad items among thousands, and more of them mean that the items are not to blame one by one.
+const REFUSALS_MAX: usize = 64;
+
 /// The handler of harvests.
 pub(crate) struct Harvester {
     pub(crate) agency: Arc<Agency>,
@@ -43,10 +47,22 @@ impl Handler for Harvester {
     }
 }
 
+/// The handler of requests that a local provider runs while their results are read.
+pub(crate) struct Runner(pub(crate) Harvester);
+
+impl Handler for Runner {
+    type Payload = RunRequest;
+    type Output = ();
+
+    fn run(&self, payload: RunRequest, ctx: &Context) -> Result<Outcome<()>, Failure> {
+        self.0.harvest(payload.request, ctx).map_err(failed)
+    }
+}
+
 /// What gathers results until they are written.
 struct Basket<'a> {
-    row: &'a RequestRow,
-    agency: &'a Agency,
+    row: Arc<RequestRow>,
+    agency: &'a Arc<Agency>,
     ctx: &'a Context,
     rows: Vec<ResultRow>,
     bytes: usize,
@@ -60,24 +76,22 @@ struct Basket<'a> {
 }
 
 impl Basket<'_> {
-    fn take(&mut self, line: &ResultLine<'_>) -> ControlFlow<()> {
-        let cut = |text: &str| text[..text.floor_char_boundary(LINE_BYTES)].to_owned();
-        let row = match line {
+    fn take(&mut self, line: ResultLine<'_>) -> ControlFlow<()> {
+        let (custom_id, outcome, raw) = match line {
             ResultLine::Result { custom_id, outcome, raw } => {
-                ResultRow { custom_id: Some((*custom_id).to_owned()), outcome: Some(outcome.clone()), line: cut(raw) }
+                self.bytes += raw.len();
+                (Some(custom_id.to_owned()), Some(outcome), raw)
             }
             ResultLine::Unreadable { raw, problem } => {
                 log::warn!("{}: a line of its results cannot be read: {problem}", self.row.id);
-                ResultRow { custom_id: None, outcome: None, line: cut(raw) }
+                (None, None, raw)
             }
             ResultLine::Lull => {
                 self.write();
                 return self.goes_on();
             }
         };
-        if let ResultLine::Result { raw, .. } = line {
-            self.bytes += raw.len();
-        }
+        let row = ResultRow { custom_id, outcome, line: raw[..raw.floor_char_boundary(LINE_BYTES)].to_owned() };
         let now = self.ctx.client().desk().clock().monotonic();
         if self.rows.is_empty() {
             self.since = now;
@@ -99,11 +113,10 @@ impl Basket<'_> {
             return;
         }
         self.bytes = 0;
-        let (rows, row) = (std::mem::take(&mut self.rows), self.row.clone());
-        let prices = self.agency.settings.prices.clone();
-        let local = self.local;
+        let (rows, local) = (std::mem::take(&mut self.rows), self.local);
+        let (row, agency) = (self.row.clone(), self.agency.clone());
         let written = call(self.ctx.client().desk(), move |turn| {
-            let applied = turn.apply_results(&row, &rows, prices.as_ref())?;
+            let applied = turn.apply_results(&row, &rows, agency.settings.prices.as_ref())?;
             // What runs elsewhere is all read, for it was paid. What would run here does not.
             Ok((applied, local && turn.is_cancel_requested(row.batch)?))
         });
@@ -130,6 +143,7 @@ impl Harvester {
             Some(RemoteEnd::Invalid(why)) => return self.refused(&row, why, ctx),
             Some(RemoteEnd::Quota(why)) => return self.over_quota(&row, why, ctx),
             Some(RemoteEnd::Broken(why)) => return self.broken(&row, why, ctx),
+            Some(RemoteEnd::Lost(why)) => return self.lost(&row, why, ctx),
             _ => {}
         }
         let Some(provider) = self.agency.for_account(&row.provider, &row.account) else {
@@ -149,7 +163,7 @@ impl Harvester {
         let encoder = Encoder::new(&**provider, tag, routes, row.endpoint.clone());
         let mut todo = OpenItems::new(reader, id, encoder);
         let mut basket = Basket {
-            row: &row,
+            row: Arc::new(row.clone()),
             agency: &self.agency,
             ctx,
             rows: Vec::new(),
@@ -160,7 +174,7 @@ impl Harvester {
             failed: None,
             stopped: false,
         };
-        let read = provider.results(&remote, &mut todo, &mut |line| basket.take(&line));
+        let read = provider.results(&remote, &mut todo, &mut |line| basket.take(line));
         basket.write();
         let Basket { sum, failed, stopped, .. } = basket;
         if let Some(error) = failed {
@@ -177,15 +191,19 @@ impl Harvester {
             let wait = error.retry_after.unwrap_or_else(|| backoff(row.failures));
             log::warn!("{id}: its results cannot be read now: {error}");
             warn_of_retention(&row, provider.limits().retention, desk.clock().now());
-            let text = error.to_string();
+            let (text, not_found) = (error.to_string(), error.is_not_found());
             let account = error.class == CallClass::Account;
-            call(desk, move |turn| {
+            let patience = self.agency.settings.lost_after;
+            // Whether a local endpoint serves again shows when this is tried again.
+            let pause = provider.limits().local.then_some(wait);
+            let lost = call(desk, move |turn| {
                 if account {
-                    turn.block(&row.account, None, &text)?;
+                    turn.block(&row.account, pause, &text)?;
                 }
-                turn.request_failed(&row, &text)
+                turn.request_failed(&row, &text)?;
+                Ok(not_found && turn.not_known(&row, &text, patience)?)
             })?;
-            return Ok(Outcome::Snooze(wait));
+            return Ok(Outcome::Snooze(if lost { Duration::ZERO } else { wait }));
         }
         let to = match &row.end {
             Some(RemoteEnd::Cancelled) => ItemState::Cancelled,
@@ -196,18 +214,45 @@ impl Harvester {
         in_slices(desk, move |turn| turn.finish_missing(&missing, to, SLICE))?;
         log::info!("{id}: {} items have their results", sum.items);
         let clean = self.agency.settings.delete_after_harvest;
-        call(desk, move |turn| turn.harvested(&row, clean))?;
+        let heals = provider.limits().local && !sum.account;
+        call(desk, move |turn| {
+            if heals {
+                turn.unblock(&row.account)?;
+            }
+            turn.harvested(&row, clean)
+        })?;
         Ok(Outcome::Done(()))
     }
 
-    /// The input was refused as a whole, and nothing was run.
+    /// The input was refused as a whole, and nothing was run. The items that its provider names fail, and the others go
+    /// again. If it names none, they go again in halves, so that what is refused stands alone in the end, and fails.
     fn refused(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
-        let (batch, id, why) = (row.batch, row.id, why.to_owned());
-        let error = why.clone();
-        in_slices(ctx.client().desk(), move |turn| {
-            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+        let (desk, reader) = (ctx.client().desk(), ctx.client().reader());
+        let (batch, id, items, error) = (row.batch, row.id, row.items, why.to_owned());
+        let provider = self.agency.for_account(&row.provider, &row.account);
+        let (places, messages): (Vec<u64>, Vec<String>) = provider
+            .zip(row.latest.as_ref())
+            .map(|(provider, latest)| provider.refused_items(latest))
+            .unwrap_or_default()
+            .into_iter()
+            .map(|item| (item.place, item.message))
+            .unzip();
+        let (named, refusals) = reader.snapshot("cannot read the items", |conn| {
+            let named = if places.is_empty() { None } else { plan::at_places(conn, (batch, id, items), &places)? };
+            Ok((named.unwrap_or_default(), plan::refusals(conn, batch)?))
         })?;
-        self.over(row, &why, ctx)
+        let half = if named.is_empty() { Some(items.div_ceil(2).max(1)) } else { None };
+        let alone = named.is_empty() && items <= 1;
+        let named: Vec<_> = named.into_iter().zip(messages).collect();
+        call(desk, move |turn| turn.fail_bound(batch, id, &named))?;
+        if alone || refusals >= REFUSALS_MAX {
+            in_slices(desk, move |turn| {
+                turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+            })?;
+        } else {
+            in_slices(desk, move |turn| turn.part(batch, id, half, SLICE))?;
+        }
+        self.over(row, why, ctx)
     }
 
     /// Too much was under way, and nothing was run. Half as much may pass later.
@@ -230,11 +275,23 @@ impl Harvester {
         self.over(row, why, ctx)
     }
 
+    /// Nobody knows what was run, so nothing is sent again that nobody asks for: it would be paid twice.
+    fn lost(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
+        let (batch, id, why) = (row.batch, row.id, why.to_owned());
+        let error = why.clone();
+        in_slices(ctx.client().desk(), move |turn| turn.lose_items(batch, id, &error, SLICE))?;
+        call(ctx.client().desk(), move |turn| {
+            turn.ended_in_vain(id, &why)?;
+            turn.settle(batch)
+        })?;
+        Ok(Outcome::Done(()))
+    }
+
     fn over(&self, row: &RequestRow, why: &str, ctx: &Context) -> Result<Outcome<()>> {
         let (batch, id, why) = (row.batch, row.id, why.to_owned());
         log::warn!("{id}: nothing of it was run: {why}");
         call(ctx.client().desk(), move |turn| {
-            turn.refuse(id, &why)?;
+            turn.ended_in_vain(id, &why)?;
             turn.settle(batch)
         })?;
         Ok(Outcome::Done(()))

@@ -3,8 +3,10 @@
 pub(crate) mod body;
 pub(crate) mod cancel;
 pub(crate) mod clean;
+pub(crate) mod end;
 pub(crate) mod harvest;
 pub(crate) mod plan;
+pub(crate) mod retry;
 pub(crate) mod send;
 pub(crate) mod step;
 
@@ -17,7 +19,7 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
-use crate::model::new_job::check_name;
+use crate::model::rules::check_name;
 use crate::model::time::Timestamp;
 use crate::model::usage::PriceTable;
 use crate::provider::{Account, Provider};
@@ -26,6 +28,8 @@ use crate::store::connect::storage_error;
 
 /// How far the clocks of a provider and of this machine may lie apart.
 pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(300);
+/// The longest that a batch is left alone between two polls, whoever asks for more.
+pub(crate) const POLL_WAIT_MAX: Duration = Duration::from_secs(86_400);
 /// How many rows are changed in one transaction where many must be.
 pub(crate) const SLICE: usize = 1000;
 
@@ -34,7 +38,8 @@ pub(crate) const SLICE: usize = 1000;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenUnknown {
-    /// Waits until its results prove which one it is, a day at most. Nothing is ever paid twice.
+    /// Waits until its results prove which one it is, as long as a batch may run there: a day with most. When that is over
+    /// and nothing is proved, its items fail as `missing`. Nothing is ever paid twice.
     #[default]
     WaitForProof,
     /// Sends it again after this time. That may be paid twice, though each item is completed once.
@@ -64,9 +69,11 @@ pub struct Batches {
     pub(crate) poll_batch_size: usize,
     pub(crate) polls_in_flight: usize,
     pub(crate) in_flight: usize,
+    pub(crate) local_in_flight: usize,
     pub(crate) prices: Option<PriceTable>,
     pub(crate) when_unknown: WhenUnknown,
     pub(crate) unknown_grace: Duration,
+    pub(crate) lost_after: Duration,
     pub(crate) items_in_flight: Option<u64>,
     pub(crate) tokens_in_flight: Option<u64>,
     pub(crate) delete_after_harvest: bool,
@@ -90,9 +97,11 @@ impl Batches {
             poll_batch_size: 1000,
             polls_in_flight: 8,
             in_flight: 4,
+            local_in_flight: 4,
             prices: None,
             when_unknown: WhenUnknown::WaitForProof,
             unknown_grace: Duration::from_secs(300),
+            lost_after: Duration::from_secs(86_400),
             items_in_flight: None,
             tokens_in_flight: None,
             delete_after_harvest: false,
@@ -135,10 +144,16 @@ impl Batches {
         self
     }
 
-    /// Sets how many submissions and harvests run at once, on workers of their own, from 1 to 64. A local provider's
-    /// requests run within its harvest. Defaults to 4.
+    /// Sets how many submissions and harvests run at once, on workers of their own, from 1 to 64. Defaults to 4.
     pub fn in_flight(mut self, jobs: usize) -> Self {
         self.in_flight = jobs;
+        self
+    }
+
+    /// Sets how many batches of local providers run at once, on workers of their own, from 1 to 64: each for as long as its
+    /// requests take, and together as many requests at a time as their provider allows. Defaults to 4.
+    pub fn local_in_flight(mut self, batches: usize) -> Self {
+        self.local_in_flight = batches;
         self
     }
 
@@ -161,6 +176,16 @@ impl Batches {
     /// 5 min.
     pub fn unknown_grace(mut self, time: Duration) -> Self {
         self.unknown_grace = time;
+        self
+    }
+
+    /// Sets for how long a provider must say that it does not know a batch, or that it keeps its results no more, until that
+    /// is believed: from 1 s to 366 days, and never before it has said so three times. A key of another workspace is
+    /// answered the same way. The items then fail as `missing`, and are not sent again by themselves, for they may have been
+    /// paid: [`Client::retry`](crate::Client::retry) sends them. One that is being cancelled is given up as soon as it was
+    /// asked about three times. Defaults to a day.
+    pub fn lost_after(mut self, time: Duration) -> Self {
+        self.lost_after = time;
         self
     }
 
@@ -199,6 +224,9 @@ impl Batches {
         if !(Duration::from_secs(1)..=day).contains(&self.unknown_grace) {
             return Err(Error::invalid("batches.unknown_grace", "must be from 1 s to a day"));
         }
+        if !(Duration::from_secs(1)..=366 * day).contains(&self.lost_after) {
+            return Err(Error::invalid("batches.lost_after", "must be from 1 s to 366 days"));
+        }
         if !(7 * day..=520 * 7 * day).contains(&self.lookback) {
             return Err(Error::invalid("batches.lookback_weeks", "must be from 1 to 520"));
         }
@@ -206,6 +234,7 @@ impl Batches {
             ("batches.poll_batch_size", self.poll_batch_size, 100_000),
             ("batches.polls_in_flight", self.polls_in_flight, 64),
             ("batches.in_flight", self.in_flight, 64),
+            ("batches.local_in_flight", self.local_in_flight, 64),
         ] {
             if value == 0 || value > max {
                 return Err(Error::invalid(field, format_args!("must be from 1 to {max}")));

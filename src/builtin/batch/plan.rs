@@ -27,6 +27,8 @@ const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
 /// How long items wait for room at an account, or for a provider that is not here.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
+/// How often items look whether the block of their account was lifted before its time.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 
 /// The handler of plans.
 pub(crate) struct Planner {
@@ -51,6 +53,106 @@ enum Planned {
     Nothing,
     /// Its items must wait.
     Wait(Duration, String),
+}
+
+/// How much may go into one request.
+struct Allowance {
+    room: Room,
+    items: u64,
+    tokens: u64,
+    /// Nothing of the account's model is under way: an item that is larger than any room goes alone.
+    alone: bool,
+}
+
+/// Whether an item goes into a request.
+enum Taken {
+    Yes,
+    /// Into no request at all: a word and the rule.
+    Never(&'static str, String),
+    /// Into another.
+    Full(Full),
+}
+
+/// Why nothing more goes into a request.
+#[derive(Clone, Copy)]
+enum Full {
+    Room,
+    Budget,
+}
+
+/// A request that is being filled.
+struct Filling<'a> {
+    planner: &'a Planner,
+    state: &'a PlanState,
+    group: &'a Group<'a>,
+    allowance: &'a Allowance,
+    encoder: Encoder,
+    buffer: Vec<u8>,
+    sealed: Sealed,
+    hash: Sha256,
+    /// The most items of it, by the items in it.
+    together: u64,
+}
+
+impl<'a> Filling<'a> {
+    fn new(
+        planner: &'a Planner,
+        state: &'a PlanState,
+        group: &'a Group<'a>,
+        allowance: &'a Allowance,
+        encoder: Encoder,
+    ) -> Self {
+        let sealed = Sealed { items: 0, bytes: 0, tokens: 0, reserved_nanos: 0, sha256: [0; 32] };
+        let together = allowance.items;
+        Self { planner, state, group, allowance, encoder, buffer: Vec::new(), sealed, hash: Sha256::new(), together }
+    }
+
+    fn take(&mut self, item: &WaitingItem) -> Taken {
+        self.buffer.clear();
+        let encoded = self.encoder.encode(self.group.provider, item, item.sends + 1, &mut self.buffer);
+        if let Err(rule) = encoded {
+            return Taken::Never("invalid", rule);
+        }
+        let (limits, first) = (&self.group.limits, self.sealed.items == 0);
+        let bytes = self.sealed.bytes + self.buffer.len() as u64 + self.encoder.close().len() as u64;
+        if bytes > limits.bytes && first {
+            return Taken::Never("invalid", format!("is larger than {} bytes", limits.bytes));
+        }
+        let model = self.encoder.model(item);
+        let cost = self.planner.cost(model, item);
+        let spent = self.state.committed_nanos.saturating_add(self.sealed.reserved_nanos);
+        match (self.state.budget_nanos, cost) {
+            (Some(_), None) => {
+                return Taken::Never("budget", format!("no price is known of {model:?}, and the batch has a budget"));
+            }
+            (Some(budget), Some(cost)) if spent.saturating_add(cost) > budget => return Taken::Full(Full::Budget),
+            _ => {}
+        }
+        let tokens = self.sealed.tokens + item.tokens;
+        let together = self.together.min(item.request_items_max.unwrap_or(u64::MAX));
+        if self.sealed.items >= together
+            || bytes > limits.bytes
+            || (tokens > self.allowance.tokens && !(self.allowance.alone && first))
+        {
+            return Taken::Full(Full::Room);
+        }
+        self.together = together;
+        self.encoder.took();
+        self.hash.update(&self.buffer);
+        self.sealed.items += 1;
+        self.sealed.bytes += self.buffer.len() as u64;
+        self.sealed.tokens = tokens;
+        self.sealed.reserved_nanos = self.sealed.reserved_nanos.saturating_add(cost.unwrap_or(0));
+        Taken::Yes
+    }
+
+    /// What it has come to.
+    fn seal(mut self) -> Sealed {
+        self.hash.update(self.encoder.close().as_bytes());
+        self.sealed.bytes += self.encoder.close().len() as u64;
+        self.sealed.sha256 = self.hash.finalize().into();
+        self.sealed
+    }
 }
 
 impl Handler for Planner {
@@ -109,6 +211,7 @@ impl Planner {
             }
             call(desk, move |turn| turn.settle_without_plan(batch))?;
             return Ok(match wait {
+                Some((time, _)) if call(desk, move |turn| turn.leave_plan(batch, planner, time))? => Outcome::Done(()),
                 Some((time, why)) => {
                     log::info!("{batch}: {why}");
                     ctx.progress_note(0, None, why);
@@ -158,7 +261,7 @@ impl Planner {
         Ok(if waits { Planned::Nothing } else { Planned::Wait(WAIT_FOR_PROVIDER, why) })
     }
 
-    /// The next items of a group, and up to where was looked. Nothing and no place: there are none.
+    /// The next items of a group, and the last of them.
     fn next_items(
         &self,
         batch: JobId,
@@ -166,28 +269,83 @@ impl Planner {
         after: BatchItemId,
         ctx: &Context,
     ) -> Result<(Vec<WaitingItem>, Option<BatchItemId>)> {
-        let mut after = after;
-        loop {
-            let mut items = ctx
-                .client()
-                .reader()
-                .snapshot("cannot read the items", |conn| plan::waiting(conn, batch, after, CHUNK))?;
-            let last = items.last().map(|item| item.id);
-            items.retain(|item| routes.contains(&item.route));
-            match last {
-                None => return Ok((items, None)),
-                Some(last) if items.is_empty() => after = last,
-                Some(last) => return Ok((items, Some(last))),
-            }
-        }
+        let items = ctx
+            .client()
+            .reader()
+            .snapshot("cannot read the items", |conn| plan::waiting(conn, batch, routes, after, CHUNK))?;
+        let last = items.last().map(|item| item.id);
+        Ok((items, last))
     }
 
+    /// Puts as many items of a group into one request as may go together now.
     fn plan_group(&self, batch: JobId, state: &PlanState, group: &Group<'_>, ctx: &Context) -> Result<Planned> {
         let (mut items, mut seen) = self.next_items(batch, &group.routes, BatchItemId::from_raw(0), ctx)?;
         if items.is_empty() {
             return Ok(Planned::Nothing);
         }
-        let (desk, reader, now) = (ctx.client().desk(), ctx.client().reader(), ctx.client().desk().clock().now());
+        let (allowance, tag) = match self.allowance(state, group, ctx)? {
+            Ok(allowed) => allowed,
+            Err((wait, why)) => return Ok(Planned::Wait(wait, why)),
+        };
+        let desk = ctx.client().desk();
+        let encoder = Encoder::new(group.provider, tag, state.routes.clone(), group.endpoint.clone());
+        let mut filling = Filling::new(self, state, group, &allowance, encoder);
+        let Some(request) = self.open(batch, group, ctx)? else { return Ok(Planned::Nothing) };
+        let mut full = None;
+        while full.is_none() && !items.is_empty() {
+            let (mut slice, mut broken) = (Vec::new(), Vec::new());
+            for item in &items {
+                match filling.take(item) {
+                    Taken::Yes => slice.push((item.id, item.sends)),
+                    Taken::Never(class, rule) => broken.push((item.id, class, rule)),
+                    Taken::Full(why) => {
+                        full = Some(why);
+                        break;
+                    }
+                }
+            }
+            let bound = call(desk, move |turn| {
+                for (item, class, rule) in &broken {
+                    turn.fail_waiting(batch, *item, class, rule)?;
+                }
+                let bound = turn.bind(batch, request, &slice)?;
+                if !bound {
+                    turn.drop_empty(request)?;
+                }
+                Ok(bound)
+            })?;
+            if !bound || ctx.is_shutting_down() {
+                return Ok(Planned::Request);
+            }
+            if full.is_none() {
+                let Some(last) = seen else { break };
+                (items, seen) = self.next_items(batch, &group.routes, last, ctx)?;
+            }
+        }
+        let sealed = filling.seal();
+        if sealed.items == 0 {
+            call(desk, move |turn| turn.drop_empty(request))?;
+            return match full {
+                Some(Full::Budget) => self.over_budget(batch, state, &items, ctx),
+                _ => Ok(Planned::Nothing),
+            };
+        }
+        if call(desk, move |turn| turn.seal(batch, request, &sealed, &allowance.room))? {
+            return Ok(Planned::Request);
+        }
+        in_slices(desk, move |turn| turn.unbind(batch, request, false, SLICE))?;
+        call(desk, move |turn| turn.drop_empty(request))?;
+        Ok(Planned::Wait(WAIT_FOR_TURN, "another batch has taken the room at the account".to_owned()))
+    }
+
+    /// How much may go to a group's account now, and the file's tag; or how long to wait, and why.
+    fn allowance(
+        &self,
+        state: &PlanState,
+        group: &Group<'_>,
+        ctx: &Context,
+    ) -> Result<std::result::Result<(Allowance, i64), (Duration, String)>> {
+        let (reader, now) = (ctx.client().reader(), ctx.client().desk().clock().now());
         let fingerprint = group.account.fingerprint.as_str();
         let (blocked, learnt, under_way, of_model, tag) = reader.snapshot("cannot read the account", |conn| {
             Ok((
@@ -199,7 +357,7 @@ impl Planner {
             ))
         })?;
         if let Some((at, why)) = blocked {
-            return Ok(Planned::Wait(until(at, now), why));
+            return Ok(Err((until(at, now).min(LOOK_EVERY), why)));
         }
         let settings = &self.agency.settings;
         let cap = |own: Option<u64>, set: Option<u64>| own.unwrap_or(u64::MAX).min(set.unwrap_or(u64::MAX));
@@ -209,104 +367,19 @@ impl Planner {
             items: cap(group.limits.items_in_flight, settings.items_in_flight),
             tokens: cap(group.limits.tokens_in_flight, settings.tokens_in_flight),
         };
-        let room_items = room.items.saturating_sub(under_way.items);
-        let room_tokens = room.tokens.saturating_sub(of_model.tokens);
-        let most_items = room_items.min(group.limits.items as u64).min(learnt.items.unwrap_or(u64::MAX));
-        let most_items = most_items.min(state.request_items.unwrap_or(u64::MAX));
-        let most_tokens = room_tokens.min(learnt.tokens.unwrap_or(u64::MAX));
-        // An item that is larger than any room goes alone.
+        let items = room.items.saturating_sub(under_way.items).min(group.limits.items as u64);
+        let items = items.min(learnt.items.unwrap_or(u64::MAX)).min(state.request_items.unwrap_or(u64::MAX));
+        let tokens = room.tokens.saturating_sub(of_model.tokens).min(learnt.tokens.unwrap_or(u64::MAX));
         let alone = of_model.tokens == 0;
-        if most_items == 0 || (most_tokens == 0 && !alone) {
-            return Ok(Planned::Wait(WAIT_FOR_ROOM, "as much as is allowed is under way at the account".to_owned()));
+        if items == 0 || (tokens == 0 && !alone) {
+            return Ok(Err((WAIT_FOR_ROOM, "as much as is allowed is under way at the account".to_owned())));
         }
-
-        let routes = state.routes.clone();
-        let mut encoder = Encoder::new(group.provider, tag, routes, group.endpoint.clone());
-        let request = self.open(batch, group, ctx)?;
-        let (mut sealed, mut hash) =
-            (Sealed { items: 0, bytes: 0, tokens: 0, reserved_nanos: 0, sha256: [0; 32] }, Sha256::new());
-        let (mut full, mut over_budget) = (false, false);
-        let mut buffer = Vec::new();
-        while !full && !items.is_empty() {
-            let mut slice = Vec::new();
-            let mut broken: Vec<(BatchItemId, &'static str, String)> = Vec::new();
-            for item in &items {
-                buffer.clear();
-                if let Err(rule) = encoder.encode(group.provider, item, item.sends + 1, &mut buffer) {
-                    broken.push((item.id, "invalid", rule));
-                    continue;
-                }
-                let bytes = sealed.bytes + buffer.len() as u64 + encoder.close().len() as u64;
-                let cost = self.cost(encoder.model(item), item);
-                let spent = state.committed_nanos.saturating_add(sealed.reserved_nanos);
-                if bytes > group.limits.bytes && sealed.items == 0 {
-                    broken.push((item.id, "invalid", format!("is larger than {} bytes", group.limits.bytes)));
-                    continue;
-                }
-                match (state.budget_nanos, cost) {
-                    (Some(_), None) => {
-                        let rule =
-                            format!("no price is known of {:?}, and the batch has a budget", encoder.model(item));
-                        broken.push((item.id, "budget", rule));
-                        continue;
-                    }
-                    (Some(budget), Some(cost)) if spent.saturating_add(cost) > budget => {
-                        (full, over_budget) = (true, true);
-                        break;
-                    }
-                    _ => {}
-                }
-                let tokens = sealed.tokens + item.tokens;
-                if sealed.items >= most_items
-                    || bytes > group.limits.bytes
-                    || (tokens > most_tokens && !(alone && sealed.items == 0))
-                {
-                    full = true;
-                    break;
-                }
-                encoder.took();
-                hash.update(&buffer);
-                sealed.items += 1;
-                sealed.bytes += buffer.len() as u64;
-                sealed.tokens = tokens;
-                sealed.reserved_nanos = sealed.reserved_nanos.saturating_add(cost.unwrap_or(0));
-                slice.push((item.id, item.sends));
-            }
-            let bound = call(desk, move |turn| {
-                for (item, class, rule) in &broken {
-                    turn.fail_waiting(batch, *item, class, rule)?;
-                }
-                turn.bind(batch, request, &slice)
-            })?;
-            if !bound || ctx.is_shutting_down() {
-                return Ok(Planned::Request);
-            }
-            if !full {
-                let Some(last) = seen else { break };
-                (items, seen) = self.next_items(batch, &group.routes, last, ctx)?;
-            }
-        }
-        if sealed.items == 0 {
-            call(desk, move |turn| turn.drop_empty(request))?;
-            if over_budget {
-                return self.over_budget(batch, state, &items, ctx);
-            }
-            return Ok(Planned::Nothing);
-        }
-        hash.update(encoder.close().as_bytes());
-        sealed.bytes += encoder.close().len() as u64;
-        sealed.sha256 = hash.finalize().into();
-        if call(desk, move |turn| turn.seal(batch, request, &sealed, &room))? {
-            return Ok(Planned::Request);
-        }
-        in_slices(desk, move |turn| turn.unbind(batch, request, false, SLICE))?;
-        call(desk, move |turn| turn.drop_empty(request))?;
-        Ok(Planned::Wait(WAIT_FOR_TURN, "another batch has taken the room at the account".to_owned()))
+        Ok(Ok((Allowance { room, items, tokens, alone }, tag)))
     }
 
-    fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<BatchRequestId> {
+    fn open(&self, batch: JobId, group: &Group<'_>, ctx: &Context) -> Result<Option<BatchRequestId>> {
         let (account, endpoint, model) = (group.account.clone(), group.endpoint.clone(), group.model.clone());
-        let planner = ctx.id();
+        let (planner, local) = (ctx.id(), group.limits.local);
         call(ctx.client().desk(), move |turn| {
             turn.open_request(
                 batch,
@@ -318,6 +391,7 @@ impl Planner {
                     api_version: account.api_version.as_deref(),
                     endpoint: &endpoint,
                     model: model.as_deref(),
+                    local,
                 },
             )
         })

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::builtin::batch::body::{BodyReader, Encoder, NoItems};
-use crate::builtin::batch::{Agency, CLOCK_SKEW, SLICE, WhenUnknown, backoff, call, failed, in_slices, until};
+use crate::builtin::batch::{
+    Agency, CLOCK_SKEW, POLL_WAIT_MAX, SLICE, WhenUnknown, backoff, call, failed, in_slices, until,
+};
 use crate::error::Result;
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
@@ -16,11 +18,15 @@ use crate::provider::{
     Body, CallClass, CallError, Create, Fate, Provider, RemoteBatch, RemoteState, ResultLine, Sought,
 };
 use crate::store::batch::account::Learnt;
-use crate::store::batch::request::{MaySend, RequestRow, is_elsewhere, request};
+use crate::store::batch::request::{MISSES_MIN, MaySend, RequestRow, is_elsewhere, request};
 use crate::store::batch::{ItemState, Mark, RequestState, file_tag, plan};
 
-/// How long a request waits for another creation at its account.
+/// How long the first in line waits for another creation at its account, and the longest that one in line does. Whoever is
+/// done calls the next; this is for when nobody calls.
 const WAIT_FOR_TURN: Duration = Duration::from_millis(500);
+const WAIT_FOR_TURN_MAX: Duration = Duration::from_secs(60);
+/// How often a request looks whether the block of its account was lifted before its time.
+const BLOCKED_LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How long a request waits for an account whose key is not here.
 const WAIT_FOR_ACCOUNT: Duration = Duration::from_secs(60);
 /// How long an account is left alone when a request was not what was planned, lest it go on for ever in no time.
@@ -29,6 +35,8 @@ const WAIT_FOR_CHANGED: Duration = Duration::from_secs(10);
 const FIRST_POLL: Duration = Duration::from_secs(30);
 /// After how many failures in a row nothing is sent to an account for a while.
 const FAILURES_IN_A_ROW: u32 = 3;
+/// How often the body of a batch is uploaded anew that its provider does not find.
+const UPLOADS_MAX: u32 = 3;
 /// How often batches that might be ours are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -116,7 +124,7 @@ impl Submission<'_> {
             .snapshot("cannot read the account", |conn| plan::blocked(conn, &account, now))?;
         if let Some((at, why)) = blocked {
             self.ctx.progress_note(0, None, why);
-            return Ok(Some(Outcome::Snooze(until(at, now))));
+            return Ok(Some(Outcome::Snooze(until(at, now).min(BLOCKED_LOOK_EVERY))));
         }
         let limits = self.provider.limits();
         if limits.uploads && self.row.file.is_none() {
@@ -129,7 +137,7 @@ impl Submission<'_> {
         }
         match self.write(move |turn, row| turn.mark_sent(row, limits.create_timeout))? {
             MaySend::Yes => {}
-            MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+            MaySend::NotYet(place) => return Ok(Some(Outcome::Snooze(wait_for_turn(place)))),
             // Whoever cancels has passed it by while nobody knew whether it had been sent, and comes once more.
             MaySend::No => {
                 self.write(|turn, row| turn.cancel_later_if_asked(row.batch))?;
@@ -204,7 +212,8 @@ impl Submission<'_> {
         let wait = FIRST_POLL
             .min(self.agency.settings.poll_interval)
             .max(remote.retry_after.unwrap_or_default())
-            .max(self.provider.limits().poll_min);
+            .max(self.provider.limits().poll_min)
+            .min(POLL_WAIT_MAX);
         let ours = self.write(move |turn, row| {
             let ours = turn.adopt(row, &remote, wait)?;
             if !ours {
@@ -246,6 +255,14 @@ impl Submission<'_> {
                 let half = self.row.items / 2;
                 self.release(&text, Learnt { items: Some(half), tokens: None })
             }
+            // A list may lag behind an upload, and a file be deleted. Nothing was run, and no item is to blame.
+            CallClass::NotFound if self.row.file.is_some() && !again && self.row.attempt < UPLOADS_MAX => {
+                self.write(move |turn, row| {
+                    turn.not_sent(row, &text)?;
+                    turn.forget_upload(row.id)
+                })?;
+                Ok(Some(Outcome::Snooze(backoff(self.row.attempt))))
+            }
             class if error.is_retryable() || class == CallClass::NotFound && self.row.file.is_none() => {
                 // What holds for the whole account, each of its requests need not find out for itself.
                 let limited = class == CallClass::RateLimited;
@@ -271,7 +288,9 @@ impl Submission<'_> {
                 turn.not_sent(row, &why)
             }
         })?;
-        in_slices(self.ctx.client().desk(), move |turn| turn.unbind(batch, id, false, SLICE))?;
+        in_slices(self.ctx.client().desk(), move |turn| {
+            Ok(turn.is_unsent(id)? && turn.unbind(batch, id, false, SLICE)?)
+        })?;
         self.write(move |turn, row| {
             turn.refuse(row.id, &why)?;
             turn.settle(row.batch)
@@ -288,7 +307,8 @@ impl Submission<'_> {
         })?;
         let error = why.clone();
         in_slices(self.ctx.client().desk(), move |turn| {
-            turn.end_items(batch, id, ItemState::Failed, (Some("invalid"), Some(&error)), SLICE)
+            let why = (Some("invalid"), Some(&*error));
+            Ok(turn.is_unsent(id)? && turn.end_items(batch, id, ItemState::Failed, why, SLICE)?)
         })?;
         self.write(move |turn, row| {
             turn.refuse(row.id, &why)?;
@@ -307,7 +327,7 @@ impl Submission<'_> {
         if limits.idempotent {
             match self.write(move |turn, row| turn.mark_sent_again(row, limits.create_timeout))? {
                 MaySend::Yes => return self.create(),
-                MaySend::NotYet => return Ok(Some(Outcome::Snooze(WAIT_FOR_TURN))),
+                MaySend::NotYet(place) => return Ok(Some(Outcome::Snooze(wait_for_turn(place)))),
                 // A batch that is cancelled is looked for, and not made to find out whether it was.
                 MaySend::No => {}
             }
@@ -322,8 +342,12 @@ impl Submission<'_> {
         let since = sent_at.saturating_sub(CLOCK_SKEW);
         let last = sent_at.saturating_add(limits.create_timeout + CLOCK_SKEW);
         let sought = Sought::new(&self.row.key, self.row.file.as_deref(), self.row.items, since, last).now(now);
-        let candidates = match self.provider.find(&sought) {
-            Ok(candidates) => candidates,
+        let (candidates, mut doubt) = match self.provider.find(&sought) {
+            Ok(candidates) => (candidates, None),
+            // A provider that cannot be looked through may have it all the same.
+            Err(error) if !error.is_retryable() && error.class != CallClass::Account => {
+                (Vec::new(), Some(format!("cannot look for it: {error}")))
+            }
             Err(error) => {
                 let text = format!("cannot look for it: {error}");
                 let wait = error.retry_after.unwrap_or_else(|| backoff(self.row.failures));
@@ -369,20 +393,34 @@ impl Submission<'_> {
                 None => undecided += 1,
             }
         }
-        let passed = now.since(sent_at);
-        let resend = match (undecided, self.agency.settings.when_unknown) {
-            (0, _) => passed >= (2 * limits.create_timeout).max(self.agency.settings.unknown_grace),
-            (_, WhenUnknown::ResubmitAfter(after)) => passed >= after,
-            _ => false,
+        if undecided > 0 {
+            doubt = Some(format!("{undecided} batches at the provider might be it; their results will tell"));
+        }
+        let (looks, _) = self.write(|turn, row| turn.missed(row.id))?;
+        let (passed, settings) = (now.since(sent_at), &self.agency.settings);
+        let grace = (2 * limits.create_timeout).max(settings.unknown_grace);
+        let after = match (&doubt, settings.when_unknown) {
+            (None, _) => Some(grace),
+            (Some(_), WhenUnknown::ResubmitAfter(after)) => Some(after),
+            (Some(_), WhenUnknown::WaitForProof | WhenUnknown::Ask) => None,
         };
-        if resend {
+        let sure = looks >= MISSES_MIN;
+        if sure && after.is_some_and(|after| passed >= after) {
             log::warn!("{id}: its creation left no trace for {passed:?}, so it is sent again");
             self.write(|turn, row| turn.not_sent(row, "its creation left no trace"))?;
             return Ok(None);
         }
-        if undecided > 0 {
-            let text = format!("{undecided} batches at the provider might be it; their results will tell");
-            self.write(move |turn, row| turn.request_failed(row, &text))?;
+        if let Some(doubt) = doubt {
+            // Whatever it is, it has had its time, and a while to show it.
+            let over = passed >= limits.window.max(settings.lost_after).saturating_add(grace);
+            let lost = sure && over && settings.when_unknown == WhenUnknown::WaitForProof;
+            self.write(move |turn, row| {
+                turn.request_failed(row, &doubt)?;
+                if lost { turn.lose(row, &doubt).map(drop) } else { Ok(()) }
+            })?;
+            if lost {
+                return Ok(Some(Outcome::Done(())));
+            }
         }
         Ok(Some(Outcome::Snooze(LOOK_EVERY.min(self.agency.settings.poll_interval))))
     }
@@ -410,4 +448,9 @@ impl Submission<'_> {
             })
             .ok()
     }
+}
+
+/// How long one waits that has this place in the line at its account.
+fn wait_for_turn(place: u32) -> Duration {
+    WAIT_FOR_TURN.saturating_mul(place).min(WAIT_FOR_TURN_MAX)
 }

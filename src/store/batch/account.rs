@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, named_params};
 
+use crate::model::batch_job::SendRequest;
 use crate::model::id::BatchRequestId;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
+use crate::store::{Turn, unique};
 
 /// How long an account is left alone after the first failure that is its own, doubled each time.
 const BLOCK: Duration = Duration::from_secs(60);
 const BLOCK_MAX: Duration = Duration::from_secs(3600);
+/// How many of those who wait for their turn are looked at for one that sleeps.
+const CALLED_MAX: i64 = 8;
 
 /// What an account was learnt to take at most in one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,15 +69,49 @@ impl Turn<'_> {
         Ok(taken == 1)
     }
 
-    /// Gives that right back.
-    pub(crate) fn end_lease(&mut self, account: &str, request: BatchRequestId) -> rusqlite::Result<()> {
+    /// How many requests stand before one in the line for that right, and it itself.
+    pub(crate) fn place_in_line(&self, account: &str, request: BatchRequestId) -> rusqlite::Result<u32> {
         self.conn
+            .prepare_cached(
+                "SELECT count(*) FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open
+                 WHERE account = :account AND state < 5 AND state = 1 AND failures = 0 AND id <= :request",
+            )?
+            .query_row(named_params! { ":account": account, ":request": request }, |row| row.get(0))
+            .map(|place: u32| place.max(1))
+    }
+
+    /// Gives that right back, and calls the next in line. One that has failed waits for more than its turn.
+    pub(crate) fn end_lease(&mut self, account: &str, request: BatchRequestId) -> rusqlite::Result<()> {
+        let freed = self
+            .conn
             .prepare_cached(
                 "UPDATE jobmill_batch_account SET creator = NULL, creating_until = NULL
                  WHERE account = :account AND creator = :request",
             )?
-            .execute(named_params! { ":account": account, ":request": request })
-            .map(drop)
+            .execute(named_params! { ":account": account, ":request": request })?;
+        if freed == 0 {
+            return Ok(());
+        }
+        let next: Vec<BatchRequestId> = self
+            .conn
+            .prepare_cached(
+                "SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open
+                 WHERE account = :account AND state < 5 AND state = 1 AND failures = 0 AND id <> :request
+                 ORDER BY id LIMIT :limit",
+            )?
+            .query_map(named_params! { ":account": account, ":request": request, ":limit": CALLED_MAX }, |row| {
+                row.get(0)
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        for request in next {
+            // One that is at work already comes by itself, and may be long in coming.
+            if let Some(sender) = unique::holder(self.conn, &SendRequest { request }.scoped_key())?
+                && self.hasten(sender, self.now)?
+            {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Learns that an account does not take so much in one request.

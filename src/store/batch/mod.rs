@@ -7,6 +7,7 @@ pub(crate) mod poll;
 pub(crate) mod read;
 pub(crate) mod request;
 pub(crate) mod results;
+pub(crate) mod retry;
 pub(crate) mod settle;
 
 use std::hash::{BuildHasher, RandomState};
@@ -145,6 +146,11 @@ impl Change {
             Some(cost) => self.cost_nanos += cost,
             None => self.unpriced += 1,
         }
+    }
+
+    /// So many may have been paid, and nobody will ever tell.
+    pub(crate) fn unknown(&mut self, count: usize) {
+        self.unpriced += count as i64;
     }
 
     pub(crate) fn stray(&mut self) {

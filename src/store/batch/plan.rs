@@ -1,5 +1,7 @@
 //! Items that wait are put into requests.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 use serde_json::value::RawValue;
 
@@ -25,6 +27,8 @@ pub(crate) struct WaitingItem {
     pub(crate) sends: u32,
     pub(crate) tokens: u64,
     pub(crate) max_output: Option<u64>,
+    /// The most items of a request that it may go in.
+    pub(crate) request_items_max: Option<u64>,
     pub(crate) body: Box<RawValue>,
 }
 
@@ -57,6 +61,8 @@ pub(crate) struct NewRequest<'a> {
     pub(crate) api_version: Option<&'a str>,
     pub(crate) endpoint: &'a str,
     pub(crate) model: Option<&'a str>,
+    /// It runs here, while its results are read.
+    pub(crate) local: bool,
 }
 
 /// What a request has come to when it is complete.
@@ -126,13 +132,16 @@ impl Turn<'_> {
         }))
     }
 
-    /// Opens a request, whose items are still to come.
+    /// Opens a request, whose items are still to come. None: the batch is closed.
     pub(crate) fn open_request(
         &mut self,
         batch: JobId,
         planner: JobId,
         new: &NewRequest<'_>,
-    ) -> rusqlite::Result<BatchRequestId> {
+    ) -> rusqlite::Result<Option<BatchRequestId>> {
+        if !self.is_batch_open(batch)? {
+            return Ok(None);
+        }
         let last: i64 = self
             .conn
             .prepare_cached("SELECT coalesce(max(id), 0) FROM jobmill_batch_request")?
@@ -142,15 +151,16 @@ impl Turn<'_> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_batch_request
-                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, key, poll_owner)
-                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :key, :planner)",
+                     (id, batch, state, provider, account, base_url, api_version, endpoint, model, local, key, poll_owner)
+                 VALUES (:id, :batch, 0, :provider, :account, :base_url, :api_version, :endpoint, :model, :local, :key,
+                     :planner)",
             )?
             .execute(named_params! {
                 ":id": id, ":batch": batch, ":provider": new.provider, ":account": new.account,
                 ":base_url": new.base_url, ":api_version": new.api_version, ":endpoint": new.endpoint,
-                ":model": new.model, ":key": key, ":planner": planner,
+                ":model": new.model, ":local": new.local, ":key": key, ":planner": planner,
             })?;
-        Ok(BatchRequestId::from_raw(id))
+        Ok(Some(BatchRequestId::from_raw(id)))
     }
 
     /// Whether a request is open still: another may have ended it, who took its planner for dead.
@@ -275,10 +285,14 @@ impl Turn<'_> {
         Ok(freed == limit)
     }
 
-    /// Removes a request that found no item.
+    /// Removes a request that found no item. One that has some stays.
     pub(crate) fn drop_empty(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
         self.conn
-            .prepare_cached("DELETE FROM jobmill_batch_request WHERE id = :id AND state = 0")?
+            .prepare_cached(
+                "DELETE FROM jobmill_batch_request
+                 WHERE id = :id AND state = 0
+                     AND NOT EXISTS (SELECT 1 FROM jobmill_batch_item WHERE request = :id AND state = 1)",
+            )?
             .execute(named_params! { ":id": request })
             .map(drop)
     }
@@ -290,14 +304,14 @@ impl Turn<'_> {
             .exists(named_params! { ":batch": batch })
     }
 
-    /// Ends a request of which nothing was run.
+    /// Ends a request of which nothing has left.
     pub(crate) fn refuse(&mut self, request: BatchRequestId, why: &str) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET state = :refused, error = :why, ended_at = :now, next_poll_at = NULL, poll_owner = NULL,
                      reserved_nanos = 0
-                 WHERE id = :id AND state < 5",
+                 WHERE id = :id AND state IN (0, 1)",
             )?
             .execute(named_params! {
                 ":id": request, ":why": why, ":now": self.now, ":refused": RequestState::Refused,
@@ -325,21 +339,28 @@ pub(crate) fn routes(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<Ro
     .collect()
 }
 
-/// Reads items that wait, in their order, behind one of them.
-pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+/// Reads items of some ways that wait, in their order, behind one of them.
+pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body,
+         request_items_max
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_state
      JOIN jobmill_batch_body AS body ON body.item = item.id
-     WHERE batch = :batch AND item.state = 0 AND item.id > :after ORDER BY item.id LIMIT :limit";
+     WHERE batch = :batch AND item.state = 0 AND item.id > :after
+         AND route IN (SELECT value FROM json_each(:routes)) ORDER BY item.id LIMIT :limit";
 
-/// Items that wait, in their order, behind one of them.
+/// Items that wait to go one of these ways, in their order, behind one of them.
 pub(crate) fn waiting(
     conn: &Connection,
     batch: JobId,
+    routes: &HashSet<i64>,
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<WaitingItem>> {
+    let routes = serde_json::to_string(routes).unwrap_or_default();
     conn.prepare_cached(PLAN_WAITING)?
-        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, waiting_item)?
+        .query_map(
+            named_params! { ":batch": batch, ":routes": routes, ":after": after, ":limit": limit as i64 },
+            waiting_item,
+        )?
         .collect()
 }
 
@@ -352,6 +373,7 @@ fn waiting_item(row: &rusqlite::Row<'_>) -> rusqlite::Result<WaitingItem> {
         tokens: row.get::<_, i64>(4)?.cast_unsigned(),
         max_output: row.get::<_, Option<i64>>(5)?.map(i64::cast_unsigned),
         body: raw_json(row, 6)?,
+        request_items_max: row.get::<_, Option<i64>>(7)?.map(i64::cast_unsigned),
     })
 }
 
@@ -377,7 +399,8 @@ pub(crate) fn under_way(conn: &Connection, account: &str, model: Option<&str>) -
 }
 
 /// Reads items of a request, in their order, behind one of them.
-pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body
+pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, tokens, max_output, body.body,
+         request_items_max
      FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_request
      JOIN jobmill_batch_body AS body ON body.item = item.id
      WHERE request = :request AND item.state = 1 AND item.id > :after ORDER BY item.id LIMIT :limit";
@@ -406,6 +429,38 @@ pub(crate) fn blocked(
     )?
     .query_row(named_params! { ":account": account, ":now": now }, |row| Ok((row.get(0)?, row.get(1)?)))
     .optional()
+}
+
+/// The items of a request by their places in its body, the first of which is 1. None, if one of these places is not in it,
+/// or an item has gone elsewhere meanwhile, so that none can be told for certain.
+pub(crate) fn at_places(
+    conn: &Connection,
+    (batch, request, items): (JobId, BatchRequestId, u64),
+    places: &[u64],
+) -> rusqlite::Result<Option<Vec<BatchItemId>>> {
+    let ids: Vec<BatchItemId> = conn
+        .prepare_cached(
+            "SELECT id FROM jobmill_batch_item INDEXED BY jobmill_batch_item_batch
+             WHERE batch = :batch AND request = :request ORDER BY id",
+        )?
+        .query_map(named_params! { ":batch": batch, ":request": request }, |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    if ids.len() as u64 != items {
+        return Ok(None);
+    }
+    let at = |place: &u64| ids.get(usize::try_from(place.checked_sub(1)?).ok()?).copied();
+    Ok(places.iter().map(at).collect())
+}
+
+/// How many requests of a batch its providers have refused as a whole since it began, or was retried.
+pub(crate) fn refusals(conn: &Connection, batch: JobId) -> rusqlite::Result<usize> {
+    conn.prepare_cached(
+        "SELECT count(*) FROM jobmill_batch_request
+         WHERE batch = :batch AND state = 6 AND remote_end ->> '$.invalid' IS NOT NULL
+             AND ended_at >= (SELECT started_at FROM jobmill_job WHERE id = :batch)",
+    )?
+    .query_row(named_params! { ":batch": batch }, |row| row.get::<_, i64>(0))
+    .map(|count| usize::try_from(count).unwrap_or(usize::MAX))
 }
 
 /// Whether a request is the last that held an item, whatever has become of the item since.

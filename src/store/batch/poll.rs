@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::batch::PollCycle;
 use crate::model::id::{BatchRequestId, JobId};
@@ -10,48 +10,58 @@ use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteState};
 use crate::store::Turn;
 use crate::store::batch::RequestState;
-use crate::store::batch::request::{RequestRow, request_columns, request_row};
+use crate::store::batch::request::{RequestRow, request, request_columns, request_row};
 
 /// How many cycles are kept.
 const CYCLES_MAX: i64 = 1000;
 
+/// How long a claim of polls lasts, and how long a batch is left alone at most. What is claimed for longer, or due later,
+/// was so before the clock was set back, and is due now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PollLimits {
+    pub(crate) lease: Duration,
+    pub(crate) wait_max: Duration,
+}
+
 /// Reads the requests that are due, the longest unasked first.
-pub(crate) const PLAN_DUE: &str = concat!(
-    "SELECT ",
-    request_columns!(),
-    " FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
-     WHERE state = 3 AND next_poll_at <= :now AND (poll_until IS NULL OR poll_until <= :now)
+pub(crate) const PLAN_DUE: &str = "SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+     WHERE state = 3 AND next_poll_at <= :now
+         AND (poll_until IS NULL OR poll_until <= :now OR poll_until > :lease_max)
          AND account IN (SELECT value FROM json_each(:accounts))
-     ORDER BY next_poll_at LIMIT :limit"
-);
+     ORDER BY next_poll_at LIMIT :limit";
+
+/// Reads the requests that are due later than any wait lasts.
+pub(crate) const PLAN_OVERDUE: &str = "SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+     WHERE state = 3 AND next_poll_at > :latest AND account IN (SELECT value FROM json_each(:accounts)) LIMIT :limit";
 
 /// Reads the batches that are under way: of the few batches, not of all jobs, in whichever order SQLite would rather go.
 pub(crate) const PLAN_BATCHES: &str = "SELECT batch.job FROM jobmill_batch AS batch
      CROSS JOIN jobmill_job AS job ON job.id = batch.job WHERE job.state = 2";
 
 impl Turn<'_> {
-    /// Takes the requests of these accounts that are due for the caller to ask about, about which nobody else asks
-    /// meanwhile. The accounts are a JSON array.
+    /// Takes those of these requests that are due still for the caller to ask about. Nobody else asks about them meanwhile.
     pub(crate) fn claim_polls(
         &mut self,
-        accounts: &str,
-        limit: usize,
-        lease: Duration,
+        due: &[BatchRequestId],
+        limits: PollLimits,
     ) -> rusqlite::Result<Vec<RequestRow>> {
-        let due: Vec<RequestRow> = self
-            .conn
-            .prepare_cached(PLAN_DUE)?
-            .query_map(named_params! { ":now": self.now, ":accounts": accounts, ":limit": limit as i64 }, request_row)?
-            .collect::<rusqlite::Result<_>>()?;
         let mut claim = self.conn.prepare_cached(
-            "UPDATE jobmill_batch_request SET poll_owner = :owner, poll_until = :until WHERE id = :id",
+            "UPDATE jobmill_batch_request SET poll_owner = :owner, poll_until = :until
+             WHERE id = :id AND state = 3 AND (next_poll_at <= :now OR next_poll_at > :latest)
+                 AND (poll_until IS NULL OR poll_until <= :now OR poll_until > :lease_max)",
         )?;
-        for row in &due {
-            claim.execute(named_params! {
-                ":id": row.id, ":owner": self.book.owner, ":until": self.now.saturating_add(lease),
+        let mut claimed = Vec::with_capacity(due.len());
+        for id in due {
+            let is_ours = claim.execute(named_params! {
+                ":id": id, ":now": self.now, ":owner": self.book.owner, ":until": self.now.saturating_add(limits.lease),
+                ":lease_max": self.now.saturating_add(limits.lease),
+                ":latest": self.now.saturating_add(limits.wait_max),
             })?;
+            if is_ours == 1 {
+                claimed.extend(request(self.conn, *id)?);
+            }
         }
-        Ok(due)
+        Ok(claimed)
     }
 
     /// Keeps what a provider told of a request. What has ended meanwhile, or is not awaited any more, stays as it is.
@@ -61,8 +71,8 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET latest = :latest, remote_status = :raw_status, polled_at = :now, next_poll_at = :next,
-                     poll_wait_us = :wait_us, poll_owner = NULL, poll_until = NULL, failures = 0, error = NULL,
-                     succeeded = :succeeded, failed = :failed, expires_at = coalesce(:expires_at, expires_at)
+                     poll_wait_us = :wait_us, poll_owner = NULL, poll_until = NULL, failures = 0, misses = 0,
+                     missed_since = NULL, error = NULL, succeeded = :succeeded, failed = :failed, expires_at = coalesce(:expires_at, expires_at)
                  WHERE id = :id AND state = 3",
             )?
             .execute(named_params! {
@@ -129,28 +139,24 @@ impl Turn<'_> {
         rows.iter().try_for_each(|row| statement.execute(named_params! { ":id": row.id }).map(drop))
     }
 
-    /// Says of requests that have been due for long that nobody here may ask about them. The accounts are a JSON array.
-    pub(crate) fn note_strange(&mut self, accounts: &str, overdue: Duration) -> rusqlite::Result<Vec<String>> {
-        self.conn
-            .prepare_cached(
-                "UPDATE jobmill_batch_request SET error = 'the account ' || account || ' is not here'
-                 WHERE state = 3 AND next_poll_at < :before
-                     AND account NOT IN (SELECT value FROM json_each(:accounts))
-                 RETURNING account",
-            )?
-            .query_map(named_params! { ":accounts": accounts, ":before": self.now.saturating_sub(overdue) }, |row| {
-                row.get(0)
-            })?
-            .collect()
+    /// Says of requests that nobody here may ask about them.
+    pub(crate) fn note_strange(&mut self, requests: &[BatchRequestId]) -> rusqlite::Result<()> {
+        let mut statement = self.conn.prepare_cached(
+            "UPDATE jobmill_batch_request SET error = 'the account ' || account || ' is not here'
+             WHERE id = :id AND state = 3",
+        )?;
+        requests.iter().try_for_each(|id| statement.execute(named_params! { ":id": id }).map(drop))
     }
 
-    /// Makes every request due at once.
-    pub(crate) fn poll_all_now(&mut self) -> rusqlite::Result<usize> {
+    /// Makes up to `limit` requests due at once, and tells how many that were.
+    pub(crate) fn poll_now(&mut self, limit: usize) -> rusqlite::Result<usize> {
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_batch_request SET next_poll_at = :now WHERE state = 3 AND next_poll_at > :now",
+                "UPDATE jobmill_batch_request SET next_poll_at = :now
+                 WHERE id IN (SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+                              WHERE state = 3 AND next_poll_at > :now LIMIT :limit)",
             )?
-            .execute(named_params! { ":now": self.now })
+            .execute(named_params! { ":now": self.now, ":limit": limit as i64 })
     }
 
     /// Keeps what a cycle came to.
@@ -165,18 +171,17 @@ impl Turn<'_> {
             .map(drop)
     }
 
-    /// Has everything taken up again that ought to be under way and of which no job is at work: after a crash between
-    /// two steps, or when somebody has removed such a job.
-    pub(crate) fn resume_batches(&mut self) -> rusqlite::Result<()> {
-        let open: Vec<(BatchRequestId, JobId, RequestState, bool)> = self
-            .conn
-            .prepare_cached(
-                "SELECT id, batch, state, cancel_requested_at IS NOT NULL
-                 FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5",
-            )?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?
-            .collect::<rusqlite::Result<_>>()?;
-        for (id, batch, state, cancel_requested) in open {
+    /// Has requests taken up again that ought to be under way and of which no job is at work: after a crash between two
+    /// steps, or when somebody has removed such a job.
+    pub(crate) fn resume_requests(&mut self, requests: &[BatchRequestId]) -> rusqlite::Result<()> {
+        let mut look = self.conn.prepare_cached(
+            "SELECT batch, state, cancel_requested_at IS NOT NULL FROM jobmill_batch_request WHERE id = :id",
+        )?;
+        for id in requests {
+            let known: Option<(JobId, RequestState, bool)> = look
+                .query_row(named_params! { ":id": id }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()?;
+            let Some((batch, state, cancel_requested)) = known else { continue };
             match state {
                 RequestState::Planning | RequestState::Submitting if self.is_being_cancelled(batch)? => {
                     self.cancel_later(batch)?;
@@ -184,29 +189,32 @@ impl Turn<'_> {
                 RequestState::Running if !cancel_requested => self.cancel_later_if_asked(batch)?,
                 // A planner that is still at it is not disturbed by another.
                 RequestState::Planning if self.is_batch_open(batch)? => self.plan_later(batch)?,
-                RequestState::Submitting | RequestState::Sent => self.send_later(id)?,
-                RequestState::Ended => self.harvest_later(id)?,
+                RequestState::Planning => self.drop_empty(*id)?,
+                RequestState::Submitting if !self.is_batch_open(batch)? => self.refuse(*id, "its batch has ended")?,
+                RequestState::Submitting | RequestState::Sent => self.send_later(*id)?,
+                RequestState::Ended => self.harvest_later(*id)?,
                 _ => {}
             }
         }
-        let running: Vec<JobId> = self
-            .conn
-            .prepare_cached(PLAN_BATCHES)?
-            .query_map([], |row| row.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
-        running.into_iter().try_for_each(|batch| self.settle(batch))
+        Ok(())
     }
 
-    /// Deletes up to `limit` rows of batches whose job is gone, and tells whether any are left.
-    pub(crate) fn purge_batches(&mut self, limit: usize) -> rusqlite::Result<bool> {
-        let gone: Option<JobId> = self
-            .conn
-            .prepare_cached(
-                "SELECT job FROM jobmill_batch WHERE NOT EXISTS (SELECT 1 FROM jobmill_job WHERE id = job) LIMIT 1",
-            )?
-            .query_row([], |row| row.get(0))
-            .optional()?;
-        let Some(batch) = gone else { return Ok(false) };
+    /// The same of batches.
+    pub(crate) fn resume_batches(&mut self, batches: &[JobId]) -> rusqlite::Result<()> {
+        for batch in batches {
+            if self.is_retrying(*batch)? {
+                self.retry_later(*batch)?;
+            }
+            // A planner that waits for something need not look for it each time.
+            if self.settle_without_plan(*batch)?.is_some() {
+                self.plan_later(*batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes up to `limit` rows of each sort of a batch whose job is gone, and tells whether any are left.
+    pub(crate) fn purge_batch(&mut self, batch: JobId, limit: usize) -> rusqlite::Result<bool> {
         let items: Vec<i64> = self
             .conn
             .prepare_cached("SELECT id FROM jobmill_batch_item WHERE batch = :batch LIMIT :limit")?
@@ -218,16 +226,106 @@ impl Turn<'_> {
                 delete.execute([item])?;
             }
         }
-        if items.len() < limit {
-            let requests = "request IN (SELECT id FROM jobmill_batch_request WHERE batch = ?1)";
-            self.conn.prepare_cached(&format!("DELETE FROM jobmill_batch_stray WHERE {requests}"))?.execute([batch])?;
-            for table in ["request WHERE batch", "route WHERE batch"] {
-                self.conn.prepare_cached(&format!("DELETE FROM jobmill_batch_{table} = ?1"))?.execute([batch])?;
+        let mut left = items.len() == limit;
+        // The strays are found by their requests, and these go last.
+        for (table, rows) in [
+            ("stray", "SELECT stray.id FROM jobmill_batch_request AS request
+                       JOIN jobmill_batch_stray AS stray ON stray.request = request.id WHERE request.batch = ?1 LIMIT ?2"),
+            ("request", "SELECT id FROM jobmill_batch_request WHERE batch = ?1 LIMIT ?2"),
+            ("route", "SELECT id FROM jobmill_batch_route WHERE batch = ?1 LIMIT ?2"),
+        ] {
+            if left {
+                return Ok(true);
             }
+            let deleted = self
+                .conn
+                .prepare_cached(&format!("DELETE FROM jobmill_batch_{table} WHERE id IN ({rows})"))?
+                .execute(params![batch, limit as i64])?;
+            left = deleted == limit;
+        }
+        if !left {
             self.conn.prepare_cached("DELETE FROM jobmill_batch WHERE job = ?1")?.execute([batch])?;
         }
-        Ok(true)
+        Ok(left)
     }
+}
+
+/// The requests of these accounts that are due, the longest unasked first. The accounts are a JSON array.
+pub(crate) fn due(
+    conn: &Connection,
+    accounts: &str,
+    now: Timestamp,
+    limit: usize,
+    limits: PollLimits,
+) -> rusqlite::Result<Vec<BatchRequestId>> {
+    let mut due: Vec<BatchRequestId> = conn
+        .prepare_cached(PLAN_DUE)?
+        .query_map(
+            named_params! {
+                ":now": now, ":lease_max": now.saturating_add(limits.lease), ":accounts": accounts,
+                ":limit": limit as i64,
+            },
+            |row| row.get(0),
+        )?
+        .collect::<rusqlite::Result<_>>()?;
+    let latest = now.saturating_add(limits.wait_max);
+    let mut overdue = conn.prepare_cached(PLAN_OVERDUE)?;
+    let left = (limit - due.len()) as i64;
+    for id in overdue
+        .query_map(named_params! { ":latest": latest, ":accounts": accounts, ":limit": left }, |row| row.get(0))?
+    {
+        due.push(id?);
+    }
+    Ok(due)
+}
+
+/// The accounts whose requests have been due since before this moment and which are none of these, and up to `limit` of
+/// those requests that do not say so yet. The accounts are a JSON array.
+pub(crate) fn strange(
+    conn: &Connection,
+    accounts: &str,
+    before: Timestamp,
+    limit: usize,
+) -> rusqlite::Result<(Vec<String>, Vec<BatchRequestId>)> {
+    let others = conn
+        .prepare_cached(
+            "SELECT DISTINCT account FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+             WHERE state = 3 AND next_poll_at < :before AND account NOT IN (SELECT value FROM json_each(:accounts))",
+        )?
+        .query_map(named_params! { ":accounts": accounts, ":before": before }, |row| row.get(0))?
+        .collect::<rusqlite::Result<_>>()?;
+    let silent = conn
+        .prepare_cached(
+            "SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_due
+             WHERE state = 3 AND next_poll_at < :before AND account NOT IN (SELECT value FROM json_each(:accounts))
+                 AND error IS NOT 'the account ' || account || ' is not here' LIMIT :limit",
+        )?
+        .query_map(named_params! { ":accounts": accounts, ":before": before, ":limit": limit as i64 }, |row| {
+            row.get(0)
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    Ok((others, silent))
+}
+
+/// Every request that has not come to its end.
+pub(crate) fn open(conn: &Connection) -> rusqlite::Result<Vec<BatchRequestId>> {
+    conn.prepare_cached("SELECT id FROM jobmill_batch_request INDEXED BY jobmill_batch_request_open WHERE state < 5")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+/// Every batch that is under way.
+pub(crate) fn running(conn: &Connection) -> rusqlite::Result<Vec<JobId>> {
+    conn.prepare_cached(PLAN_BATCHES)?.query_map([], |row| row.get(0))?.collect()
+}
+
+/// Every batch whose job is gone.
+pub(crate) fn gone(conn: &Connection) -> rusqlite::Result<Vec<JobId>> {
+    conn.prepare_cached(
+        "SELECT job FROM jobmill_batch WHERE NOT EXISTS (SELECT 1 FROM jobmill_job WHERE jobmill_job.id = job)",
+    )?
+    .query_map([], |row| row.get(0))?
+    .collect()
 }
 
 /// When the next request of these accounts is due. None: nothing of theirs is at a provider. The accounts are a JSON array.

@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{BatchItemRecord, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent};
+use crate::model::batch_job::PlanBatch;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::page::Order;
@@ -110,14 +111,17 @@ pub(crate) fn batch_facts(conn: &Connection, batch: JobId) -> rusqlite::Result<O
     .optional()
 }
 
+/// How many sorts of failure a summary names.
+const FAILURES_MAX: i64 = 20;
+
 /// The most frequent failures of a batch's items.
-pub(crate) fn failures(conn: &Connection, batch: JobId, limit: usize) -> rusqlite::Result<Vec<FailureCount>> {
+pub(crate) fn failures(conn: &Connection, batch: JobId) -> rusqlite::Result<Vec<FailureCount>> {
     conn.prepare_cached(
         "SELECT coalesce(error_class, 'expired'), count(*), coalesce(error, ''), min(id)
          FROM jobmill_batch_item INDEXED BY jobmill_batch_item_state
          WHERE batch = :batch AND state IN (4, 6) GROUP BY 1 ORDER BY 2 DESC LIMIT :limit",
     )?
-    .query_map(named_params! { ":batch": batch, ":limit": limit as i64 }, |row| {
+    .query_map(named_params! { ":batch": batch, ":limit": FAILURES_MAX }, |row| {
         Ok(FailureCount { class: row.get(0)?, count: count(row, 1)?, error: row.get(2)? })
     })?
     .collect()
@@ -359,7 +363,7 @@ pub(crate) fn held_up(conn: &Connection, batch: JobId, now: Timestamp) -> rusqli
              WHERE held.key = :key",
         )?
         .query_row(
-            named_params! { ":key": format!("kind\u{1f}jobmill.batch.plan\u{1f}{batch}") },
+            named_params! { ":key": PlanBatch { batch }.scoped_key() },
             |row| row.get(0),
         )
         .optional()?

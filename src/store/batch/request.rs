@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
-use crate::model::batch_job::{CleanRequest, HarvestRequest, SendRequest};
-use crate::model::id::{BatchRequestId, JobId};
+use crate::model::batch_job::{CleanRequest, HarvestRequest, RunRequest, SendRequest};
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::time::Timestamp;
 use crate::provider::{RemoteBatch, RemoteEnd, RemoteState};
 use crate::store::Turn;
 use crate::store::batch::{Change, ItemState, RequestState};
 use crate::store::row::json;
+
+/// How often a request must have been looked for in vain before anything follows from it, however long that took: a clock
+/// that was set makes an hour of a moment.
+pub(crate) const MISSES_MIN: u32 = 3;
 
 /// A request, as those who take it on its way must know it.
 #[derive(Clone, Debug)]
@@ -85,8 +89,8 @@ pub(crate) fn request(conn: &Connection, id: BatchRequestId) -> rusqlite::Result
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MaySend {
     Yes,
-    /// Another creation at the account is under way.
-    NotYet,
+    /// Another creation at the account is under way, and so many requests wait for their turn with this one.
+    NotYet(u32),
     /// The batch is being cancelled, or the request is elsewhere.
     No,
 }
@@ -97,9 +101,14 @@ impl Turn<'_> {
         self.enqueue(&SendRequest { request }.new_job()).map(drop)
     }
 
-    /// Has the results of a request read.
+    /// Has the results of a request read. What is run meanwhile, for it is a local provider's, has workers of its own.
     pub(crate) fn harvest_later(&mut self, request: BatchRequestId) -> rusqlite::Result<()> {
-        self.enqueue(&HarvestRequest { request }.new_job()).map(drop)
+        let local = self
+            .conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND local = 1")?
+            .exists(named_params! { ":id": request })?;
+        let job = if local { RunRequest { request }.new_job() } else { HarvestRequest { request }.new_job() };
+        self.enqueue(&job).map(drop)
     }
 
     /// The body of a request is about to be uploaded.
@@ -120,6 +129,16 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// The body of a request is not at the provider any more, and is uploaded anew.
+    pub(crate) fn forget_upload(&mut self, id: BatchRequestId) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET file = NULL, uploaded_at = NULL WHERE id = :id AND state = 1",
+            )?
+            .execute(named_params! { ":id": id })
+            .map(drop)
+    }
+
     /// The creation of a request is about to be sent. From here on nobody knows whether it was, until the answer is in the
     /// file.
     pub(crate) fn mark_sent(&mut self, row: &RequestRow, create_timeout: Duration) -> rusqlite::Result<MaySend> {
@@ -128,12 +147,13 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         let marked = self
             .conn
             .prepare_cached(
-                "UPDATE jobmill_batch_request SET state = 2, attempt = attempt + 1, sent_at = :now
+                "UPDATE jobmill_batch_request
+                 SET state = 2, attempt = attempt + 1, sent_at = :now, misses = 0, missed_since = NULL
                  WHERE id = :id AND state = 1 AND cancel_requested_at IS NULL",
             )?
             .execute(named_params! { ":id": row.id, ":now": self.now })?;
@@ -152,7 +172,7 @@ impl Turn<'_> {
         }
         let until = self.now.saturating_add(create_timeout.saturating_mul(2));
         if !self.lease(&row.account, row.id, until)? {
-            return Ok(MaySend::NotYet);
+            return self.place_in_line(&row.account, row.id).map(MaySend::NotYet);
         }
         // The first sending stays the moment since when it is looked for.
         let marked = self
@@ -202,7 +222,7 @@ impl Turn<'_> {
                 "UPDATE OR IGNORE jobmill_batch_request
                  SET state = 3, remote_id = :remote_id, remote_status = :raw_status, created = :text, latest = :text,
                      expires_at = :expires_at, polled_at = :now, next_poll_at = :next, poll_wait_us = :wait_us,
-                     failures = 0, error = NULL
+                     failures = 0, misses = 0, missed_since = NULL, error = NULL
                  WHERE id = :id AND state IN (1, 2)",
             )?
             .execute(named_params! {
@@ -230,13 +250,61 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_request
                  SET state = 4, remote_end = :end, ended_at = :now, next_poll_at = NULL, poll_owner = NULL,
-                     poll_until = NULL, failures = 0, error = NULL
+                     poll_until = NULL, failures = 0, misses = 0, missed_since = NULL, error = NULL
                  WHERE id = :id AND state = 3",
             )?
             .execute(named_params! {
                 ":id": id, ":now": self.now, ":end": serde_json::to_string(end).unwrap_or_default(),
             })?;
         if ended == 1 { self.harvest_later(id) } else { Ok(()) }
+    }
+
+    /// A request was looked for at its provider, which does not know it, or keeps its results no more. Tells how often that
+    /// was so in a row, and for how long.
+    pub(crate) fn missed(&mut self, id: BatchRequestId) -> rusqlite::Result<(u32, Duration)> {
+        let missed: Option<(u32, Timestamp)> = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET misses = misses + 1, missed_since = min(coalesce(missed_since, :now), :now)
+                 WHERE id = :id AND state IN (2, 3, 4) RETURNING misses, missed_since",
+            )?
+            .query_row(named_params! { ":id": id, ":now": self.now }, |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        Ok(missed.map_or((0, Duration::ZERO), |(misses, since)| (misses, self.now.since(since))))
+    }
+
+    /// The provider of a request says for certain that it does not know it, or that it keeps its results no more. Once it
+    /// has said so often and for long enough, the request is given up. What is being cancelled need not be waited for.
+    pub(crate) fn not_known(&mut self, row: &RequestRow, why: &str, patience: Duration) -> rusqlite::Result<bool> {
+        let (misses, time) = self.missed(row.id)?;
+        let unwanted = row.cancel_requested || self.is_cancel_requested(row.batch)?;
+        if misses < MISSES_MIN || (time < patience && !unwanted) {
+            return Ok(false);
+        }
+        self.lose(row, &format!("its provider has said {misses} times: {why}"))
+    }
+
+    /// Gives a request up of which nobody will ever know what of it was run. False: it has come to its end.
+    pub(crate) fn lose(&mut self, row: &RequestRow, why: &str) -> rusqlite::Result<bool> {
+        self.end_lease(&row.account, row.id)?;
+        let end = RemoteEnd::Lost(why.to_owned());
+        let lost = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request
+                 SET state = 4, remote_end = :end, ended_at = coalesce(ended_at, :now), next_poll_at = NULL,
+                     poll_owner = NULL, poll_until = NULL
+                 WHERE id = :id AND state IN (2, 3, 4)",
+            )?
+            .execute(named_params! {
+                ":id": row.id, ":now": self.now, ":end": serde_json::to_string(&end).unwrap_or_default(),
+            })?;
+        if lost == 1 {
+            log::error!("{}: it is given up, and what of it was run is not known: {why}", row.id);
+            self.harvest_later(row.id)?;
+        }
+        Ok(lost == 1)
     }
 
     /// A twin of a request was found: a batch at the provider with the same items, which is paid as well. Its results are
@@ -314,6 +382,24 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// Whether nothing of a request has left, for all that is known: it may turn out to be at its provider after all.
+    pub(crate) fn is_unsent(&self, request: BatchRequestId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE id = :id AND state IN (0, 1)")?
+            .exists(named_params! { ":id": request })
+    }
+
+    /// Ends a request that came to its end at the provider and has no results.
+    pub(crate) fn ended_in_vain(&mut self, request: BatchRequestId, why: &str) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET state = :refused, error = :why, reserved_nanos = 0
+                 WHERE id = :id AND state = 4",
+            )?
+            .execute(named_params! { ":id": request, ":why": why, ":refused": RequestState::Refused })
+            .map(drop)
+    }
+
     /// Ends up to `limit` items of a request in a state, for a reason, and tells whether any are left.
     pub(crate) fn end_items(
         &mut self,
@@ -336,6 +422,51 @@ impl Turn<'_> {
         change.items(ItemState::Sent, to, ended);
         change.write(self.conn, batch)?;
         Ok(ended == limit)
+    }
+
+    /// Fails items of a request, each for a reason of its own.
+    pub(crate) fn fail_bound(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        items: &[(BatchItemId, String)],
+    ) -> rusqlite::Result<()> {
+        let mut fail = self.conn.prepare_cached(
+            "UPDATE jobmill_batch_item SET state = 4, error_class = 'invalid', error = :error
+             WHERE id = :id AND request = :request AND state = 1",
+        )?;
+        let mut change = Change::default();
+        for (id, error) in items {
+            let failed = fail.execute(named_params! { ":id": id, ":request": request, ":error": error })?;
+            change.items(ItemState::Sent, ItemState::Failed, failed);
+        }
+        change.write(self.conn, batch)
+    }
+
+    /// Lets go of up to `limit` items of a request that was refused as a whole, and tells whether any are left. They go again
+    /// in requests of so many items at most, and the attempt does not count.
+    pub(crate) fn part(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        request_items_max: Option<u64>,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        let parted = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = 0, attempt = max(attempt - 1, 0),
+                     request_items_max = coalesce(:max, request_items_max)
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)",
+            )?
+            .execute(named_params! {
+                ":request": request, ":max": request_items_max.map(u64::cast_signed), ":limit": limit as i64,
+            })?;
+        let mut change = Change::default();
+        change.items(ItemState::Sent, ItemState::Waiting, parted);
+        change.write(self.conn, batch)?;
+        Ok(parted == limit)
     }
 
     /// All results of a request are in the file. What the provider keeps of it is deleted if that is wanted.

@@ -1,6 +1,6 @@
 //! Results are applied to their items: each once, whatever comes twice, late or for nobody.
 
-use rusqlite::{OptionalExtension, named_params, params};
+use rusqlite::{CachedStatement, OptionalExtension, Row, named_params, params};
 use serde_json::value::RawValue;
 
 use crate::model::batch::Step;
@@ -39,8 +39,8 @@ pub(crate) struct Applied {
 }
 
 /// What holds for all items of a batch.
-struct Terms {
-    step: Option<String>,
+pub(super) struct Terms {
+    pub(super) step: Option<String>,
     max_attempts: u32,
     cancelled: bool,
     queue: String,
@@ -61,6 +61,46 @@ struct Item {
     model: String,
 }
 
+impl Item {
+    /// Whether this result was counted before: it is read once more, after a crash or a connection that broke.
+    fn was_told(&self, mark: &Mark, request: &RequestRow) -> bool {
+        // A twin holds items that were bound to another request, and is paid beside it.
+        let twin = request.items == 0;
+        match mark.sends == self.applied {
+            true => self.applied_by == Some(request.id),
+            false => mark.sends < self.applied && !twin,
+        }
+    }
+
+    /// Whether a result takes the item further.
+    fn awaits(&self, mark: &Mark, request: &RequestRow, outcome: &ItemOutcome) -> bool {
+        if self.state == ItemState::Sent && self.request == Some(request.id) && self.sends == mark.sends {
+            return true;
+        }
+        // An older attempt that succeeds after all wins over a newer one that has not yet.
+        matches!(outcome, ItemOutcome::Succeeded { .. })
+            && self.step_number == mark.step_number
+            && matches!(self.state, ItemState::Waiting | ItemState::Sent)
+    }
+}
+
+fn item(find: &mut CachedStatement<'_>, id: BatchItemId) -> rusqlite::Result<Option<Item>> {
+    let read = |row: &Row<'_>| {
+        Ok(Item {
+            batch: row.get(0)?,
+            state: row.get(1)?,
+            request: row.get(2)?,
+            step_number: row.get(3)?,
+            sends: row.get(4)?,
+            attempt: row.get(5)?,
+            applied: row.get(6)?,
+            applied_by: row.get(7)?,
+            model: row.get(8)?,
+        })
+    };
+    find.query_row(params![id], read).optional()
+}
+
 /// Reads an item that a result is for.
 pub(crate) const PLAN_ITEM: &str =
     "SELECT item.batch, state, request, step_number, sends, attempt, applied, applied_by,
@@ -76,7 +116,8 @@ pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
          cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
          output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
          reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
-         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16
+         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16,
+         request_items_max = ?17
      WHERE id = ?1";
 
 /// What becomes of an item.
@@ -100,8 +141,6 @@ impl Turn<'_> {
             // The batch has been deleted. What was paid for it, nobody asks any more.
             return Ok(Applied::default());
         };
-        // A twin holds items that were bound to another request, and is paid beside it.
-        let twin = request.items == 0;
         let conn = self.conn;
         let mut find = conn.prepare_cached(PLAN_ITEM)?;
         let mut apply = conn.prepare_cached(PLAN_APPLY)?;
@@ -115,22 +154,7 @@ impl Turn<'_> {
             };
             let mark = Mark::parse(custom_id).filter(|mark| mark.tag == tag);
             let item = match &mark {
-                Some(mark) => find
-                    .query_row(params![mark.item], |row| {
-                        Ok(Item {
-                            batch: row.get(0)?,
-                            state: row.get(1)?,
-                            request: row.get(2)?,
-                            step_number: row.get(3)?,
-                            sends: row.get(4)?,
-                            attempt: row.get(5)?,
-                            applied: row.get(6)?,
-                            applied_by: row.get(7)?,
-                            model: row.get(8)?,
-                        })
-                    })
-                    .optional()?
-                    .filter(|item| item.batch == request.batch),
+                Some(mark) => item(&mut find, mark.item)?.filter(|item| item.batch == request.batch),
                 None => None,
             };
             let usage = usage_of(outcome);
@@ -138,22 +162,11 @@ impl Turn<'_> {
                 self.stray(request, row, "unknown", Some((usage, None)), &mut change)?;
                 continue;
             };
-            // What is read once more, after a crash or a connection that broke, was counted the first time.
-            let again = match mark.sends == item.applied {
-                true => item.applied_by == Some(request.id),
-                false => mark.sends < item.applied && !twin,
-            };
-            if again {
+            if item.was_told(&mark, request) {
                 continue;
             }
             let cost = usage.and_then(|usage| prices.and_then(|prices| prices.cost_nanos(&item.model, usage)));
-            let succeeded = matches!(outcome, ItemOutcome::Succeeded { .. });
-            let awaited = item.state == ItemState::Sent && item.request == Some(request.id) && item.sends == mark.sends;
-            // An older attempt that succeeds after all wins over a newer one that has not yet.
-            let welcome = succeeded
-                && item.step_number == mark.step_number
-                && matches!(item.state, ItemState::Waiting | ItemState::Sent);
-            if !awaited && !welcome {
+            if !item.awaits(&mark, request, outcome) {
                 let why = if item.state == ItemState::Sent { "superseded" } else { "duplicate" };
                 self.stray(request, row, why, Some((usage, cost)), &mut change)?;
                 continue;
@@ -186,6 +199,7 @@ impl Turn<'_> {
                 i64::from(usage.is_some() && cost.is_none()),
                 mark.sends,
                 request.id,
+                matches!(outcome, ItemOutcome::Expired).then(|| half(request)).flatten(),
             ])?;
             if let ItemOutcome::Succeeded { reply, .. } = outcome {
                 keep.execute(params![mark.item, reply.get()])?;
@@ -196,6 +210,17 @@ impl Turn<'_> {
             change.item(Some(item.state), Some(verdict.state));
         }
         change.write(self.conn, request.batch)?;
+        self.note_applied(request, applied, prices)?;
+        Ok(applied)
+    }
+
+    /// Notes of a request that results of it were applied, and of its batch by which prices.
+    fn note_applied(
+        &mut self,
+        request: &RequestRow,
+        applied: Applied,
+        prices: Option<&PriceTable>,
+    ) -> rusqlite::Result<()> {
         if applied.items > 0 {
             // What moves on need not wait longer each time that it stumbles.
             self.conn
@@ -209,7 +234,7 @@ impl Turn<'_> {
                     ":batch": request.batch, ":currency": prices.currency(), ":version": prices.version(),
                 })?;
         }
-        Ok(applied)
+        Ok(())
     }
 
     /// Ends up to `limit` items of a request whose results have all been read and which had none, and tells whether any are
@@ -232,7 +257,7 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_item
                  SET state = CASE WHEN :to <> 5 AND attempt < :max_attempts THEN 0 ELSE :to END,
-                     error_class = :class, error = :error
+                     error_class = :class, error = :error, request_items_max = :request_items_max
                  WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)
                  RETURNING state",
             )?
@@ -240,6 +265,7 @@ impl Turn<'_> {
                 named_params! {
                     ":request": request.id, ":to": to, ":max_attempts": terms.max_attempts, ":class": class,
                     ":error": error, ":limit": limit as i64,
+                    ":request_items_max": (to == ItemState::Expired).then(|| half(request)).flatten(),
                 },
                 |row| row.get(0),
             )?
@@ -250,7 +276,37 @@ impl Turn<'_> {
         Ok(finished.len() == limit)
     }
 
-    fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
+    /// Ends up to `limit` items of a request of which nobody knows what became, and tells whether any are left.
+    pub(crate) fn lose_items(
+        &mut self,
+        batch: JobId,
+        request: BatchRequestId,
+        why: &str,
+        limit: usize,
+    ) -> rusqlite::Result<bool> {
+        let (to, class, error) = match self.is_cancel_requested(batch)? {
+            true => (ItemState::Cancelled, None, None),
+            false => (ItemState::Failed, Some(class_word(ItemError::Missing)), Some(cut(why, ERROR_BYTES))),
+        };
+        // What it cost is not nothing: it is not known.
+        let lost = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_item
+                 SET state = :to, error_class = :class, error = :error, unpriced = unpriced + 1
+                 WHERE id IN (SELECT id FROM jobmill_batch_item WHERE request = :request AND state = 1 LIMIT :limit)",
+            )?
+            .execute(named_params! {
+                ":request": request, ":to": to, ":class": class, ":error": error, ":limit": limit as i64,
+            })?;
+        let mut change = Change::default();
+        change.items(ItemState::Sent, to, lost);
+        change.unknown(lost);
+        change.write(self.conn, batch)?;
+        Ok(lost == limit)
+    }
+
+    pub(super) fn terms(&self, batch: JobId) -> rusqlite::Result<Option<Terms>> {
         self.conn
             .prepare_cached(
                 "SELECT batch.step, batch.max_attempts, job.cancel_requested_at IS NOT NULL OR job.state <> 2, lane.queue,
@@ -271,7 +327,7 @@ impl Turn<'_> {
             .optional()
     }
 
-    fn step_later(
+    pub(super) fn step_later(
         &mut self,
         step: &str,
         terms: &Terms,
@@ -348,7 +404,8 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_batch_item
                  SET state = :to, step_job = NULL, error = :error, error_class = CASE WHEN :to = 4 THEN 'step' END,
-                     step_number = step_number + (:to = 0), attempt = CASE WHEN :to = 0 THEN 0 ELSE attempt END
+                     step_number = step_number + (:to = 0), attempt = CASE WHEN :to = 0 THEN 0 ELSE attempt END,
+                     finish = CASE WHEN :to = 0 THEN NULL ELSE finish END
                  WHERE id = :item AND state = 2",
             )?
             .execute(named_params! { ":item": item, ":to": to, ":error": error })?;
@@ -382,26 +439,47 @@ impl Turn<'_> {
         Ok(true)
     }
 
-    /// Fails up to `limit` items whose step's job has come to an end without a word, and tells how many that were.
-    pub(crate) fn fail_lost_steps(&mut self, limit: usize) -> rusqlite::Result<usize> {
-        let lost: Vec<(BatchItemId, u32, JobId, Option<String>)> = self
-            .conn
-            .prepare_cached(
-                "SELECT item.id, item.step_number, item.step_job, job.error
-                 FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
-                 LEFT JOIN jobmill_job AS job ON job.id = item.step_job
-                 WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
-            )?
-            .query_map(named_params! { ":limit": limit as i64 }, |row| {
-                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-            })?
-            .collect::<rusqlite::Result<_>>()?;
-        for (item, step_number, job, error) in &lost {
-            let error = error.clone().unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
-            self.step_item(*item, *step_number, *job, &Step::Fail(error))?;
+    /// Fails items whose step's job has come to an end without a word, if it has not been taken up again.
+    pub(crate) fn fail_lost_steps(&mut self, lost: Vec<LostStep>) -> rusqlite::Result<()> {
+        for LostStep { item, step_number, job, error } in lost {
+            let is_open = self
+                .conn
+                .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :job AND state NOT IN (3, 4, 5, 6)")?
+                .exists(named_params! { ":job": job })?;
+            if !is_open {
+                let error = error.unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
+                self.step_item(item, step_number, job, &Step::Fail(error))?;
+            }
         }
-        Ok(lost.len())
+        Ok(())
     }
+}
+
+/// How many items may go together at most of those for which a request's time was not enough: half as many as it held.
+fn half(request: &RequestRow) -> Option<i64> {
+    (request.items > 0).then(|| request.items.div_ceil(2).cast_signed())
+}
+
+/// An item whose step's job has come to an end without a word.
+pub(crate) struct LostStep {
+    item: BatchItemId,
+    step_number: u32,
+    job: JobId,
+    error: Option<String>,
+}
+
+/// Up to `limit` items whose step's job has come to an end without a word.
+pub(crate) fn lost_steps(conn: &rusqlite::Connection, limit: usize) -> rusqlite::Result<Vec<LostStep>> {
+    conn.prepare_cached(
+        "SELECT item.id, item.step_number, item.step_job, job.error
+         FROM jobmill_batch_item AS item INDEXED BY jobmill_batch_item_step
+         LEFT JOIN jobmill_job AS job ON job.id = item.step_job
+         WHERE item.state = 2 AND (job.id IS NULL OR job.state IN (3, 4, 5, 6)) LIMIT :limit",
+    )?
+    .query_map(named_params! { ":limit": limit as i64 }, |row| {
+        Ok(LostStep { item: row.get(0)?, step_number: row.get(1)?, job: row.get(2)?, error: row.get(3)? })
+    })?
+    .collect()
 }
 
 /// What a result tells of tokens, if anybody was paid for it.

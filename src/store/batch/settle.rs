@@ -1,17 +1,19 @@
 //! What a batch comes to: it starts, goes on while items are open, and ends when none is.
 
+use std::time::Duration;
+
 use rusqlite::{OptionalExtension, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{ItemCounts, Spent};
-use crate::model::batch_job::{CancelBatch, PlanBatch};
+use crate::model::batch_job::{CancelBatch, EndBatch, PlanBatch};
 use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::Progress;
 use crate::model::new_batch::BATCH_KIND;
 use crate::store::Turn;
-use crate::store::batch::read;
+use crate::store::batch::read::{self, FailureCount};
 use crate::store::batch::{Change, ItemState};
 use crate::store::operate::{Cancelled, Standing};
 use crate::store::row::State;
@@ -30,11 +32,14 @@ struct Summary<'a> {
     spent: &'a Spent,
     strays: u64,
     /// The most frequent failures, each with how many items had it.
-    errors: Vec<read::FailureCount>,
+    errors: Vec<FailureCount>,
 }
 
-/// How many sorts of failure a summary names.
-const FAILURES_MAX: usize = 20;
+/// How long items that go on wait for others to go with. A batch at a provider takes minutes at least, and the fewer there
+/// are, the more each of them holds; but one long step must not keep the others for ever.
+const GATHER: Duration = Duration::from_secs(60);
+/// Of how many failures a summary is made in the turn that ends the batch. Those of more are read beside the writer.
+const SUMMED_AT_ONCE: u64 = 1000;
 
 impl Turn<'_> {
     /// Whether the jobs of this lane are LLM batches.
@@ -73,9 +78,34 @@ impl Turn<'_> {
         self.step(standing.step(State::Running, Cause::Claimed))
     }
 
-    /// Has items that wait put into requests.
+    /// Has items that wait put into requests, unless somebody is about to.
     pub(crate) fn plan_later(&mut self, batch: JobId) -> rusqlite::Result<()> {
         self.enqueue(&PlanBatch { batch }.new_job()).map(drop)
+    }
+
+    /// Has items that wait put into requests after this time at most, though a planner waits for longer: what it waits for
+    /// may be another account than theirs.
+    fn plan_within(&mut self, batch: JobId, wait: Duration) -> rusqlite::Result<()> {
+        let job = PlanBatch { batch }.new_job();
+        self.enqueue_no_later(&if wait.is_zero() { job } else { job.delay(wait) })
+    }
+
+    /// Leaves a batch to another planner that waits, after this time at most. False: there is no other.
+    pub(crate) fn leave_plan(&mut self, batch: JobId, planner: JobId, wait: Duration) -> rusqlite::Result<bool> {
+        let other: Option<JobId> = self
+            .conn
+            .prepare_cached(
+                "SELECT job.id FROM jobmill_unique AS held JOIN jobmill_job AS job ON job.id = held.job
+                 WHERE held.key = :key AND job.id <> :planner AND job.state IN (1, 7)",
+            )?
+            .query_row(named_params! { ":key": PlanBatch { batch }.scoped_key(), ":planner": planner }, |row| {
+                row.get(0)
+            })
+            .optional()?;
+        if let Some(other) = other {
+            self.hasten(other, self.now.saturating_add(wait))?;
+        }
+        Ok(other.is_some())
     }
 
     /// Has what is open of a batch cancelled.
@@ -106,34 +136,6 @@ impl Turn<'_> {
         Ok(Cancelled::Requested)
     }
 
-    /// Lets the items of an ended batch that are not completed go once more, each with its attempts anew.
-    pub(crate) fn retry_batch(&mut self, ended: &Standing, caller: &Caller) -> rusqlite::Result<()> {
-        let mut change = Change::default();
-        for state in [ItemState::Failed, ItemState::Cancelled, ItemState::Expired] {
-            let again = self
-                .conn
-                .prepare_cached(
-                    "UPDATE jobmill_batch_item SET state = 0, attempt = 0, error = NULL, error_class = NULL
-                     WHERE batch = :batch AND state = :state",
-                )?
-                .execute(named_params! { ":batch": ended.id, ":state": state })?;
-            change.items(state, ItemState::Waiting, again);
-        }
-        change.write(self.conn, ended.id)?;
-        self.conn
-            .prepare_cached(
-                "UPDATE jobmill_job
-                 SET state = 2, started_at = :now, completed_at = NULL, cancel_requested_at = NULL, updated_at = :now,
-                     result = NULL, error = NULL, stop_reason = NULL
-                 WHERE id = :id AND state IN (4, 5, 6)",
-            )?
-            .execute(named_params! { ":id": ended.id, ":now": self.now })?;
-        detail::changed_by(self.conn, ended.id, caller)?;
-        self.audit(&ended.line(Action::Requeued, caller, State::Running))?;
-        self.step(ended.step(State::Running, Cause::Operator))?;
-        self.settle(ended.id)
-    }
-
     /// Cancels up to `limit` items that are not at a provider, and tells whether any are left.
     pub(crate) fn cancel_items(&mut self, batch: JobId, limit: usize) -> rusqlite::Result<bool> {
         let mut left = limit;
@@ -156,37 +158,90 @@ impl Turn<'_> {
 
     /// Looks where a batch stands: tells how far it is, has planned what waits, and ends it when nothing is open.
     pub(crate) fn settle(&mut self, batch: JobId) -> rusqlite::Result<()> {
-        if self.settle_without_plan(batch)? { self.plan_later(batch) } else { Ok(()) }
+        match self.settle_without_plan(batch)? {
+            Some(wait) => self.plan_within(batch, wait),
+            None => Ok(()),
+        }
     }
 
-    /// The same, but tells whether something is to be planned.
-    pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<bool> {
-        let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(false) };
-        let running: Option<bool> = self
-            .conn
-            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
-            .query_row(named_params! { ":id": batch }, |row| row.get(0))
-            .optional()?;
-        let Some(cancelled) = running else { return Ok(false) };
+    /// The same, but tells whether something is to be planned, and after which time.
+    pub(crate) fn settle_without_plan(&mut self, batch: JobId) -> rusqlite::Result<Option<Duration>> {
+        let Some(counts) = read::item_counts(self.conn, batch)? else { return Ok(None) };
+        let Some(cancelled) = self.is_cancelled_while_running(batch)? else { return Ok(None) };
         self.progress(batch, &Progress { done: counts.ended(), total: Some(counts.total()), note: None })?;
-        if counts.open() == 0 {
-            self.end_batch(batch, counts, cancelled)?;
-            return Ok(false);
+        if self.is_over(batch, &counts, cancelled)? {
+            if counts.failed + counts.expired > SUMMED_AT_ONCE {
+                self.enqueue(&EndBatch { batch }.new_job())?;
+            } else {
+                let errors = read::failures(self.conn, batch)?;
+                self.end_batch(batch, counts, cancelled, errors)?;
+            }
+            return Ok(None);
         }
         if cancelled {
             if counts.waiting + counts.stepping > 0 {
                 self.cancel_later(batch)?;
             }
-            return Ok(false);
+            return Ok(None);
         }
-        // What goes on after its step goes together.
-        Ok(counts.waiting > 0 && counts.stepping == 0)
+        if counts.waiting == 0 {
+            return Ok(None);
+        }
+        // What goes on goes together with what will soon.
+        let more = counts.stepping > 0 || self.will_more_wait(batch)?;
+        Ok(Some(if more && !self.fills_a_request(batch, counts.waiting)? { GATHER } else { Duration::ZERO }))
     }
 
-    fn end_batch(&mut self, batch: JobId, counts: ItemCounts, cancelled: bool) -> rusqlite::Result<()> {
+    /// Whether somebody has asked for the cancellation of a batch that is under way. None: it is not.
+    fn is_cancelled_while_running(&self, batch: JobId) -> rusqlite::Result<Option<bool>> {
+        self.conn
+            .prepare_cached("SELECT cancel_requested_at IS NOT NULL FROM jobmill_job WHERE id = :id AND state = 2")?
+            .query_row(named_params! { ":id": batch }, |row| row.get(0))
+            .optional()
+    }
+
+    /// Whether nothing is open of a batch. What is retried and has not gone yet counts as ended still.
+    fn is_over(&self, batch: JobId, counts: &ItemCounts, cancelled: bool) -> rusqlite::Result<bool> {
+        Ok(counts.open() == 0 && (cancelled || !self.is_retrying(batch)?))
+    }
+
+    /// Ends a batch whose failures have been read since nothing was open of it, for then they change no more.
+    pub(crate) fn end_with(&mut self, batch: JobId, errors: Vec<FailureCount>) -> rusqlite::Result<()> {
+        let counts = read::item_counts(self.conn, batch)?;
+        if let (Some(counts), Some(cancelled)) = (counts, self.is_cancelled_while_running(batch)?)
+            && self.is_over(batch, &counts, cancelled)?
+        {
+            self.end_batch(batch, counts, cancelled, errors)?;
+        }
+        Ok(())
+    }
+
+    /// Whether results of a batch are being read, or items of it let go once more.
+    fn will_more_wait(&self, batch: JobId) -> rusqlite::Result<bool> {
+        let is_read = self
+            .conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch_request WHERE batch = :batch AND state = 4")?
+            .exists(named_params! { ":batch": batch })?;
+        Ok(is_read || self.is_retrying(batch)?)
+    }
+
+    /// Whether so many items are all that a request of this batch may hold.
+    fn fills_a_request(&self, batch: JobId, items: u64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_batch WHERE job = :batch AND request_items <= :items")?
+            .exists(named_params! { ":batch": batch, ":items": items.cast_signed() })
+    }
+
+    fn end_batch(
+        &mut self,
+        batch: JobId,
+        counts: ItemCounts,
+        cancelled: bool,
+        errors: Vec<FailureCount>,
+    ) -> rusqlite::Result<()> {
         let Some(standing) = self.standing(batch, &Caller::default())? else { return Ok(()) };
         let Some(facts) = read::batch_facts(self.conn, batch)? else { return Ok(()) };
-        let errors = read::failures(self.conn, batch, FAILURES_MAX)?;
+        self.end_retry(batch)?;
         let (state, error) = match () {
             () if cancelled => (State::Cancelled, None),
             () if counts.completed > 0 => (State::Completed, None),

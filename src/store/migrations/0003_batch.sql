@@ -9,6 +9,7 @@ CREATE TABLE jobmill_batch (
     max_attempts INTEGER NOT NULL,
     budget_nanos INTEGER,
     request_items INTEGER,                      -- the most items of one request; null: as many as its provider takes
+    retry_after  INTEGER,                       -- while items go once more: those behind this one still have to
     -- How many items stand where.
     waiting      INTEGER NOT NULL DEFAULT 0,
     sent         INTEGER NOT NULL DEFAULT 0,
@@ -54,10 +55,11 @@ CREATE TABLE jobmill_batch_item (
     applied_by  INTEGER,                     -- in which request
     tokens      INTEGER NOT NULL,            -- the estimated input
     max_output  INTEGER,
+    request_items_max INTEGER,               -- the most items of the next request it goes in; null: as many as fit
     step_job    INTEGER,                     -- the job that is at its step
     key         TEXT    NOT NULL,
     agent_id    TEXT,
-    finish      TEXT,
+    finish      TEXT,                        -- null: it has no reply at this step
     error_class TEXT,
     error       TEXT,
     input       INTEGER,
@@ -102,6 +104,7 @@ CREATE TABLE jobmill_batch_request (
     api_version         TEXT,
     endpoint            TEXT    NOT NULL,
     model               TEXT,              -- null: several
+    local               INTEGER NOT NULL DEFAULT 0,  -- 1: it runs here, while its results are read
     key                 TEXT    NOT NULL UNIQUE,
     items               INTEGER NOT NULL DEFAULT 0,
     bytes               INTEGER NOT NULL DEFAULT 0,
@@ -130,6 +133,8 @@ CREATE TABLE jobmill_batch_request (
     cleaned_at          INTEGER,           -- when what the provider kept of it was deleted
     cancel_requested_at INTEGER,
     failures            INTEGER NOT NULL DEFAULT 0,  -- of what is being tried, since it last went well
+    misses              INTEGER NOT NULL DEFAULT 0,  -- how often in a row its provider did not know it
+    missed_since        INTEGER,
     error               TEXT
 ) STRICT;
 CREATE INDEX jobmill_batch_request_batch ON jobmill_batch_request (batch, id);

@@ -10,6 +10,7 @@ pub(crate) mod read;
 use rusqlite::{OptionalExtension, named_params, params};
 
 use crate::model::event::Cause;
+use crate::model::failure_reason::FailureReason;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
 use crate::model::job::Status;
@@ -373,9 +374,13 @@ impl Turn<'_> {
     fn turn_away(&mut self, standing: &Standing, to: State, why: &str) -> rusqlite::Result<()> {
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_job SET state = :to, completed_at = :now, error = :why WHERE id = :id AND state = 0",
+                "UPDATE jobmill_job SET state = :to, completed_at = :now, error = :why, end_reason = :reason
+                 WHERE id = :id AND state = 0",
             )?
-            .execute(named_params! { ":id": standing.id, ":to": to, ":now": self.now, ":why": why })?;
+            .execute(named_params! {
+                ":id": standing.id, ":to": to, ":now": self.now, ":why": why,
+                ":reason": (to == State::Failed).then_some(FailureReason::Dependency),
+            })?;
         let (action, cause) = match to {
             State::Failed => (Action::Ended, Cause::Ended),
             _ => (Action::Cancelled, Cause::Cancelled),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jobmill::Timestamp;
 use jobmill::provider::{
     Account, CallClass, CallError, CallResult, Candidate, Create, Fate, Finish, Frame, ItemError, ItemOutcome, Limits,
-    Outgoing, Provider, RemoteBatch, RemoteEnd, RemoteState, ResultLine, Sink, Sought, Todo, Usage,
+    Outgoing, Provider, RefusedItem, RemoteBatch, RemoteEnd, RemoteState, ResultLine, Sink, Sought, Todo, Usage,
 };
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -65,6 +65,12 @@ pub(crate) struct Inside {
     /// What happens while an item is encoded.
     pub(crate) on_encode: Option<Box<dyn FnOnce() + Send>>,
     pub(crate) cancels: VecDeque<CallError>,
+    /// What happens while a cancellation is under way.
+    pub(crate) on_cancel: Option<Box<dyn FnOnce() + Send>>,
+    /// What happens when its limits are asked for.
+    pub(crate) on_limits: Option<Box<dyn FnOnce() + Send>>,
+    /// The items that it names when it refuses a batch as a whole.
+    pub(crate) refused: Vec<RefusedItem>,
 }
 
 /// The fake provider. It clones.
@@ -113,6 +119,9 @@ impl Fake {
             on_poll: None,
             on_encode: None,
             cancels: VecDeque::new(),
+            on_cancel: None,
+            on_limits: None,
+            refused: Vec::new(),
         };
         Self { name: name.to_owned(), key: "secret", inside: Arc::new(Mutex::new(inside)) }
     }
@@ -177,6 +186,9 @@ impl Provider for Fake {
     }
 
     fn limits(&self) -> Limits {
+        if let Some(meanwhile) = { self.inside().on_limits.take() } {
+            meanwhile();
+        }
         self.inside().limits.clone()
     }
 
@@ -328,9 +340,18 @@ impl Provider for Fake {
         Ok(())
     }
 
+    fn refused_items(&self, _: &RemoteBatch) -> Vec<RefusedItem> {
+        self.inside().refused.clone()
+    }
+
     fn cancel(&self, id: &str) -> CallResult<RemoteBatch> {
         let mut inside = self.inside();
         inside.calls.push("cancel");
+        if let Some(meanwhile) = inside.on_cancel.take() {
+            drop(inside);
+            meanwhile();
+            inside = self.inside();
+        }
         if let Some(error) = inside.cancels.pop_front() {
             return Err(error);
         }

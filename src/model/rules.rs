@@ -1,0 +1,58 @@
+//! Rules that many fields share.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// The longest name: kind, queue, tag, user, agent. In bytes.
+pub(crate) const MAX_NAME_BYTES: usize = 128;
+/// The longest key, in bytes.
+pub(crate) const MAX_KEY_BYTES: usize = 1024;
+/// The longest length of time: a hundred years.
+pub(crate) const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The queue of the engine's own jobs.
+pub(crate) const SYSTEM_QUEUE: &str = "system";
+/// What the names of the engine's own kinds begin with.
+pub(crate) const OWN_KINDS: &str = "jobmill.";
+
+/// The rule for every name: 1 to 128 bytes, no control characters.
+pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+        let rule = format!("must be 1 to {} bytes without control characters", MAX_NAME_BYTES);
+        return Err(Error::invalid(field, rule));
+    }
+    Ok(())
+}
+
+/// The rule for the kinds that an application may name: those that begin with `jobmill.` are the engine's own.
+pub(crate) fn check_kind(kind: &str) -> Result<()> {
+    check_name("kind", kind)?;
+    if kind.starts_with(OWN_KINDS) {
+        return Err(Error::invalid("kind", format_args!("must not begin with {OWN_KINDS}, which is the engine's own")));
+    }
+    Ok(())
+}
+
+/// The rule for the queues that an application may name: `system` is the engine's own.
+pub(crate) fn check_queue(queue: &str) -> Result<()> {
+    check_name("queue", queue)?;
+    if queue == SYSTEM_QUEUE {
+        return Err(Error::invalid("queue", format_args!("must not be {SYSTEM_QUEUE}, which is the engine's own")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
+    if bytes > max {
+        return Err(Error::invalid(field, format_args!("must be no longer than {max} bytes, is {bytes}")));
+    }
+    Ok(())
+}
+
+pub(crate) fn check_duration(field: &str, duration: Duration) -> Result<()> {
+    if duration > MAX_DURATION {
+        return Err(Error::invalid(field, "must be no longer than 100 years"));
+    }
+    Ok(())
+}

@@ -17,6 +17,7 @@ mod scale;
 mod schedules;
 mod simulation;
 mod throughput;
+mod workflows;
 
 use report::Report;
 
@@ -29,7 +30,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 17] = [
+    let sections: [Section; 18] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -41,6 +42,7 @@ fn main() {
         ("ledger", ledger::ledger),
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
+        ("workflows", workflows::workflows),
         ("limits", limits::limits),
         ("simulation", simulation::simulation),
         ("schedules", schedules::schedules),

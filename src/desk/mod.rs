@@ -30,6 +30,7 @@ use crate::model::time::Timestamp;
 use crate::store::connect::storage_error;
 use crate::store::lane::Demand;
 use crate::store::row::Claim;
+use crate::store::workflow::WALK_MAX;
 use crate::store::{Outbox, Store, Turn};
 
 /// The most operations that wait for a turn. Who comes after that waits to hand in.
@@ -289,7 +290,7 @@ impl Desk {
         let rest_until = Timestamp::from_micros(self.rest_until_us.load(Ordering::SeqCst));
         let due_earlier = || core.store.next_due(self.clock.now()).is_some_and(|due| due < rest_until);
         // Of several claimed jobs some may wait for workers, over which the dispatcher watches.
-        if failed || core.claimed > 1 || due_earlier() {
+        if failed || core.claimed > 1 || core.store.has_flow_work() || due_earlier() {
             self.wake();
         }
     }
@@ -440,6 +441,7 @@ impl Desk {
         core.store.is_expiry_due(now)
             || self.is_tick_due(core, now)
             || core.store.may_have_signals()
+            || core.store.has_flow_work()
             || core.store.is_gate_due(now)
             // What the workers want is asked only if there is something for them: an idle engine looks often.
             || core.store.has_ready(now)
@@ -473,6 +475,7 @@ impl Desk {
             turn.expire(EXPIRE_MAX).map_err(storage)?;
             let ticked = turn.tick(TICK_MAX, crew.is_some_and(|crew| crew.is_open()));
             ticked.map_err(|error| storage_error("cannot tick the schedules", error))?;
+            turn.walk_flows(WALK_MAX).map_err(storage)?;
             if let Some(tallies) = &tallies {
                 turn.add_tallies(tallies).map_err(storage)?;
             }

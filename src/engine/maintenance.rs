@@ -11,6 +11,7 @@ use crate::liveness::find_dead;
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
 use crate::model::id::ScheduleId;
+use crate::model::job::Status;
 use crate::model::metrics::{Metrics, Window};
 use crate::model::retention::Retention;
 use crate::model::threshold::Threshold;
@@ -330,6 +331,9 @@ impl Maintenance {
                 let storage = |error| storage_error("cannot forget instances and shares", error);
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP)).map_err(storage)?;
                 turn.forget_old_tallies().map_err(storage)?;
+                if let Some(time) = retention.of(Status::Completed) {
+                    turn.forget_old_workflows(now.saturating_sub(time), SLICE_JOBS).map_err(storage)?;
+                }
                 turn.forget_idle_gates(GATES_GO).map_err(storage)?;
                 turn.forget_empty_shares().map_err(storage)
             })?;

@@ -203,6 +203,10 @@ macro_rules! row_id {
 }
 
 row_id! {
+    /// The id of a workflow, written `workflow-` and 13 characters. It is of the same sequence as the ids of jobs.
+    WorkflowId, "workflow-"
+}
+row_id! {
     /// The id of one item of an LLM batch, written `batch_item-` and 13 characters.
     BatchItemId, "batch_item-"
 }

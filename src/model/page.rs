@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
@@ -44,6 +44,7 @@ pub struct Query {
     pub(crate) failure_reasons: Vec<FailureReason>,
     pub(crate) source_id: Option<String>,
     pub(crate) tags: Vec<String>,
+    pub(crate) workflow: Option<WorkflowId>,
     pub(crate) created_from: Option<Timestamp>,
     pub(crate) created_until: Option<Timestamp>,
     pub(crate) before: Option<JobId>,
@@ -68,6 +69,7 @@ impl Default for Query {
             failure_reasons: Vec::new(),
             source_id: None,
             tags: Vec::new(),
+            workflow: None,
             created_from: None,
             created_until: None,
             before: None,
@@ -178,6 +180,12 @@ impl Query {
     /// Keeps jobs that bear all of these tags.
     pub fn tags<S: Into<String>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
         self.tags = tags.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Keeps jobs of this workflow: its own, those of its stages, and its callbacks.
+    pub fn workflow(mut self, id: WorkflowId) -> Self {
+        self.workflow = Some(id);
         self
     }
 

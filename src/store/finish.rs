@@ -17,7 +17,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, gate, tally};
+use crate::store::{Turn, at_hand, callback, detail, edge, gate, tally};
 
 /// How many lines of a job's log are kept, of all its attempts together.
 const LOG_LINES_KEPT: i64 = 10_000;
@@ -408,7 +408,8 @@ pub(crate) fn complete_in(
     if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
-    count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    count_in(conn, claim.place, Some(State::Running), State::Completed, now)?;
+    edge::tell(conn, claim.job.id, State::Completed as i64)?;
     if claim.place.limited {
         gate::leave_in(conn, claim.job.id, now)?;
     }

@@ -6,9 +6,11 @@ pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod detail;
+pub(crate) mod edge;
 pub(crate) mod enqueue;
 pub(crate) mod fair;
 pub(crate) mod finish;
+pub(crate) mod flow;
 pub(crate) mod gate;
 pub(crate) mod history;
 pub(crate) mod hold;
@@ -32,6 +34,8 @@ pub(crate) mod step;
 pub(crate) mod tally;
 pub(crate) mod unique;
 pub(crate) mod update;
+pub(crate) mod waiting;
+pub(crate) mod workflow;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -47,6 +51,7 @@ use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::fair::Turns;
+use crate::store::flow::Flows;
 use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
@@ -92,6 +97,7 @@ pub(crate) struct Store {
 pub(crate) struct Book {
     pub(crate) lanes: Lanes,
     pub(crate) shares: Shares,
+    pub(crate) flows: Flows,
     pub(crate) turns: Turns,
     pub(crate) gates: Gates,
     /// Running jobs that are to be deleted as soon as they have ended.
@@ -230,7 +236,10 @@ impl Store {
             let value = work(&mut turn)?;
             drop(turn);
             self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
+            let ended = std::mem::take(&mut self.book.flows.ended);
             self.commit()?;
+            // Whoever waits for a workflow waits for its id, which no job has.
+            out.ended.extend(ended.into_iter().map(JobId::from_raw));
             Ok(value)
         });
         if result.is_err() {
@@ -239,6 +248,7 @@ impl Store {
             self.changed_by_others = true;
             self.book.lanes.forget();
             self.book.shares.forget();
+            self.book.flows.forget();
             self.book.gates.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
@@ -323,6 +333,11 @@ impl Store {
         self.book.next_expiry.is_none_or(|next| next <= now.as_micros())
     }
 
+    /// Whether the end of a job or a workflow calls for something, as far as memory tells.
+    pub(crate) fn has_flow_work(&self) -> bool {
+        self.book.flows.has_work
+    }
+
     /// Whether a limit may have jobs to let go.
     pub(crate) fn is_gate_due(&self, now: Timestamp) -> bool {
         self.book.gates.is_due(now)
@@ -376,18 +391,23 @@ impl Book {
         if let Some(share) = place.share {
             self.shares.count(share, from, to);
         }
+        if let Some(flow) = place.flow {
+            self.flows.count(flow, from, to);
+        }
     }
 
     /// Writes what has been counted since the last time.
     pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         self.lanes.flush(conn)?;
         self.gates.flush(conn, now)?;
-        self.shares.flush(conn)
+        self.shares.flush(conn)?;
+        self.flows.flush(conn, now)
     }
 
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
         self.shares.forget();
+        self.flows.reload(conn)?;
         self.gates.reload(conn)?;
         let mut statement = conn.prepare_cached("SELECT job FROM jobmill_doomed")?;
         self.doomed = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -425,6 +445,7 @@ impl Turn<'_> {
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
+        self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
         let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
@@ -451,6 +472,7 @@ impl Turn<'_> {
 pub(crate) fn last_id(conn: &Connection) -> rusqlite::Result<i64> {
     conn.prepare_cached(
         "SELECT max(coalesce((SELECT max(id) FROM jobmill_job), 0),
+                    coalesce((SELECT max(id) FROM jobmill_flow), 0),
                     coalesce((SELECT value FROM jobmill_meta WHERE key = 'last_id'), 0))",
     )?
     .query_row([], |row| row.get(0))

@@ -18,7 +18,7 @@ use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
-use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue};
+use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue, workflow};
 
 /// Wants everything, the users in turn or not.
 struct Greedy(bool);
@@ -179,6 +179,14 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("schedules, next", tick::PLAN_NEXT, "jobmill_schedule_due"),
             ("schedules, waiting", tick::PLAN_WAITING, "jobmill_schedule_waiting (last_job=?)"),
             ("schedules, ticked", tick::PLAN_TICKED, "jobmill_schedule USING INTEGER PRIMARY KEY (rowid=?)"),
+            (
+                "workflow, followers",
+                workflow::PLAN_FOLLOWERS,
+                "jobmill_edge USING PRIMARY KEY (needs=? AND follower>?)",
+            ),
+            ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
+            ("workflow, admit", workflow::PLAN_ADMIT, rowid),
+            ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
@@ -203,6 +211,16 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             assert!(plan.iter().any(|step| step.contains(index)), "pages of items do not use {index}: {plan:?}");
             assert_cheap("pages of items", &plan);
         }
+        for (plans, index) in workflow::read::PLAN_WORKFLOWS.into_iter().zip([
+            "jobmill_flow_state (state=? AND rowid>? AND rowid<?)",
+            "jobmill_flow_user (user_id=? AND state=? AND rowid>? AND rowid<?)",
+        ]) {
+            for sql in plans {
+                let plan = plan(conn, sql);
+                assert!(plan.iter().any(|step| step.contains(index)), "workflows do not use {index}: {plan:?}");
+                assert_cheap("pages of workflows", &plan);
+            }
+        }
         // Of all jobs, none is read that is no batch.
         let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
         assert!(plan_batches.iter().any(|step| step.contains("job USING INTEGER PRIMARY KEY")), "{plan_batches:?}");
@@ -220,6 +238,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("agent", list::PLAN_AGENT, "jobmill_job_agent (agent_id=? AND rowid>? AND rowid<?)"),
             ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
             ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
+            ("workflow", list::PLAN_FLOW, "jobmill_job_flow (flow=? AND rowid>? AND rowid<?)"),
             ("failure", list::PLAN_FAILURE, "jobmill_job_end_reason (end_reason=? AND rowid>? AND rowid<?)"),
             ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
         ] {

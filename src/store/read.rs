@@ -18,7 +18,7 @@ use crate::store::connect::{Readers, storage_error};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
-use crate::store::{batch, limits};
+use crate::store::{batch, limits, waiting};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -386,7 +386,12 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
         return Ok(Some(Explanation { status: job.status, reasons: vec![reason] }));
     };
     match job.status {
-        Status::Created => reasons.push(Reason::NotAdmitted),
+        Status::Created => {
+            reasons.extend(waiting::reasons(conn, id, false)?);
+            if reasons.is_empty() {
+                reasons.push(Reason::NotAdmitted);
+            }
+        }
         Status::Pending => {
             let state: State = conn
                 .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
@@ -450,6 +455,9 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
             _ => Reason::Ended { status: job.status },
         }),
         ended => reasons.push(Reason::Ended { status: ended }),
+    }
+    if job.status.is_terminal() && job.status != Status::Completed && job.attempt == 0 {
+        reasons.extend(waiting::reasons(conn, id, true)?);
     }
     Ok(Some(Explanation { status: job.status, reasons }))
 }

@@ -41,3 +41,7 @@ mod support;
 mod tracked;
 mod unique;
 mod users;
+mod workflow;
+mod workflow_faults;
+mod workflow_operate;
+mod workflow_steps;

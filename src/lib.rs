@@ -33,9 +33,11 @@ pub use clock::{Clock, SystemClock};
 pub use crossbeam_channel;
 pub use engine::builder::EngineBuilder;
 pub use engine::monitor::Monitor;
+pub use engine::settings::Setting;
 pub use engine::{Engine, Shutdown};
 pub use error::{Error, ErrorKind, Result};
 pub use handler::context::Context;
+pub use handler::flow::{Input, Inputs};
 pub use handler::{Failure, Handler, IntoOutcome, Outcome};
 pub use model::alert::{Alert, AlertState};
 pub use model::attempt::{Attempt, AttemptOutcome, LogLine};
@@ -46,23 +48,31 @@ pub use model::batch::{
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
+pub use model::failure_reason::FailureReason;
 pub use model::health::{
     DatabaseHealth, DispatcherHealth, EngineState, Health, PollerHealth, Problem, QueueHealth, ThreadState,
     WorkersHealth,
 };
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
-pub use model::id::{BatchItemId, BatchRequestId, JobId};
+pub use model::id::{BatchItemId, BatchRequestId, JobId, ScheduleId, WorkflowId};
 pub use model::job::{Job, Priority, Progress, Status};
 pub use model::job_type::JobType;
 pub use model::limit::{Limit, LimitUsage, LimitUse};
 pub use model::metrics::{Metrics, Rates, Window};
+pub use model::need::OnFailure;
 pub use model::new_batch::{BatchItem, Estimate, NewBatch};
 pub use model::new_job::{NewJob, Payload};
+pub use model::new_workflow::NewWorkflow;
 pub use model::page::{Order, Page, Query};
 pub use model::preference::Preference;
 pub use model::retention::Retention;
 pub use model::retry::Backoff;
+pub use model::schedule::policy::{Missed, Overlap};
+pub use model::schedule::record::{
+    Backfilled, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
+};
+pub use model::schedule::{Schedule, Trigger};
 pub use model::stats::{Stats, StatusCounts};
 pub use model::stop_reason::StopReason;
 pub use model::threshold::{Measure, Scope, Threshold};
@@ -71,6 +81,7 @@ pub use model::unique::{Unique, UniqueScope};
 pub use model::update::{JobUpdate, Refusal, StatusChange};
 pub use model::usage::{Price, PriceTable, Usage};
 pub use model::workers::Workers;
+pub use model::workflow::{Workflow, WorkflowFailure, WorkflowNode, WorkflowPage, WorkflowQuery, WorkflowSummary};
 /// The release of `rusqlite` whose transactions this crate takes.
 pub use rusqlite;
 pub use store::connect::Durability;

@@ -131,6 +131,7 @@ mod tests {
             (None, Some(Running), Cause::Enqueued, "enqueued started"),
             (None, Some(Failed), Cause::Enqueued, "enqueued failed"),
             (Some(Created), Some(Pending), Cause::Operator, ""),
+            (Some(Created), Some(Pending), Cause::Admitted, ""),
             (Some(Created), Some(Running), Cause::Operator, "started"),
             (Some(Pending), Some(Running), Cause::Claimed, "started"),
             (Some(Running), Some(Completed), Cause::Ended, "completed"),

@@ -14,8 +14,10 @@ mod limits;
 mod ours;
 mod report;
 mod scale;
+mod schedules;
 mod simulation;
 mod throughput;
+mod workflows;
 
 use report::Report;
 
@@ -28,7 +30,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 16] = [
+    let sections: [Section; 18] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -40,8 +42,10 @@ fn main() {
         ("ledger", ledger::ledger),
         ("callbacks", callbacks::callbacks),
         ("batches", batches::batches),
+        ("workflows", workflows::workflows),
         ("limits", limits::limits),
         ("simulation", simulation::simulation),
+        ("schedules", schedules::schedules),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

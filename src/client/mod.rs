@@ -5,7 +5,9 @@ pub(crate) mod batch;
 pub(crate) mod jobs;
 mod limits;
 mod operate;
+mod schedule;
 pub(crate) mod selection;
+pub(crate) mod workflow;
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -174,6 +176,7 @@ impl Client {
         let job = self.admit(job)?;
         let caller = self.caller.clone();
         self.desk().call(move |turn| {
+            find_needs(turn.conn, &job, &caller)?;
             knows_limits(turn, &job)?;
             let enqueued = turn.enqueue(&job).map_err(cannot_enqueue)?;
             hide_foreign(turn.conn, enqueued, &caller)
@@ -194,6 +197,13 @@ impl Client {
             jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
         };
         let caller = self.caller.clone();
+        let (of, needy): (Arc<Caller>, bool) = (caller.clone(), jobs.iter().any(|job| !job.needs.is_empty()));
+        let enqueue_all = move |turn: &mut Turn<'_>, jobs: &[NewJob]| {
+            if needy {
+                jobs.iter().try_for_each(|job| find_needs(turn.conn, job, &of))?;
+            }
+            enqueue_all(turn, jobs)
+        };
         if caller.user.is_none() || jobs.iter().all(|job| job.unique.is_none()) {
             return self.desk().call(move |turn| enqueue_all(turn, &jobs));
         }
@@ -214,16 +224,24 @@ impl Client {
     /// Those of [`Client::enqueue`].
     pub fn enqueue_in(&self, transaction: &rusqlite::Transaction<'_>, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = self.admit(job)?;
+        self.find()?;
         for used in &job.limits {
             if !gate::is_defined_in(transaction, &used.name).map_err(cannot_enqueue)? {
                 return Err(unknown_limit(&used.name));
             }
         }
         let (now, counts) = (self.desk().clock().now(), self.desk().press().counts());
+        find_needs(transaction, &job, &self.caller)?;
         let enqueued = enqueue::enqueue_in(transaction, &job, now, counts).map_err(cannot_enqueue)?;
         let enqueued = hide_foreign(transaction, enqueued, &self.caller)?;
         self.desk().expect_commit();
         Ok(enqueued)
+    }
+
+    /// Refuses to go on if the file that we have open is not the one that the application finds.
+    fn find(&self) -> Result<()> {
+        let contact = self.desk().contact();
+        contact.look_again().map_err(|lost| contact.lost(lost))
     }
 
     /// Runs `work` on our writer, in one transaction with the jobs that it enqueues. If it fails, nothing is written.
@@ -269,6 +287,7 @@ impl Client {
     /// `Storage` if the file cannot be opened; `Forbidden` if the client is bound to a user.
     pub fn connection(&self) -> Result<rusqlite::Connection> {
         self.administer("open the file")?;
+        self.find()?;
         connect::application(self.path(), self.inner.durability)
     }
 
@@ -312,6 +331,7 @@ impl<'a> Transaction<'a> {
     /// `Invalid` if a rule is broken, with the field and the rule.
     pub fn enqueue(&mut self, job: impl Into<NewJob>) -> Result<Enqueued> {
         let job = admit(job.into(), &self.caller)?;
+        find_needs(self.turn.conn, &job, &self.caller)?;
         knows_limits(&self.turn, &job)?;
         self.turn.enqueue(&job).map_err(cannot_enqueue)
     }
@@ -342,7 +362,13 @@ fn forbidden(what: &str) -> Error {
 }
 
 /// A job that this caller may enqueue, its rules checked.
-fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
+fn admit(job: NewJob, caller: &Caller) -> Result<NewJob> {
+    job.check_alone()?;
+    admit_any(job, caller)
+}
+
+/// The same, of one that may take the result of another in a workflow.
+fn admit_any(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
     job.check()?;
     if let Some(user) = &caller.user {
         if job.user_id.as_ref().is_some_and(|asked| asked != user) {
@@ -354,8 +380,18 @@ fn admit(mut job: NewJob, caller: &Caller) -> Result<NewJob> {
     Ok(job)
 }
 
+/// Sees to it that the jobs are there that a job waits for.
+fn find_needs(conn: &rusqlite::Connection, job: &NewJob, caller: &Caller) -> Result<()> {
+    for need in &job.needs {
+        if !read::exists_for(conn, need.job, caller.user.as_deref()).map_err(cannot_enqueue)? {
+            return Err(not_found(need.job));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses a job that counts against a limit that nobody has set: its name may be misspelt.
-fn knows_limits(turn: &Turn<'_>, job: &NewJob) -> Result<()> {
+pub(crate) fn knows_limits(turn: &Turn<'_>, job: &NewJob) -> Result<()> {
     match job.limits.iter().find(|used| !turn.book.gates.is_defined(&used.name)) {
         Some(unknown) => Err(unknown_limit(&unknown.name)),
         None => Ok(()),

@@ -45,6 +45,7 @@ use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::rules::{check_duration, check_kind, check_queue};
+use crate::model::schedule::Schedule;
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
 use crate::panics;
@@ -76,28 +77,29 @@ pub struct EngineBuilder {
     path: PathBuf,
     registry: Registry,
     states: States,
-    workers: Workers,
+    pub(super) workers: Workers,
     queue_limits: HashMap<String, usize>,
-    backoff: Backoff,
-    capacity: Option<u32>,
+    pub(super) backoff: Backoff,
+    pub(super) capacity: Option<u32>,
     limits: Vec<Limit>,
     bounded_queues: Vec<Limit>,
-    preference: Preference,
-    ageing: Option<Duration>,
-    fair_by_user: bool,
+    pub(super) preference: Preference,
+    pub(super) ageing: Option<Duration>,
+    pub(super) fair_by_user: bool,
     thresholds: Vec<Threshold>,
-    counts_rates: bool,
+    schedules: Vec<Schedule>,
+    pub(super) counts_rates: bool,
     /// None: this engine delivers no callbacks.
-    callbacks: Option<Callbacks>,
+    pub(super) callbacks: Option<Callbacks>,
     providers: Vec<Arc<dyn Provider>>,
-    batches: Batches,
-    durability: Durability,
-    busy_timeout: Duration,
-    retention: Retention,
-    timeout_grace: Duration,
-    abandoned_max: usize,
-    shutdown_timeout: Duration,
-    heartbeats: bool,
+    pub(super) batches: Batches,
+    pub(super) durability: Durability,
+    pub(super) busy_timeout: Duration,
+    pub(super) retention: Retention,
+    pub(super) timeout_grace: Duration,
+    pub(super) abandoned_max: usize,
+    pub(super) shutdown_timeout: Duration,
+    pub(super) heartbeats: bool,
     clock: Arc<dyn Clock>,
     faults: Option<Faults>,
     monitor: Monitor,
@@ -121,6 +123,7 @@ impl EngineBuilder {
             ageing: None,
             fair_by_user: false,
             thresholds: Vec::new(),
+            schedules: Vec::new(),
             counts_rates: true,
             callbacks: Some(Callbacks::new()),
             providers: Vec::new(),
@@ -286,6 +289,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Stores a schedule at the start, in the place of the one that has its name if there is one
+    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. Those of earlier starts that
+    /// are not named any more stay, until they are deleted. Defaults to none.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedules.push(schedule);
+        self
+    }
+
     /// Counts no rates, so that an engine with nothing to do but its jobs writes nothing else:
     /// [`Client::metrics`](crate::Client::metrics) knows nothing of what this engine does then. The counts of
     /// [`Client::stats`](crate::Client::stats) stay exact. Defaults to counting.
@@ -387,6 +398,7 @@ impl EngineBuilder {
         self.backoff.check()?;
         self.retention.check()?;
         Threshold::check_all(&self.thresholds)?;
+        self.schedules.iter().try_for_each(Schedule::check)?;
         if let Some(callbacks) = &self.callbacks {
             callbacks.check()?;
         }
@@ -514,6 +526,10 @@ impl EngineBuilder {
             Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats, self.thresholds);
         maintenance.beat()?;
         maintenance.rescue()?;
+        for schedule in &self.schedules {
+            client.schedule(schedule)?;
+        }
+        maintenance.look_at_schedules()?;
 
         let monitor = self.monitor;
         let vitals = monitor.vitals().clone();

@@ -1,6 +1,7 @@
 //! The threads: the engine that owns them, and the parts that they run.
 
 pub(crate) mod builder;
+pub(crate) mod clock_watch;
 pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
@@ -8,6 +9,7 @@ pub(crate) mod monitor;
 pub(crate) mod names;
 pub(crate) mod poller;
 pub(crate) mod pool;
+pub(crate) mod settings;
 pub(crate) mod staff;
 pub(crate) mod vitals;
 pub(crate) mod worker;
@@ -158,6 +160,7 @@ impl Engine {
             let mut maintenance = maintenance.lock().unwrap_or_else(PoisonError::into_inner);
             maintenance.beat()?;
             maintenance.rescue()?;
+            maintenance.look_at_clock()?;
         }
         self.pool.set_open(true);
         let drained = self.drain_with(&shop);

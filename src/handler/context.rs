@@ -1,7 +1,7 @@
 //! What a handler has of its job and its engine while it runs.
 
 use std::any::{Any, TypeId, type_name};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -70,6 +70,8 @@ struct Notes {
     sent_at: Option<Duration>,
     /// The handler has ended its job in a transaction.
     ended: bool,
+    /// The names of the steps that the attempt has come to.
+    steps: HashSet<String>,
 }
 
 impl Run {
@@ -124,6 +126,20 @@ impl Run {
             notes.sent_at = Some(now);
         }
         self.take_note()
+    }
+
+    /// Takes note that the attempt has come to a step. The error is how many it has come to, if it may come to no other; none
+    /// if it has come to this one before.
+    pub(crate) fn begin_step(&self, name: &str, max: usize) -> Result<(), Option<usize>> {
+        let steps = &mut self.notes.lock().unwrap_or_else(PoisonError::into_inner).steps;
+        if steps.contains(name) {
+            return Err(None);
+        }
+        if steps.len() == max {
+            return Err(Some(max));
+        }
+        steps.insert(name.to_owned());
+        Ok(())
     }
 
     /// Whether the handler has ended its job in a transaction.
@@ -198,9 +214,22 @@ impl Context {
         self.job().attempt
     }
 
+    /// The tick that this is the job of, if a schedule enqueued it: the time that the schedule names, not when it ran.
+    pub fn scheduled_for(&self) -> Option<Timestamp> {
+        self.job().scheduled_for
+    }
+
     /// Whether this is the last attempt that the job may have.
     pub fn is_last_attempt(&self) -> bool {
         self.attempt() >= self.job().max_attempts
+    }
+
+    pub(crate) fn claim(&self) -> &Arc<Claim> {
+        &self.run.claim
+    }
+
+    pub(crate) fn begin_step(&self, name: &str, max: usize) -> Result<(), Option<usize>> {
+        self.run.begin_step(name, max)
     }
 
     pub(crate) fn payload<T: DeserializeOwned>(&self) -> Result<T, Failure> {
@@ -464,7 +493,7 @@ pub(crate) fn encode(output: &impl serde::Serialize) -> Result<Vec<u8>, Failure>
     Ok(result)
 }
 
-fn fenced(claim: &Claim) -> Error {
+pub(crate) fn fenced(claim: &Claim) -> Error {
     Error::new(ErrorKind::Conflict, format!("this attempt of {} does not count any more", claim.job.id))
 }
 

@@ -1,6 +1,7 @@
 //! All that a job's author sees: handlers, how they end, and their context.
 
 pub(crate) mod context;
+pub(crate) mod flow;
 pub(crate) mod registry;
 
 use std::fmt;

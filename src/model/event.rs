@@ -38,11 +38,13 @@ pub enum Cause {
     Operator,
     /// It was deleted.
     Deleted,
+    /// What it waited for has ended, and it is pending.
+    Admitted,
 }
 
 impl Cause {
     /// Every cause.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Enqueued,
         Self::Claimed,
         Self::Ended,
@@ -54,6 +56,7 @@ impl Cause {
         Self::Expired,
         Self::Operator,
         Self::Deleted,
+        Self::Admitted,
     ];
 
     /// The cause as a word, in lower case.
@@ -70,6 +73,7 @@ impl Cause {
             Self::Expired => "expired",
             Self::Operator => "operator",
             Self::Deleted => "deleted",
+            Self::Admitted => "admitted",
         }
     }
 }

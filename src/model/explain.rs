@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
 
@@ -14,6 +15,24 @@ use crate::model::time::Timestamp;
 pub enum Reason {
     /// It is recorded, but not admitted.
     NotAdmitted,
+    /// It waits for the end of another job, or of a stage of its workflow. At most twenty of these are told.
+    WaitsFor {
+        /// The job. None: it is a stage.
+        id: Option<JobId>,
+        /// The name within the workflow.
+        name: Option<String>,
+        /// Where it stands.
+        status: Status,
+    },
+    /// What it waited for did not end as it should.
+    NotMet {
+        /// The job. None: it is a stage, or the workflow whose callback this is.
+        id: Option<JobId>,
+        /// The name within the workflow.
+        name: Option<String>,
+        /// How it ended. None: it was deleted.
+        status: Option<Status>,
+    },
     /// Its work happens elsewhere, and whoever does it sets its status.
     Tracked,
     /// Its time has not come.
@@ -97,6 +116,13 @@ pub enum Reason {
         /// How many it had.
         attempts: u32,
     },
+    /// Its handler refused it for good.
+    Refused,
+    /// Its process died while it ran, until its attempts were spent.
+    CrashLoop {
+        /// How many it had.
+        attempts: u32,
+    },
     /// It has ended.
     Ended {
         /// How.
@@ -108,6 +134,13 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAdmitted => write!(f, "it is not admitted yet"),
+            Self::WaitsFor { id, name, status } => {
+                write!(f, "it waits for {}, which is {status}", Needed(*id, name.as_deref()))
+            }
+            Self::NotMet { id, name, status: Some(status) } => {
+                write!(f, "{} is {status}", Needed(*id, name.as_deref()))
+            }
+            Self::NotMet { id, name, status: None } => write!(f, "{} was deleted", Needed(*id, name.as_deref())),
             Self::Tracked => write!(f, "its work happens elsewhere"),
             Self::Scheduled { until, attempt } => {
                 write!(f, "its attempt {attempt} is scheduled for {until}")
@@ -137,7 +170,24 @@ impl fmt::Display for Reason {
             Self::BatchHeldUp { why } => write!(f, "held up: {why}"),
             Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
             Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),
+            Self::Refused => write!(f, "its handler refused it for good"),
+            Self::CrashLoop { attempts } => {
+                write!(f, "its process died while it ran, and its {attempts} attempts are spent")
+            }
             Self::Ended { status } => write!(f, "it is {status}"),
+        }
+    }
+}
+
+/// What a job waits for, in words.
+struct Needed<'a>(Option<JobId>, Option<&'a str>);
+
+impl fmt::Display for Needed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self(Some(id), Some(name)) => write!(f, "{name} ({id})"),
+            Self(Some(id), None) => write!(f, "{id}"),
+            Self(None, name) => f.write_str(name.unwrap_or("a stage")),
         }
     }
 }

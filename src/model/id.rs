@@ -203,12 +203,20 @@ macro_rules! row_id {
 }
 
 row_id! {
+    /// The id of a workflow, written `workflow-` and 13 characters. It is of the same sequence as the ids of jobs.
+    WorkflowId, "workflow-"
+}
+row_id! {
     /// The id of one item of an LLM batch, written `batch_item-` and 13 characters.
     BatchItemId, "batch_item-"
 }
 row_id! {
     /// The id of one batch at a provider, of which an LLM batch may have several, written `batch_req-` and 13 characters.
     BatchRequestId, "batch_req-"
+}
+row_id! {
+    /// The id of a schedule, written `schedule-` and 13 characters.
+    ScheduleId, "schedule-"
 }
 
 /// The number that follows the last of a table at the time `now`.

@@ -9,9 +9,11 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::callback::{MAX_URL_BYTES, check_url};
+use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::limit::LimitUse;
+use crate::model::need::{Need, OnFailure};
 use crate::model::retry::Backoff;
 use crate::model::rules::{self, check_duration, check_kind, check_name, check_queue, check_size};
 use crate::model::stop_reason::StopReason;
@@ -117,6 +119,9 @@ pub struct NewJob {
     pub(crate) cost: u32,
     /// The workflow, or the stage of one, that counts it.
     pub(crate) flow: Option<i64>,
+    pub(crate) needs: Vec<Need>,
+    /// Its payload is the result of the job that it needs.
+    pub(crate) from_previous: bool,
 }
 
 impl<P: Payload> From<&P> for NewJob {
@@ -140,6 +145,8 @@ impl NewJob {
     pub const MAX_KEY_BYTES: usize = rules::MAX_KEY_BYTES;
     /// How many tags a job may bear.
     pub const MAX_TAGS: usize = 32;
+    /// How many jobs a job may wait for.
+    pub const MAX_NEEDS: usize = 1000;
     /// How many limits a job may count against.
     pub const MAX_LIMITS: usize = 8;
     /// The greatest weight and cost of a job.
@@ -200,7 +207,44 @@ impl NewJob {
             weight: 1,
             cost: 1,
             flow: None,
+            needs: Vec::new(),
+            from_previous: false,
         }
+    }
+
+    /// A job of this type whose payload is the result of the one job that it follows, set when that one has completed; `null`
+    /// if it has none.
+    ///
+    /// ```
+    /// # use jobmill::{NewJob, Payload};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct Draft { text: String }
+    /// # impl Payload for Draft { const KIND: &'static str = "draft.send"; }
+    /// # fn main() -> jobmill::Result<()> {
+    /// # let directory = tempfile::tempdir().expect("a temporary directory");
+    /// # let client = jobmill::Client::open(directory.path().join("jobs.db"))?;
+    /// // The handler of `draft.write` gives a `Draft`, which that of `draft.send` takes.
+    /// let write = client.enqueue(NewJob::json("draft.write", &"a letter"))?.id();
+    /// client.enqueue(NewJob::from_previous::<Draft>().after(write))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_previous<P: Payload>() -> Self {
+        let job = Self { kind: Some(Cow::Borrowed(P::KIND)), from_previous: true, ..Self::tracked() };
+        P::defaults(job)
+    }
+
+    /// Has the job wait for the end of another, and be cancelled if that does not end well. It is
+    /// [`Created`](Status::Created) meanwhile. May be called for up to [`NewJob::MAX_NEEDS`] of them.
+    pub fn after(self, job: JobId) -> Self {
+        self.after_with(job, OnFailure::Cancel)
+    }
+
+    /// Has the job wait for the end of another, and says what becomes of it if that does not end well. One that has ended
+    /// already is judged at once.
+    pub fn after_with(mut self, job: JobId, on_failure: OnFailure) -> Self {
+        self.needs.push(Need { job, on_failure });
+        self
     }
 
     /// Sets what sort of thing the job is. Defaults to [`JobType::Job`].
@@ -415,6 +459,7 @@ impl NewJob {
             None => {}
         }
         self.check_limits()?;
+        self.check_needs()?;
         if let Some(unique) = &self.unique {
             if unique.key.is_empty() || unique.key.len() > Self::MAX_KEY_BYTES {
                 return Err(Error::invalid("unique.key", format_args!("must be 1 to {} bytes", Self::MAX_KEY_BYTES)));
@@ -431,6 +476,37 @@ impl NewJob {
 }
 
 impl NewJob {
+    fn check_needs(&self) -> Result<()> {
+        if self.needs.len() > Self::MAX_NEEDS {
+            return Err(Error::invalid("after", format_args!("must be no more than {} jobs", Self::MAX_NEEDS)));
+        }
+        for (at, need) in self.needs.iter().enumerate() {
+            if self.needs[..at].iter().any(|other| other.job == need.job) {
+                return Err(Error::invalid("after", format_args!("must name {} once", need.job)));
+            }
+        }
+        if self.kind.is_none() && !self.needs.is_empty() {
+            return Err(Error::invalid("after", "must not be set for a job whose work happens elsewhere"));
+        }
+        Ok(())
+    }
+
+    /// Checks what must hold of a job that is enqueued by itself.
+    pub(crate) fn check_alone(&self) -> Result<()> {
+        if self.from_previous && self.needs.len() != 1 {
+            return Err(Error::invalid("from_previous", "must follow one job, whose result it takes"));
+        }
+        Ok(())
+    }
+
+    /// Checks what must hold of a job within a workflow.
+    pub(crate) fn check_within(&self) -> Result<()> {
+        if !self.needs.is_empty() {
+            return Err(Error::invalid("after", "must be said of the names of the workflow, not of its jobs"));
+        }
+        Ok(())
+    }
+
     fn check_limits(&self) -> Result<()> {
         if self.limits.len() > Self::MAX_LIMITS {
             return Err(Error::invalid("limit", format_args!("must be no more than {}", Self::MAX_LIMITS)));

@@ -1,7 +1,8 @@
 //! Which jobs to list, and in which pages.
 
 use crate::error::{Error, Result};
-use crate::model::id::JobId;
+use crate::model::failure_reason::FailureReason;
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
@@ -40,8 +41,10 @@ pub struct Query {
     pub(crate) background: Option<bool>,
     pub(crate) agents: Vec<String>,
     pub(crate) stop_reason: Option<StopReason>,
+    pub(crate) failure_reasons: Vec<FailureReason>,
     pub(crate) source_id: Option<String>,
     pub(crate) tags: Vec<String>,
+    pub(crate) workflow: Option<WorkflowId>,
     pub(crate) created_from: Option<Timestamp>,
     pub(crate) created_until: Option<Timestamp>,
     pub(crate) before: Option<JobId>,
@@ -63,8 +66,10 @@ impl Default for Query {
             background: None,
             agents: Vec::new(),
             stop_reason: None,
+            failure_reasons: Vec::new(),
             source_id: None,
             tags: Vec::new(),
+            workflow: None,
             created_from: None,
             created_until: None,
             before: None,
@@ -124,6 +129,12 @@ impl Query {
         self
     }
 
+    /// Keeps jobs that failed for good for one of these reasons. An empty list keeps all jobs.
+    pub fn failed_by(mut self, reasons: impl IntoIterator<Item = FailureReason>) -> Self {
+        self.failure_reasons = reasons.into_iter().collect();
+        self
+    }
+
     /// Keeps jobs whose metadata have this `source_id`. A number or a truth value there is compared as its JSON text.
     pub fn source_id(mut self, source_id: impl Into<String>) -> Self {
         self.source_id = Some(source_id.into());
@@ -169,6 +180,12 @@ impl Query {
     /// Keeps jobs that bear all of these tags.
     pub fn tags<S: Into<String>>(mut self, tags: impl IntoIterator<Item = S>) -> Self {
         self.tags = tags.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Keeps jobs of this workflow: its own, those of its stages, and its callbacks.
+    pub fn workflow(mut self, id: WorkflowId) -> Self {
+        self.workflow = Some(id);
         self
     }
 

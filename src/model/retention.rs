@@ -22,7 +22,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 pub struct Retention {
     /// Completed jobs. Defaults to 7 days.
     pub completed: Option<Duration>,
-    /// Failed jobs. Defaults to 30 days.
+    /// Failed jobs: the dead letters. Defaults to 30 days.
     pub failed: Option<Duration>,
     /// Cancelled jobs. Defaults to 7 days.
     pub cancelled: Option<Duration>,

@@ -12,11 +12,11 @@ use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, gate, lane, last_id, share, tally, unique};
+use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last_id, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
-const PAYLOAD_IN_ROW_BYTES: usize = 3000;
+pub(crate) const PAYLOAD_IN_ROW_BYTES: usize = 3000;
 
 /// What became of a job that was to be enqueued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +52,8 @@ pub(crate) trait Ledger<'c> {
     fn claim(&mut self, row: &mut NewRow, new: &NewJob);
     fn insert(&mut self, values: &[&dyn ToSql]) -> rusqlite::Result<()>;
     fn added(&mut self, row: &NewRow, new: &NewJob) -> rusqlite::Result<()>;
+    /// Takes note that what waits may have nothing to wait for.
+    fn has_needs(&mut self);
 }
 
 impl<'c> Ledger<'c> for Turn<'c> {
@@ -142,6 +144,10 @@ impl<'c> Ledger<'c> for Turn<'c> {
         }
         Ok(())
     }
+
+    fn has_needs(&mut self) {
+        self.book.flows.has_work = true;
+    }
 }
 
 /// The ledger as it stands in the file.
@@ -185,7 +191,7 @@ impl<'c> Ledger<'c> for File<'c> {
     }
 
     fn added(&mut self, row: &NewRow, _: &NewJob) -> rusqlite::Result<()> {
-        count_in(self.conn, row.place, None, row.state)?;
+        count_in(self.conn, row.place, None, row.state, row.now)?;
         if self.counts {
             tally::leave(self.conn, row.place.lane, &tally::enqueued(row.state.status()))?;
         }
@@ -196,18 +202,29 @@ impl<'c> Ledger<'c> for File<'c> {
         }
         Ok(())
     }
+
+    fn has_needs(&mut self) {}
 }
 
 /// Counts a job that came into a state in a transaction of the application's own.
-pub(crate) fn count_in(conn: &Connection, place: Place, from: Option<State>, to: State) -> rusqlite::Result<()> {
+pub(crate) fn count_in(
+    conn: &Connection,
+    place: Place,
+    from: Option<State>,
+    to: State,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
     let mut change = [0; State::COUNT];
     if let Some(from) = from {
         change[from as usize] -= 1;
     }
     change[to as usize] += 1;
     lane::add(conn, place.lane, &change)?;
-    match place.share {
-        Some(id) => lane::add_to_share(conn, id, &change),
+    if let Some(id) = place.share {
+        lane::add_to_share(conn, id, &change)?;
+    }
+    match place.flow {
+        Some(id) => flow::add(conn, id, &change, now),
         None => Ok(()),
     }
 }
@@ -360,6 +377,10 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
             .execute(named_params! { ":tag": tag, ":job": id })?;
     }
     ledger.added(&row, new)?;
+    if !new.needs.is_empty() {
+        edge::bind(conn, id, new)?;
+        ledger.has_needs();
+    }
     Ok(Enqueued::New(id))
 }
 
@@ -367,7 +388,8 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
 fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
     let pending = if run_at.is_some() { State::Delayed } else { State::Pending };
     match (&new.kind, new.status) {
-        // Of those with a kind only a batch begins so: it waits for its items.
+        // Of those with a kind these begin so: a batch, which waits for its items, and what follows others.
+        _ if !new.needs.is_empty() => State::Created,
         (Some(_), Some(Status::Created)) | (None, None | Some(Status::Created)) => State::Created,
         (Some(_), _) | (None, Some(Status::Pending)) => pending,
         (None, Some(Status::Running)) => State::Running,
@@ -380,6 +402,7 @@ fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
 
 /// The record of a job that was claimed as it was written.
 fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
+    let tick = new.unique.as_ref().and_then(|unique| unique.of_tick());
     Job {
         id: row.id,
         job_type: new.job_type,
@@ -387,6 +410,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         queue: new.queue.to_string(),
         priority: new.priority,
         status: Status::Running,
+        failure_reason: None,
         stop_reason: new.stop_reason.clone(),
         background: new.background,
         attempt: 1,
@@ -403,7 +427,9 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         user_id: new.user_id.clone(),
         organization_id: new.organization_id.clone(),
         agent_id: new.agent_id.clone(),
-        unique_key: new.unique.as_ref().map(|unique| unique.key.clone()),
+        unique_key: new.unique.as_ref().and_then(|unique| unique.own_key()).map(str::to_owned),
+        schedule: tick.map(|tick| tick.schedule),
+        scheduled_for: tick.map(|tick| tick.at),
         tags: new.tags.clone(),
         metadata: metadata(new).cloned(),
         request_config: request_config(new).cloned(),

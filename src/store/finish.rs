@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Statement, named_params, params};
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::event::Cause;
+use crate::model::failure_reason::FailureReason;
 use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::job::Progress;
@@ -16,7 +17,7 @@ use crate::store::audit::Line;
 use crate::store::enqueue::{count_in, enqueue_in};
 use crate::store::row::{Claim, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, gate, tally};
+use crate::store::{Turn, at_hand, callback, detail, edge, gate, tally};
 
 /// How many lines of a job's log are kept, of all its attempts together.
 const LOG_LINES_KEPT: i64 = 10_000;
@@ -130,7 +131,12 @@ impl Turn<'_> {
                     Retry::Backoff => Some(claim.backoff.as_ref().unwrap_or(backoff).wait(job.id, job.attempt)),
                 };
                 let Some(wait) = wait else {
-                    return self.end(claim, State::Failed, worker, None, Some(error));
+                    let reason = match (retry, outcome) {
+                        (Retry::Never, _) => FailureReason::Refused,
+                        (_, AttemptOutcome::TimedOut) => FailureReason::TimedOut,
+                        _ => FailureReason::AttemptsSpent,
+                    };
+                    return self.fail(claim, worker, error, reason);
                 };
                 let finished = self.wait(claim, worker, self.now.saturating_add(wait), Some(error), false)?;
                 if finished != Finished::Fenced {
@@ -160,6 +166,21 @@ impl Turn<'_> {
                 Ok(finished)
             }
         }
+    }
+
+    /// Ends a claim whose job is not tried again.
+    fn fail(
+        &mut self,
+        claim: &Claim,
+        worker: Option<u32>,
+        error: &str,
+        reason: FailureReason,
+    ) -> rusqlite::Result<Finished> {
+        // The row tells the reason before it tells of the end, for that may take it away.
+        self.conn
+            .prepare_cached("UPDATE jobmill_job SET end_reason = ?3 WHERE id = ?1 AND claim = ?2 AND state = 2")?
+            .execute(params![claim.job.id, claim.fence, reason])?;
+        self.end(claim, State::Failed, worker, None, Some(error))
     }
 
     fn end(
@@ -387,7 +408,8 @@ pub(crate) fn complete_in(
     if !end(&mut statement, claim, State::Completed, worker, result, None, now)? {
         return Ok(false);
     }
-    count_in(conn, claim.place, Some(State::Running), State::Completed)?;
+    count_in(conn, claim.place, Some(State::Running), State::Completed, now)?;
+    edge::tell(conn, claim.job.id, State::Completed as i64)?;
     if claim.place.limited {
         gate::leave_in(conn, claim.job.id, now)?;
     }

@@ -17,7 +17,7 @@ use crate::store::place::{Place, place_columns};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, batch, limits, share};
+use crate::store::{Store, Turn, batch, edge, flow, limits, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
 pub(crate) const PLAN_PRUNE: &str = concat!(
@@ -73,8 +73,10 @@ impl Turn<'_> {
         let is_batch = self.is_batch_lane(range.lane);
         let mut gone = 0;
         for (id, completed_at, place) in &seen {
-            // What a request costs that runs on when its batch has ended, the batch is still to be told.
-            let keeps = is_batch && self.has_open_requests(*id)?;
+            // What a request costs that runs on when its batch has ended, the batch is still to be told; and what the end of a
+            // workflow asks is asked of its jobs.
+            let keeps = is_batch && self.has_open_requests(*id)?
+                || place.flow.map_or(Ok(false), |flow| flow::is_open(self.conn, flow))?;
             if *completed_at < range.cutoff && !keeps {
                 if place.limited {
                     self.leave_gates(*id)?;
@@ -105,8 +107,17 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Removes workflows that ended before a moment and of which no job is left.
+    pub(crate) fn forget_old_workflows(&mut self, before: Timestamp, limit: usize) -> rusqlite::Result<usize> {
+        self.book.flows.flush(self.conn, self.now)?;
+        flow::remove_old(self.conn, before, limit)
+    }
+
     /// Deletes a job that nobody runs, and tells of it.
     pub(crate) fn remove(&mut self, standing: &Standing) -> rusqlite::Result<()> {
+        if !standing.state.status().is_terminal() && edge::tell(self.conn, standing.id, flow::GONE)? {
+            self.book.flows.has_work = true;
+        }
         // Its row tells which limits count it.
         self.step(Step { to: None, ..standing.step(standing.state, Cause::Deleted) })?;
         delete(self.conn, standing.id)?;
@@ -143,6 +154,8 @@ fn delete(conn: &Connection, id: JobId) -> rusqlite::Result<()> {
         "DELETE FROM jobmill_log WHERE job = :job",
         "DELETE FROM jobmill_signal WHERE job = :job",
         "DELETE FROM jobmill_doomed WHERE job = :job",
+        "DELETE FROM jobmill_journal WHERE job = :job",
+        "DELETE FROM jobmill_edge WHERE follower = :job",
     ] {
         conn.prepare_cached(statement)?.execute(named_params! { ":job": id })?;
     }
@@ -237,6 +250,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(miscounted(conn)?);
     wrong.extend(limits::miscounted(conn)?);
     wrong.extend(batch::read::miscounted(conn)?);
+    wrong.extend(flow::miscounted(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
          AND lane IN (SELECT id FROM jobmill_lane WHERE kind NOT IN ('', 'jobmill.batch'))

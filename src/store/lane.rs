@@ -350,6 +350,11 @@ pub(crate) fn add_to_share(conn: &Connection, share: i64, change: &[i64; State::
     add_to(conn, add_counts!("jobmill_share"), share, change)
 }
 
+/// Adds to the counts of a flow.
+pub(crate) fn add_to_flow(conn: &Connection, flow: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
+    add_to(conn, add_counts!("jobmill_flow"), flow, change)
+}
+
 fn add_to(conn: &Connection, sql: &'static str, id: i64, change: &[i64; State::COUNT]) -> rusqlite::Result<()> {
     let [created, pending, running, completed, failed, cancelled, expired, delayed, held] = change;
     conn.prepare_cached(sql)?

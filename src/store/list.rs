@@ -9,9 +9,11 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::page::{Order, Page, Query};
 use crate::model::stop_reason::StopReason;
+use crate::store::flow;
 use crate::store::read::{LaneRow, ShareRow, job, lane_row, lanes, shares_of};
 use crate::store::row::State;
 
@@ -67,6 +69,9 @@ pub(crate) const PLAN_SOURCE: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_source WHERE source_id = ?4");
 pub(crate) const PLAN_STOP_REASON: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_stop_reason WHERE stop_reason = ?4");
+pub(crate) const PLAN_FLOW: [&str; 2] = plans!("id" from "jobmill_job INDEXED BY jobmill_job_flow WHERE flow = ?4");
+pub(crate) const PLAN_FAILURE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_end_reason WHERE end_reason = ?4");
 pub(crate) const PLAN_TAG: [&str; 2] = plans!("job" from "jobmill_tag WHERE tag = ?4");
 
 /// What one index range holds.
@@ -78,7 +83,9 @@ enum Range<'q> {
     Agent(&'q str),
     Source(&'q str),
     StopReason(&'q str),
+    Failure(FailureReason),
     Tag(&'q str),
+    Flow(i64),
 }
 
 /// Ids from one index range, in the page's order, read a chunk at a time.
@@ -136,7 +143,13 @@ impl Stream<'_> {
             Range::Agent(agent) => by_word(PLAN_AGENT, agent)?,
             Range::Source(source) => by_word(PLAN_SOURCE, source)?,
             Range::StopReason(reason) => by_word(PLAN_STOP_REASON, reason)?,
+            Range::Failure(reason) => {
+                pick(PLAN_FAILURE)?.query_map(params![after, before, limit, reason], id)?.collect::<Result<_, _>>()?
+            }
             Range::Tag(tag) => by_word(PLAN_TAG, tag)?,
+            Range::Flow(flow) => {
+                pick(PLAN_FLOW)?.query_map(params![after, before, limit, flow], id)?.collect::<Result<_, _>>()?
+            }
         };
         self.exhausted = ids.len() < self.chunk;
         if let Some(last) = ids.last() {
@@ -267,6 +280,10 @@ impl<'q> Matches<'q> {
         let everything = shares.is_none() && wanted.len() == lanes.len() && states.len() == State::COUNT;
 
         let mut filters: Vec<Union<'q>> = facets(query).into_iter().map(|ranges| Union::of(ranges, query)).collect();
+        if let Some(workflow) = query.workflow {
+            let flows = flow::parts(conn, workflow.raw())?.into_iter().map(Range::Flow).collect();
+            filters.push(Union::of(flows, query));
+        }
         let mut test = None;
         if everything {
             if filters.is_empty() {
@@ -342,6 +359,10 @@ fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
     }
     facets.extend(query.source_id.iter().map(|source| vec![Range::Source(source)]));
     facets.extend(query.stop_reason.iter().map(|reason| vec![Range::StopReason(reason.as_str())]));
+    if !query.failure_reasons.is_empty() {
+        let reasons: HashSet<FailureReason> = query.failure_reasons.iter().copied().collect();
+        facets.push(reasons.into_iter().map(Range::Failure).collect());
+    }
     facets.extend(query.tags.iter().map(|tag| vec![Range::Tag(tag)]));
     facets
 }
@@ -385,11 +406,13 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         agent: Option<String>,
         source: Option<String>,
         stop_reason: Option<String>,
+        flow: Option<i64>,
+        failure: Option<FailureReason>,
     }
     let facts = conn
         .prepare_cached(
             "SELECT lane.id, queue, kind, priority, job_type, background, owned, state, user_id, agent_id, source_id,
-                 stop_reason
+                 stop_reason, end_reason, flow
              FROM jobmill_job AS job JOIN jobmill_lane AS lane ON lane.id = job.lane
              LEFT JOIN jobmill_share AS share ON share.id = job.share
              WHERE job.id = :id",
@@ -402,10 +425,21 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
                 agent: row.get(9)?,
                 source: row.get(10)?,
                 stop_reason: row.get(11)?,
+                failure: row.get(12)?,
+                flow: row.get(13)?,
             })
         })
         .optional()?;
     let Some(facts) = facts else { return Ok(false) };
+    if let Some(workflow) = query.workflow {
+        let is_of = match facts.flow {
+            Some(flow) => flow::workflow_of(conn, flow)? == Some(workflow.raw()),
+            None => false,
+        };
+        if !is_of {
+            return Ok(false);
+        }
+    }
     let is =
         |wanted: Option<&str>, value: &Option<String>| wanted.is_none_or(|wanted| value.as_deref() == Some(wanted));
     let by_row = lane_passes(query, &facts.lane)
@@ -413,6 +447,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         && is(query.user.as_deref(), &facts.user)
         && (query.agents.is_empty() || facts.agent.is_some_and(|agent| query.agents.contains(&agent)))
         && is(query.source_id.as_deref(), &facts.source)
+        && (query.failure_reasons.is_empty() || facts.failure.is_some_and(|it| query.failure_reasons.contains(&it)))
         && is(query.stop_reason.as_ref().map(StopReason::as_str), &facts.stop_reason);
     if !by_row {
         return Ok(false);

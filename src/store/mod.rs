@@ -7,9 +7,11 @@ pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod contact;
 pub(crate) mod detail;
+pub(crate) mod edge;
 pub(crate) mod enqueue;
 pub(crate) mod fair;
 pub(crate) mod finish;
+pub(crate) mod flow;
 pub(crate) mod gate;
 pub(crate) mod history;
 pub(crate) mod hold;
@@ -26,12 +28,15 @@ pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod rescue;
 pub(crate) mod row;
+pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod share;
 pub(crate) mod step;
 pub(crate) mod tally;
 pub(crate) mod unique;
 pub(crate) mod update;
+pub(crate) mod waiting;
+pub(crate) mod workflow;
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -51,10 +56,12 @@ use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::contact::{Contact, Lost, is_of_connection};
 use crate::store::fair::Turns;
+use crate::store::flow::Flows;
 use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{Claim, State};
+use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
@@ -113,6 +120,7 @@ pub(crate) struct Store {
 pub(crate) struct Book {
     pub(crate) lanes: Lanes,
     pub(crate) shares: Shares,
+    pub(crate) flows: Flows,
     pub(crate) turns: Turns,
     pub(crate) gates: Gates,
     /// Running jobs that are to be deleted as soon as they have ended.
@@ -127,6 +135,7 @@ pub(crate) struct Book {
     pub(crate) bells: Vec<u16>,
     /// Somebody else has written since we last looked for signals.
     pub(crate) look_for_signals: bool,
+    pub(crate) agenda: Agenda,
 }
 
 /// What the rest of the process must learn of a turn, once it is committed.
@@ -258,7 +267,10 @@ impl Store {
             }
             drop(turn);
             self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
+            let ended = std::mem::take(&mut self.book.flows.ended);
             self.commit()?;
+            // Whoever waits for a workflow waits for its id, which no job has.
+            out.ended.extend(ended.into_iter().map(JobId::from_raw));
             Ok(value)
         });
         match &result {
@@ -271,6 +283,7 @@ impl Store {
             self.changed_by_others = true;
             self.book.lanes.forget();
             self.book.shares.forget();
+            self.book.flows.forget();
             self.book.gates.forget();
             if !self.conn.is_autocommit()
                 && let Err(error) = self.conn.execute_batch("ROLLBACK")
@@ -434,9 +447,19 @@ impl Store {
         self.book.next_expiry.is_none_or(|next| next <= now.as_micros())
     }
 
+    /// Whether the end of a job or a workflow calls for something, as far as memory tells.
+    pub(crate) fn has_flow_work(&self) -> bool {
+        self.book.flows.has_work
+    }
+
     /// Whether a limit may have jobs to let go.
     pub(crate) fn is_gate_due(&self, now: Timestamp) -> bool {
         self.book.gates.is_due(now)
+    }
+
+    /// Whether a schedule is due at `now`, as far as memory tells.
+    pub(crate) fn is_tick_due(&self, now: Timestamp) -> bool {
+        self.book.is_tick_due(now)
     }
 
     /// Whether somebody else may have left a signal for one of our running jobs.
@@ -450,9 +473,15 @@ impl Store {
             NextDelayed::NotBefore(at) => Some(at),
             NextDelayed::Unknown => None,
         });
-        let others = [self.book.next_expiry, self.book.gates.next_wake(), self.book.lanes.next_opening(now)];
+        let book = &self.book;
+        let others = [book.next_expiry, book.gates.next_wake(), book.lanes.next_opening(now), book.agenda.due_at()];
         let due = delayed.chain(others.into_iter().flatten()).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
+    }
+
+    /// When the newest row was created, by the clock of that time.
+    pub(crate) fn newest_at(&self) -> Timestamp {
+        JobId::from_raw(self.book.last_id).created_at()
     }
 
     /// The writer's connection, between turns. For housekeeping.
@@ -504,18 +533,23 @@ impl Book {
         if let Some(share) = place.share {
             self.shares.count(share, from, to);
         }
+        if let Some(flow) = place.flow {
+            self.flows.count(flow, from, to);
+        }
     }
 
     /// Writes what has been counted since the last time.
     pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         self.lanes.flush(conn)?;
         self.gates.flush(conn, now)?;
-        self.shares.flush(conn)
+        self.shares.flush(conn)?;
+        self.flows.flush(conn, now)
     }
 
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.lanes.reload(conn)?;
         self.shares.forget();
+        self.flows.reload(conn)?;
         self.gates.reload(conn)?;
         let mut statement = conn.prepare_cached("SELECT job FROM jobmill_doomed")?;
         self.doomed = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
@@ -523,7 +557,7 @@ impl Book {
         self.bells = bells(conn, self.owner)?;
         self.next_expiry = None;
         self.look_for_signals = true;
-        Ok(())
+        self.agenda.reload(conn)
     }
 }
 
@@ -553,6 +587,7 @@ impl Turn<'_> {
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
+        self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
         let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
@@ -579,6 +614,7 @@ impl Turn<'_> {
 pub(crate) fn last_id(conn: &Connection) -> rusqlite::Result<i64> {
     conn.prepare_cached(
         "SELECT max(coalesce((SELECT max(id) FROM jobmill_job), 0),
+                    coalesce((SELECT max(id) FROM jobmill_flow), 0),
                     coalesce((SELECT value FROM jobmill_meta WHERE key = 'last_id'), 0))",
     )?
     .query_row([], |row| row.get(0))

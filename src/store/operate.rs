@@ -212,6 +212,16 @@ impl Turn<'_> {
 
     /// Makes a job that failed, was cancelled or expired pending once more, with one attempt at least.
     pub(crate) fn retry(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<(), Refused>> {
+        self.send_again(id, State::Delayed, caller)
+    }
+
+    /// The same, or lets it wait for others once more.
+    pub(crate) fn send_again(
+        &mut self,
+        id: JobId,
+        to: State,
+        caller: &Caller,
+    ) -> rusqlite::Result<Result<(), Refused>> {
         let Some(ended) = self.standing(id, caller)? else {
             return Ok(Err(Refused::NotFound));
         };
@@ -254,16 +264,17 @@ impl Turn<'_> {
         }
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_job SET state = 7, run_at = :now, max_attempts = max(max_attempts, attempt + 1),
+                "UPDATE jobmill_job SET state = :to, run_at = CASE WHEN :to = 7 THEN :now END,
+                     max_attempts = max(max_attempts, attempt + 1),
                      completed_at = NULL, cancel_requested_at = NULL, updated_at = :now, result = NULL,
-                     stop_reason = NULL,
+                     stop_reason = NULL, end_reason = NULL, error = CASE WHEN attempt > 0 THEN error END,
                      expires_at = CASE WHEN expires_at <= :now THEN NULL ELSE expires_at END
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
-            .execute(named_params! { ":id": id, ":now": self.now })?;
+            .execute(named_params! { ":id": id, ":now": self.now, ":to": to })?;
         detail::changed_by(self.conn, id, caller)?;
-        self.audit(&ended.line(Action::Requeued, caller, State::Delayed).attempt(ended.attempt))?;
-        self.waits(ended.step(State::Delayed, Cause::Operator), self.now)?;
+        self.audit(&ended.line(Action::Requeued, caller, to).attempt(ended.attempt))?;
+        self.waits(ended.step(to, Cause::Operator), self.now)?;
         Ok(Ok(()))
     }
 

@@ -17,7 +17,8 @@ use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
-use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue};
+use crate::store::schedule::{self, tick};
+use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue, workflow};
 
 /// Wants everything, the users in turn or not.
 struct Greedy(bool);
@@ -179,6 +180,18 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("held", hold::PLAN_HELD, "jobmill_job_held (gate=? AND lane=?)"),
             ("gates, due", gate::PLAN_WAKE, "jobmill_gate_wake (wake_at<?)"),
             ("gates, next", gate::PLAN_NEXT_WAKE, "jobmill_gate_wake (wake_at>?)"),
+            ("schedules, due", tick::PLAN_DUE, "jobmill_schedule_due (next_at<?)"),
+            ("schedules, next", tick::PLAN_NEXT, "jobmill_schedule_due"),
+            ("schedules, waiting", tick::PLAN_WAITING, "jobmill_schedule_waiting (last_job=?)"),
+            ("schedules, ticked", tick::PLAN_TICKED, "jobmill_schedule USING INTEGER PRIMARY KEY (rowid=?)"),
+            (
+                "workflow, followers",
+                workflow::PLAN_FOLLOWERS,
+                "jobmill_edge USING PRIMARY KEY (needs=? AND follower>?)",
+            ),
+            ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
+            ("workflow, admit", workflow::PLAN_ADMIT, rowid),
+            ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
@@ -190,11 +203,28 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
             assert_cheap(name, &plan);
         }
+        for (at, sql) in schedule::read::PLAN_PAGES.into_iter().enumerate() {
+            let plan = plan(conn, sql);
+            let index =
+                ["schedule USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)", "schedule_kind (kind=? AND rowid>"];
+            assert!(plan.iter().any(|step| step.contains(index[at / 2])), "page {at} of schedules: {plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "page {at} of schedules: {plan:?}");
+        }
         for order in [Order::Ascending, Order::Descending] {
             let plan = plan(conn, &batch::read::plan_items(order));
             let index = "jobmill_batch_item_batch (batch=? AND rowid>? AND rowid<?)";
             assert!(plan.iter().any(|step| step.contains(index)), "pages of items do not use {index}: {plan:?}");
             assert_cheap("pages of items", &plan);
+        }
+        for (plans, index) in workflow::read::PLAN_WORKFLOWS.into_iter().zip([
+            "jobmill_flow_state (state=? AND rowid>? AND rowid<?)",
+            "jobmill_flow_user (user_id=? AND state=? AND rowid>? AND rowid<?)",
+        ]) {
+            for sql in plans {
+                let plan = plan(conn, sql);
+                assert!(plan.iter().any(|step| step.contains(index)), "workflows do not use {index}: {plan:?}");
+                assert_cheap("pages of workflows", &plan);
+            }
         }
         // Of all jobs, none is read that is no batch.
         let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
@@ -213,6 +243,8 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("agent", list::PLAN_AGENT, "jobmill_job_agent (agent_id=? AND rowid>? AND rowid<?)"),
             ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
             ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
+            ("workflow", list::PLAN_FLOW, "jobmill_job_flow (flow=? AND rowid>? AND rowid<?)"),
+            ("failure", list::PLAN_FAILURE, "jobmill_job_end_reason (end_reason=? AND rowid>? AND rowid<?)"),
             ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
         ] {
             for sql in plans {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
 use crate::model::explain::{Explanation, Reason};
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
@@ -20,7 +21,7 @@ use crate::store::contact::{Contact, is_of_connection};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
-use crate::store::{batch, limits};
+use crate::store::{batch, limits, waiting};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -409,7 +410,12 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
         return Ok(Some(Explanation { status: job.status, reasons: vec![reason] }));
     };
     match job.status {
-        Status::Created => reasons.push(Reason::NotAdmitted),
+        Status::Created => {
+            reasons.extend(waiting::reasons(conn, id, false)?);
+            if reasons.is_empty() {
+                reasons.push(Reason::NotAdmitted);
+            }
+        }
         Status::Pending => {
             let state: State = conn
                 .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
@@ -464,10 +470,18 @@ fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Opt
                 reasons.push(Reason::CancelRequested { at });
             }
         }
-        Status::Failed if job.attempt >= job.max_attempts => {
-            reasons.push(Reason::AttemptsSpent { attempts: job.attempt });
-        }
+        Status::Failed => reasons.push(match job.failure_reason {
+            Some(FailureReason::Refused) => Reason::Refused,
+            Some(FailureReason::CrashLoop) => Reason::CrashLoop { attempts: job.attempt },
+            Some(FailureReason::AttemptsSpent | FailureReason::TimedOut) => {
+                Reason::AttemptsSpent { attempts: job.attempt }
+            }
+            _ => Reason::Ended { status: job.status },
+        }),
         ended => reasons.push(Reason::Ended { status: ended }),
+    }
+    if job.status.is_terminal() && job.status != Status::Completed && job.attempt == 0 {
+        reasons.extend(waiting::reasons(conn, id, true)?);
     }
     Ok(Some(Explanation { status: job.status, reasons }))
 }

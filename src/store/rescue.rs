@@ -7,6 +7,7 @@ use rusqlite::named_params;
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::event::Cause;
+use crate::model::failure_reason::FailureReason;
 use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::retry::spread;
@@ -144,13 +145,14 @@ impl Turn<'_> {
             .prepare_cached(
                 "UPDATE jobmill_job SET state = :state, run_at = :run_at, attempt = attempt - :unspent,
                      owner = CASE WHEN :completed_at IS NULL THEN NULL ELSE owner END, completed_at = :completed_at,
-                     error = coalesce(:error, error), updated_at = :now
+                     error = coalesce(:error, error), updated_at = :now, end_reason = :reason
                  WHERE id = :id AND claim = :fence AND state = 2",
             )?
             .execute(named_params! {
                 ":state": state, ":run_at": run_at, ":unspent": unspent, ":error": error,
                 ":completed_at": ended.then_some(self.now), ":id": orphan.id, ":fence": orphan.fence,
                 ":now": self.now,
+                ":reason": (state == State::Failed).then_some(FailureReason::CrashLoop),
             })?;
         let cause = match (state, unspent) {
             (State::Cancelled, _) => Cause::Cancelled,

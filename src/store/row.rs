@@ -6,13 +6,14 @@ use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::attempt::AttemptOutcome;
+use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Progress, Status};
 use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
-use crate::model::unique::Unique;
+use crate::model::unique::{TickKey, Unique};
 use crate::store::detail;
 use crate::store::place::{LaneKey, Place};
 
@@ -78,7 +79,7 @@ macro_rules! by_number {
     )*};
 }
 pub(crate) use by_number;
-by_number!(State, Priority, JobType, AttemptOutcome);
+by_number!(State, Priority, JobType, AttemptOutcome, FailureReason);
 
 impl ToSql for JobId {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
@@ -109,14 +110,14 @@ macro_rules! job_columns {
     () => {
         "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
          cancel_requested_at, share, detail, agent_id, stop_reason, callback_url, unique_key, tags, metadata, error, \
-         payload, result, updated_at, \
+         payload, result, updated_at, end_reason, \
          (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share)"
     };
 }
 pub(crate) use job_columns;
 
 /// The number of columns in `job_columns`.
-pub(crate) const JOB_COLUMNS: usize = 23;
+pub(crate) const JOB_COLUMNS: usize = 24;
 
 /// What of a job stands in tables of its own, and is still to be read.
 #[derive(Clone, Copy, Debug)]
@@ -151,7 +152,9 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
     let completed_at: Option<Timestamp> = row.get(6)?;
     let cancel_requested_at: Option<Timestamp> = row.get(9)?;
     let touched = [started_at, completed_at, cancel_requested_at, row.get(21)?].into_iter().flatten().max();
-    let user_id: Option<String> = row.get(22)?;
+    let user_id: Option<String> = row.get(23)?;
+    let unique_key = row.get_ref(15)?.as_str_or_null()?;
+    let tick = unique_key.and_then(TickKey::of_stored);
     let job = Job {
         id,
         job_type: lane.job_type,
@@ -159,6 +162,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         queue: lane.queue.to_owned(),
         priority: lane.priority,
         status: state.status(),
+        failure_reason: row.get(22)?,
         stop_reason: row.get::<_, Option<String>>(13)?.map(StopReason::from),
         background: lane.background,
         attempt: row.get(2)?,
@@ -175,7 +179,9 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         user_id,
         organization_id: None,
         agent_id: row.get(12)?,
-        unique_key: row.get_ref(15)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
+        unique_key: unique_key.filter(|_| tick.is_none()).map(|key| Unique::bare_key(key).to_owned()),
+        schedule: tick.map(|tick| tick.schedule),
+        scheduled_for: tick.map(|tick| tick.at),
         tags: json(row, 16)?.unwrap_or_default(),
         metadata: json(row, 17)?,
         request_config: None,

@@ -6,7 +6,7 @@ use crate::model::event::{Cause, Transition};
 use crate::model::id::JobId;
 use crate::store::place::Place;
 use crate::store::row::State;
-use crate::store::{Turn, callback};
+use crate::store::{Turn, callback, edge};
 
 /// A step that has just been written.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +51,11 @@ impl Turn<'_> {
     pub(crate) fn last_step(&mut self, step: Step) -> rusqlite::Result<()> {
         self.step(step)?;
         self.ended(step.job);
+        if let Some(to) = step.to
+            && edge::tell(self.conn, step.job, to as i64)?
+        {
+            self.book.flows.has_work = true;
+        }
         if let Some(delivery) = callback::due(self.conn, step.job)? {
             self.enqueue(&delivery.new_job())?;
         }

@@ -74,6 +74,8 @@ CREATE INDEX jobmill_job_share_delayed ON jobmill_job (share, run_at) WHERE stat
 CREATE INDEX jobmill_job_agent ON jobmill_job (agent_id) WHERE agent_id IS NOT NULL;
 CREATE INDEX jobmill_job_source ON jobmill_job (source_id) WHERE source_id IS NOT NULL;
 CREATE INDEX jobmill_job_stop_reason ON jobmill_job (stop_reason) WHERE stop_reason IS NOT NULL;
+-- Serves the lists of dead letters by reason.
+CREATE INDEX jobmill_job_end_reason ON jobmill_job (end_reason) WHERE end_reason IS NOT NULL;
 -- Serves the claim by deadline.
 CREATE INDEX jobmill_job_deadline ON jobmill_job (lane, expires_at) WHERE state = 1 AND expires_at IS NOT NULL;
 -- Serves the jobs that a limit holds, in the order in which it lets them go.

@@ -1,0 +1,160 @@
+//! What is done to workflows from outside: cancel, retry. And the values of steps that are done.
+
+use std::collections::HashSet;
+
+use rusqlite::{OptionalExtension, named_params, params};
+
+use crate::model::history::Caller;
+use crate::model::id::{JobId, WorkflowId};
+use crate::model::job::Status;
+use crate::store::Turn;
+use crate::store::flow::Task;
+use crate::store::operate::Cancelled;
+use crate::store::row::State;
+
+/// Why a workflow was not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WorkflowRefused {
+    NotFound,
+    /// Where it stands forbids it.
+    Status(Status),
+}
+
+impl Turn<'_> {
+    /// Where a workflow stands, if there is one for the caller, and whether somebody has asked for its cancellation.
+    fn workflow_state(&mut self, id: WorkflowId, caller: &Caller) -> rusqlite::Result<Option<(State, bool)>> {
+        self.book.flows.flush(self.conn, self.now)?;
+        let found: Option<(State, bool, Option<String>)> = self
+            .conn
+            .prepare_cached(
+                "SELECT state, cancel_requested_at IS NOT NULL, user_id FROM jobmill_flow
+                 WHERE id = ?1 AND parent IS NULL",
+            )?
+            .query_row([id.raw()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        let found = found.filter(|(.., user)| caller.user.is_none() || caller.user == *user);
+        Ok(found.map(|(state, asked, _)| (state, asked)))
+    }
+
+    /// Has a workflow cancelled: nothing of it is admitted any more, and its jobs are cancelled in slices.
+    pub(crate) fn cancel_workflow(
+        &mut self,
+        id: WorkflowId,
+        caller: &Caller,
+    ) -> rusqlite::Result<Result<Cancelled, WorkflowRefused>> {
+        match self.workflow_state(id, caller)? {
+            None => return Ok(Err(WorkflowRefused::NotFound)),
+            Some((State::Cancelled, _)) => return Ok(Ok(Cancelled::Already)),
+            Some((_, true)) => return Ok(Ok(Cancelled::Requested)),
+            Some((state, _)) if state.status().is_terminal() => {
+                return Ok(Err(WorkflowRefused::Status(state.status())));
+            }
+            Some((state, _)) => {
+                self.conn
+                    .prepare_cached("UPDATE jobmill_flow SET cancel_requested_at = ?2 WHERE id = ?1")?
+                    .execute(params![id.raw(), self.now])?;
+                // The callbacks of one that was let go are judged at its end.
+                let roles = if state == State::Created { 2 } else { 1 };
+                self.conn
+                    .prepare_cached(
+                        "INSERT INTO jobmill_flow_work (work, target, actor)
+                         SELECT :task, id, :actor FROM jobmill_flow
+                         WHERE (id = :id OR parent = :id) AND role <= :roles AND ended_at IS NULL ORDER BY role DESC, id",
+                    )?
+                    .execute(named_params! {
+                        ":task": Task::Cancel, ":id": id.raw(), ":actor": caller.actor(), ":roles": roles,
+                    })?;
+                self.book.flows.has_work = true;
+            }
+        }
+        Ok(Ok(Cancelled::Requested))
+    }
+
+    /// Has the jobs of an ended workflow sent again that did not end well.
+    pub(crate) fn retry_workflow(
+        &mut self,
+        id: WorkflowId,
+        caller: &Caller,
+    ) -> rusqlite::Result<Result<(), WorkflowRefused>> {
+        let state = match self.workflow_state(id, caller)? {
+            None => return Ok(Err(WorkflowRefused::NotFound)),
+            Some((state, _)) => state,
+        };
+        let flows: Vec<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT id FROM jobmill_flow WHERE (id = ?1 OR parent = ?1)
+                     AND (failed + cancelled + expired > 0 OR state IN (4, 5)) ORDER BY id",
+            )?
+            .query_map([id.raw()], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        if !state.status().is_terminal() || flows.is_empty() {
+            return Ok(Err(WorkflowRefused::Status(state.status())));
+        }
+        self.arm_again(id.raw())?;
+        for flow in flows.into_iter().chain([id.raw()]).collect::<HashSet<i64>>() {
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobmill_flow
+                     SET ended_at = NULL, cancel_requested_at = NULL,
+                         state = CASE WHEN EXISTS (SELECT 1 FROM jobmill_edge WHERE follower = :id AND verdict IS NULL)
+                                 THEN 0 ELSE 2 END
+                     WHERE id = :id",
+                )?
+                .execute(named_params! { ":id": flow })?;
+            self.conn
+                .prepare_cached("INSERT INTO jobmill_flow_work (work, target, actor) VALUES (?1, ?2, ?3)")?
+                .execute(params![Task::Retry, flow, caller.actor()])?;
+        }
+        self.book.flows.has_work = true;
+        Ok(Ok(()))
+    }
+
+    /// Has those wait again that will be sent again for those that will be, too.
+    fn arm_again(&mut self, workflow: i64) -> rusqlite::Result<()> {
+        let mut ill: HashSet<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT node.target FROM jobmill_node AS node
+                 LEFT JOIN jobmill_job AS job ON job.id = node.target AND node.role <> 1
+                 LEFT JOIN jobmill_flow AS stage ON stage.id = node.target AND node.role = 1
+                 WHERE node.flow = ?1
+                   AND (job.state IN (4, 5, 6) OR stage.failed + stage.cancelled + stage.expired > 0
+                        OR stage.state IN (4, 5))",
+            )?
+            .query_map([workflow], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        ill.insert(workflow);
+        let mut arm =
+            self.conn.prepare_cached("UPDATE jobmill_edge SET verdict = NULL WHERE needs = ?1 AND follower = ?2")?;
+        let mut needs_of = self.conn.prepare_cached("SELECT needs FROM jobmill_edge WHERE follower = ?1")?;
+        let mut unsettle = self.conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE work = 0 AND target = ?1")?;
+        for follower in &ill {
+            let needs: Vec<i64> = needs_of.query_map([follower], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            for needed in needs.into_iter().filter(|needed| ill.contains(needed)) {
+                arm.execute([needed, *follower])?;
+            }
+            // What its last end called for would be taken for what its next one does.
+            unsettle.execute([follower])?;
+        }
+        Ok(())
+    }
+
+    /// Whether something is still to be done to the jobs of a workflow that was asked for.
+    pub(crate) fn is_operating(&self, id: WorkflowId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT 1 FROM jobmill_flow_work
+                 WHERE work IN (3, 4) AND target IN (SELECT id FROM jobmill_flow WHERE id = ?1 OR parent = ?1)",
+            )?
+            .exists([id.raw()])
+    }
+
+    /// Keeps the value of a step that is done. The first value stays.
+    pub(crate) fn keep_step(&mut self, job: JobId, name: &str, value: &[u8]) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("INSERT OR IGNORE INTO jobmill_journal (job, name, value) VALUES (?1, ?2, ?3)")?
+            .execute(params![job, name, value])
+            .map(drop)
+    }
+}

@@ -1,0 +1,293 @@
+//! Workflows under crashes and failing commits, and by several processes.
+
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use jobmill::testing::{Fault, Harness};
+use jobmill::{
+    Client, Context, Durability, Engine, ErrorKind, Failure, NewJob, NewWorkflow, OnFailure, Payload, Status,
+    WorkflowId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::support::work::{Do, Record, harness, standing};
+use crate::support::{PATIENCE, file, secs, sound, until};
+
+/// Fails, cancels, fans out, joins, and tells of it.
+fn rich() -> NewWorkflow<'static> {
+    NewWorkflow::new("rich")
+        .job("first", Do::job("first"))
+        .jobs("parts", (0..3).map(|n| Do::job(format!("p{n}"))))
+        .after("first")
+        .job("bad", Do::job("bad"))
+        .after("first")
+        .jobs("refused", (0..3).map(|n| Do::job(format!("r{n}"))))
+        .after("bad")
+        .job("failed", Do::job("failed"))
+        .after_with("refused", OnFailure::Fail)
+        .job("join", Do::job("join"))
+        .after("parts")
+        .after_with("failed", OnFailure::Continue)
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end"))
+}
+
+const ENDED: &str = "failed: first completed, parts completed, bad failed, refused cancelled, failed failed, join completed, \
+                     on_success cancelled, on_failure completed, on_end completed";
+const RETRIED: &str = "completed: first completed, parts completed, bad completed, refused completed, failed completed, \
+                       join completed, on_success completed, on_failure completed, on_end completed";
+
+/// Calls until it succeeds; the process dies after each failure.
+fn insist<R>(t: &mut Harness, call: impl Fn(&Harness) -> jobmill::Result<R>) -> R {
+    for _ in 0..5 {
+        match call(t) {
+            Ok(done) => return done,
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Storage, "{error}");
+                while t.crash().is_err() {}
+            }
+        }
+    }
+    panic!("one fault fails call after call");
+}
+
+/// Claims that went unheard are taken back when the engine is started anew.
+fn drain(t: &mut Harness) {
+    insist(t, Harness::drain);
+    while t.crash().is_err() {}
+    // Those whose process died twice over them come back one after the other.
+    t.advance(secs(1));
+    insist(t, Harness::drain);
+}
+
+/// What a script of starting, running, retrying comes to, with the `n`-th commit failing; false if it had none such.
+fn script(n: u64, fault: Fault) -> jobmill::Result<bool> {
+    let (mut t, record) = harness()?;
+    record.set_failing(["bad"]);
+    t.faults().fail(n, fault);
+    let before = t.faults().commits();
+    // A start that went unheard has happened all the same.
+    let id = insist(&mut t, |t| {
+        let known = t.client().workflows(Default::default())?.workflows;
+        known.first().map_or_else(|| t.client().start_workflow(rich()), |known| Ok(known.id))
+    });
+    drain(&mut t);
+    assert_eq!(standing(&t, id), ENDED, "{fault:?} {n}");
+    record.set_failing([]);
+    insist(&mut t, |t| match t.client().retry_workflow(id) {
+        Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
+        other => other,
+    });
+    drain(&mut t);
+    assert_eq!(standing(&t, id), RETRIED, "{fault:?} {n}");
+    let jobs = t.client().workflow(id)?.jobs;
+    assert_eq!((jobs.completed, jobs.total()), (10, 10), "{fault:?} {n}");
+    let rest = t.client().stats()?.total;
+    assert_eq!(rest.total(), 13, "{fault:?} {n}");
+    sound(t.client());
+    Ok(t.faults().commits() - before >= n)
+}
+
+#[test]
+fn a_workflow_comes_to_its_end_whatever_commit_fails() -> jobmill::Result<()> {
+    for fault in [Fault::Before, Fault::After] {
+        let mut n = 1;
+        while script(n, fault)? {
+            n += 1;
+        }
+        assert!(n > 8, "the script commits a few times: {n}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cascade_over_many_turns_goes_on_after_a_crash_in_its_midst() -> jobmill::Result<()> {
+    for n in [2, 3, 5] {
+        let (mut t, record) = harness()?;
+        record.set_failing(["bad"]);
+        let workflow = NewWorkflow::new("cascade")
+            .job("bad", Do::job("bad"))
+            .jobs("parts", (0..2300).map(|n| Do::job(n.to_string())))
+            .after("bad")
+            .job("last", Do::job("last"))
+            .after("parts");
+        let id = t.client().start_workflow(workflow)?;
+        t.faults().fail(n, Fault::Before);
+        assert!(t.drain().is_err());
+        t.crash()?;
+        t.drain()?;
+        assert_eq!(standing(&t, id), "failed: bad failed, parts cancelled, last cancelled");
+        assert_eq!(t.client().workflow(id)?.jobs.cancelled, 2301);
+        record.set_failing([]);
+        t.client().retry_workflow(id)?;
+        t.drain()?;
+        assert_eq!(standing(&t, id), "completed: bad completed, parts completed, last completed");
+        sound(t.client());
+    }
+    Ok(())
+}
+
+#[test]
+fn no_turn_of_a_cascade_does_more_than_its_slice() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["bad"]);
+    let workflow = NewWorkflow::new("cascade")
+        .job("bad", Do::job("bad"))
+        .jobs("parts", (0..2300).map(|n| Do::job(n.to_string())))
+        .after("bad");
+    let id = t.client().start_workflow(workflow)?;
+    t.drain()?;
+    // Each turn that cancels has a commit of its own: 2300 jobs are five slices of 500.
+    let moments = t.client().subscribe(10_000)?;
+    let before = t.faults().commits();
+    t.client().retry_workflow(id)?;
+    assert!(t.faults().commits() - before >= 5, "{} commits", t.faults().commits() - before);
+    drop(moments);
+    Ok(())
+}
+
+#[test]
+fn a_crash_while_a_workflow_is_written_leaves_one_that_never_runs_and_can_be_cancelled() -> jobmill::Result<()> {
+    let (mut t, record) = harness()?;
+    t.faults().fail_from(3, Fault::Before);
+    let jobs = (0..5000).map(|n| Do::job(n.to_string()));
+    let large = NewWorkflow::new("large").jobs("parts", jobs).on_end(Do::job("end"));
+    assert_eq!(t.client().start_workflow(large).unwrap_err().kind(), ErrorKind::Storage);
+    t.faults().heal();
+    t.crash()?;
+    t.drain()?;
+    let known = t.client().workflows(Default::default())?.workflows;
+    assert_eq!((known.len(), known[0].status, known[0].jobs.created), (1, Status::Created, 2000));
+    t.client().cancel_workflow(known[0].id)?;
+    t.drain()?;
+    assert!(record.take().is_empty());
+    let ended = t.client().workflow(known[0].id)?;
+    assert_eq!((ended.status, ended.jobs.cancelled), (Status::Cancelled, 2000));
+    sound(t.client());
+    Ok(())
+}
+
+#[derive(Serialize, Deserialize)]
+struct Part(u32);
+
+impl Payload for Part {
+    const KIND: &'static str = "part";
+}
+
+fn part(job: Part, _: &Context) -> Result<u32, Failure> {
+    Ok(job.0)
+}
+
+/// Set for the process that a test starts, to the file on which it runs an engine.
+const CHILD: &str = "JOBMILL_TEST_WORKFLOW_FILE";
+
+/// A process that runs jobs of the kind `part` until its input is closed, or it is killed.
+struct Other(Child, Option<ChildStdin>);
+
+impl Other {
+    fn start(path: &std::path::Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("the path of this executable"))
+            .args(["--exact", "workflow_faults::a_process_that_runs_parts"])
+            .env(CHILD, path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a child process");
+        let stdin = child.stdin.take();
+        Self(child, stdin)
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        self.1.take();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_process_that_runs_parts() -> jobmill::Result<()> {
+    let Some(path) = std::env::var_os(CHILD) else { return Ok(()) };
+    let engine = Engine::builder(path).durability(Durability::Normal).handle(part).start()?;
+    let _ = std::io::read_to_string(std::io::stdin());
+    engine.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+fn fan() -> NewWorkflow<'static> {
+    let parts = (0..1500).map(|n| NewJob::of(&Part(n)));
+    NewWorkflow::new("fan")
+        .job("first", Do::job("first"))
+        .jobs("parts", parts)
+        .after("first")
+        .job("join", Do::job("join"))
+        .after("parts")
+        .jobs("more", [NewJob::of(&Part(7)), Do::job("more")])
+        .after("join")
+}
+
+fn wait(client: &Client, id: WorkflowId) -> jobmill::Result<()> {
+    let workflow = client.wait_workflow(id, PATIENCE)?;
+    assert_eq!((workflow.status, workflow.jobs.completed), (Status::Completed, 1504));
+    sound(client);
+    Ok(())
+}
+
+#[test]
+fn two_processes_share_the_work_of_a_workflow() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let engine = Engine::builder(&path)
+        .durability(Durability::Normal)
+        .handle(crate::support::work::run)
+        .state(Record::default())
+        .start()?;
+    let _other = Other::start(&path);
+    let id = engine.client().start_workflow(fan())?;
+    wait(engine.client(), id)?;
+    engine.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+#[test]
+fn a_workflow_goes_on_when_the_process_is_killed_that_worked_on_it() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let client = Client::open_with(&path, Durability::Normal)?;
+    let mut other = Other::start(&path);
+    let parts = || (0..3000).map(|n| NewJob::of(&Part(n)));
+    let workflow = NewWorkflow::new("w").jobs("a", parts()).jobs("b", parts()).after("a").jobs("c", parts()).after("b");
+    let id = client.start_workflow(workflow)?;
+    until("the second stage to begin", || {
+        client.workflow(id).is_ok_and(|workflow| workflow.stage("b").is_some_and(|b| b.jobs.completed > 100))
+    });
+    other.0.kill().expect("a child that can be killed");
+    drop(other);
+    let engine = Engine::builder(&path).durability(Durability::Normal).handle(part).start()?;
+    let workflow = client.wait_workflow(id, secs(60))?;
+    assert_eq!((workflow.status, workflow.jobs.completed), (Status::Completed, 9000));
+    sound(&client);
+    engine.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+/// The first jobs that a retry sends may have ended before it comes to the last.
+#[test]
+fn a_stage_that_is_being_sent_again_does_not_end_with_the_first_of_it() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["0", "2900"]);
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", (0..3000).map(|n| Do::job(n.to_string())))
+        .job("join", Do::job("join"))
+        .after("parts")
+        .on_success(Do::job("success"));
+    let id = t.client().start_workflow(workflow)?;
+    t.drain()?;
+    record.set_failing([]);
+    record.take();
+    t.faults().fail(2, Fault::Before);
+    assert_eq!(t.client().retry_workflow(id).unwrap_err().kind(), ErrorKind::Storage);
+    t.drain()?;
+    assert_eq!(record.take(), ["0", "2900", "join", "success"]);
+    assert_eq!(standing(&t, id), "completed: parts completed, join completed, on_success completed");
+    sound(t.client());
+    Ok(())
+}

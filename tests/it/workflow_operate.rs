@@ -1,0 +1,288 @@
+//! Workflows are cancelled and sent again as a whole, waited for, and forgotten in the end.
+
+use std::time::Duration;
+
+use jobmill::testing::Harness;
+use jobmill::{
+    Cancelled, Context, Durability, Engine, ErrorKind, Failure, NewJob, NewWorkflow, OnFailure, Payload, Query, Reason,
+    Retention, Status, Unique, Workers, WorkflowId,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::support::work::{Do, Record, harness, harness_with, run, standing};
+use crate::support::{Block, PATIENCE, block, file, gate, query, refused, secs, sound};
+
+fn start(t: &Harness, workflow: NewWorkflow<'_>) -> WorkflowId {
+    t.client().start_workflow(workflow).expect("a workflow that starts")
+}
+
+#[test]
+fn a_cancelled_workflow_begins_nothing_more_and_tells_it() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow = NewWorkflow::new("large")
+        .job("first", Do::job("first").delay(secs(10)))
+        .jobs("parts", (0..1700).map(|n| Do::job(n.to_string())))
+        .after_with("first", OnFailure::Continue)
+        .job("last", Do::job("last"))
+        .after_with("parts", OnFailure::Continue)
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end"));
+    let id = start(&t, workflow);
+    assert_eq!(t.client().acting_as("eve")?.cancel_workflow(id)?, Cancelled::Now);
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Already);
+    t.advance(secs(10));
+    t.drain()?;
+    assert_eq!(
+        standing(&t, id),
+        "cancelled: first cancelled, parts cancelled, last cancelled, on_success cancelled, on_failure completed, \
+         on_end completed"
+    );
+    assert_eq!(record.take(), ["failure", "end"]);
+    let workflow = t.client().workflow(id)?;
+    assert_eq!(workflow.jobs.cancelled, 1702);
+    assert!(workflow.cancel_requested_at.is_some());
+    let history = t.client().history(workflow.job("first").unwrap())?;
+    assert!(history.iter().any(|entry| entry.actor.as_deref() == Some("eve")), "{history:?}");
+    let done = start(&t, NewWorkflow::new("done").job("a", Do::job("a")));
+    t.drain()?;
+    refused(t.client().cancel_workflow(done), ErrorKind::Conflict, &format!("{done} is completed and cannot"));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_running_job_is_asked_to_stop_and_adds_nothing_to_a_cancelled_workflow() -> jobmill::Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Busy(String);
+    impl Payload for Busy {
+        const KIND: &'static str = "busy";
+    }
+    let (t, record) = harness_with(|builder| {
+        builder.handle(|_: Busy, ctx: &Context| -> Result<(), Failure> {
+            let id = ctx.workflow()?.expect("a workflow");
+            assert_eq!(ctx.client().cancel_workflow(id)?, Cancelled::Requested);
+            refused(ctx.enqueue_in_workflow([Do::job("late")]), ErrorKind::Conflict, "the stage has ended, or");
+            ctx.check()
+        })
+    })?;
+    let id = start(&t, NewWorkflow::new("w").job("busy", &Busy("b".into())).job("then", Do::job("then")).after("busy"));
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: busy cancelled, then cancelled");
+    assert_eq!(record.take(), Vec::<String>::new());
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_retry_runs_what_did_not_end_well_in_its_order_and_nothing_else() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow = NewWorkflow::new("again")
+        .job("top", Do::job("top"))
+        .job("left", Do::job("left"))
+        .after("top")
+        .job("right", Do::job("right"))
+        .after("top")
+        .jobs("parts", (0..1200).map(|n| Do::job(format!("p{n}"))))
+        .after("right")
+        .job("lax", Do::job("lax"))
+        .after_with("left", OnFailure::Continue)
+        .job("bottom", Do::job("bottom"))
+        .after("left")
+        .after("parts")
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"));
+    record.set_failing(["left", "p7"]);
+    let id = start(&t, workflow);
+    refused(t.client().retry_workflow(id), ErrorKind::Conflict, &format!("{id} is running and cannot be retried"));
+    t.drain()?;
+    assert_eq!(
+        standing(&t, id),
+        "failed: top completed, left failed, right completed, parts failed, lax completed, bottom cancelled, \
+         on_success cancelled, on_failure completed"
+    );
+    record.take();
+    record.set_failing(["left"]);
+    t.client().retry_workflow(id)?;
+    assert!(standing(&t, id).starts_with("running: top completed, left pending, right completed, parts running"));
+    t.drain()?;
+    let mut ran = record.take();
+    ran.sort();
+    assert_eq!(ran, ["left", "p7"]);
+    assert!(standing(&t, id).ends_with("bottom cancelled, on_success cancelled, on_failure completed"));
+    record.set_failing([]);
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["left", "bottom", "success"]);
+    assert!(standing(&t, id).starts_with("completed: "), "{}", standing(&t, id));
+    refused(t.client().retry_workflow(id), ErrorKind::Conflict, &format!("{id} is completed"));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_stage_that_was_refused_waits_again_after_a_retry() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["first"]);
+    let workflow = NewWorkflow::new("w")
+        .job("first", Do::job("first"))
+        .jobs("parts", ["a", "b"].map(Do::job))
+        .after("first")
+        .jobs("none", std::iter::empty::<NewJob>())
+        .after("parts")
+        .job("last", Do::job("last"))
+        .after("none");
+    let id = start(&t, workflow);
+    t.drain()?;
+    assert_eq!(standing(&t, id), "failed: first failed, parts cancelled, none cancelled, last cancelled");
+    record.set_failing([]);
+    record.take();
+    t.client().retry_workflow(id)?;
+    assert_eq!(standing(&t, id), "running: first pending, parts created, none created, last created");
+    let last = t.client().workflow(id)?.job("last").unwrap();
+    let reasons = t.client().explain(last)?.reasons;
+    assert_eq!(reasons, [Reason::WaitsFor { id: None, name: Some("none".into()), status: Status::Created }]);
+    t.drain()?;
+    assert_eq!(record.take(), ["first", "a", "b", "last"]);
+    assert_eq!(standing(&t, id), "completed: first completed, parts completed, none completed, last completed");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_cancelled_workflow_can_be_sent_again() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let id =
+        start(&t, NewWorkflow::chain("c", ["a", "b", "c"].map(|name| (name, Do::job(name)))).on_end(Do::job("end")));
+    t.client().cancel_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["end"]);
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "b", "c"], "a callback that has completed is not run again");
+    assert_eq!(t.client().workflow(id)?.cancel_requested_at, None);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_sent_again_keeps_nobody_waiting() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["keyed"]);
+    let workflow = NewWorkflow::new("w")
+        .job("keyed", Do::job("keyed").unique(Unique::key("k")))
+        .job("then", Do::job("then"))
+        .after("keyed");
+    let id = start(&t, workflow);
+    t.drain()?;
+    let holder = t.enqueue(Do::job("holder").unique(Unique::key("k")).delay(secs(10)))?;
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "failed: keyed failed, then cancelled");
+    t.client().delete(holder)?;
+    record.set_failing([]);
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "completed: keyed completed, then completed");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn single_jobs_of_a_workflow_are_retried_cancelled_and_deleted_and_it_keeps_count() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let workflow = NewWorkflow::new("w")
+        .job("a", Do::job("a"))
+        .jobs("parts", (0..5).map(|n| Do::job(n.to_string()).delay(secs(10))))
+        .job("join", Do::job("join"))
+        .after("parts");
+    let id = start(&t, workflow);
+    t.drain()?;
+    let parts = t.client().list(Query::new().workflow(id).statuses([Status::Pending]))?.jobs;
+    t.client().cancel(parts[0].id)?;
+    t.client().delete(parts[1].id)?;
+    let a = t.client().workflow(id)?.job("a").unwrap();
+    record.set_failing([]);
+    t.client().retry(a)?;
+    t.advance(secs(10));
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: a completed, parts cancelled, join cancelled");
+    assert_eq!(t.client().workflow(id)?.jobs.total(), 6);
+    // It goes on when one of it does, and ends anew.
+    t.client().retry(parts[0].id)?;
+    assert_eq!(t.client().workflow(id)?.status, Status::Running);
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: a completed, parts completed, join cancelled");
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "completed: a completed, parts completed, join completed");
+    t.client().delete(a)?;
+    assert!(standing(&t, id).contains("a gone"));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn jobs_of_a_workflow_stay_until_it_has_ended_and_it_goes_with_the_last() -> jobmill::Result<()> {
+    let record = Record::default();
+    let state = record.clone();
+    let t = Harness::new(move |builder| {
+        let retention = Retention { completed: Some(secs(60)), failed: None, ..Retention::default() };
+        builder.durability(Durability::Normal).retention(retention).handle(run).state(state.clone())
+    })?;
+    record.set_failing(["bad"]);
+    let chain = |last: &str| {
+        NewWorkflow::chain("c", [("a", Do::job("a")), ("b", Do::job(last).delay(secs(1000)))]).on_end(Do::job("end"))
+    };
+    let (good, bad) = (start(&t, chain("good")), start(&t, chain("bad")));
+    t.drain()?;
+    t.advance(secs(500));
+    t.engine().maintain()?;
+    assert_eq!(t.client().stats()?.total.completed, 2, "what has ended is older than its time");
+    t.advance(secs(500));
+    t.drain()?;
+    t.engine().maintain()?;
+    assert_eq!(t.client().workflow(good)?.status, Status::Completed);
+    t.advance(secs(61));
+    t.engine().maintain()?;
+    t.engine().maintain()?;
+    refused(t.client().workflow(good), ErrorKind::NotFound, "there is no workflow");
+    assert_eq!(standing(&t, bad), "failed: a gone, b failed, on_end gone");
+    t.client().delete(t.client().workflow(bad)?.job("b").unwrap())?;
+    t.engine().maintain()?;
+    for table in ["flow", "node", "edge", "flow_work", "journal", "job"] {
+        assert_eq!(query::<i64>(t.client(), &format!("SELECT count(*) FROM jobmill_{table}")), 0, "{table}");
+    }
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn whoever_waits_for_a_workflow_hears_of_its_end() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let (state, keeper) = gate();
+    let engine = Engine::builder(&path)
+        .durability(Durability::Normal)
+        .workers(Workers::new(2))
+        .handle(block)
+        .handle(run)
+        .state(state)
+        .state(Record::default())
+        .start()?;
+    let client = engine.client().clone();
+    let workflow =
+        NewWorkflow::new("w").jobs("s", [Block::job("x"), Block::job("y")]).job("z", Do::job("z")).after("s");
+    let id = client.start_workflow(workflow)?;
+    keeper.next_of(2);
+    refused(client.wait_workflow(id, Duration::ZERO), ErrorKind::Timeout, &format!("{id} has not ended in time"));
+    let workflow = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.wait_workflow(id, PATIENCE));
+        keeper.release();
+        keeper.release();
+        waiting.join().expect("a wait")
+    })?;
+    assert_eq!((workflow.status, workflow.jobs.completed), (Status::Completed, 3));
+    engine.shutdown(PATIENCE)?;
+    Ok(())
+}

@@ -7,8 +7,10 @@
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
+
+use parking_lot::RwLock;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::time::Timestamp;
@@ -18,8 +20,9 @@ const SLOT_BYTES: usize = 16;
 /// Our own sign of life.
 #[derive(Debug)]
 pub(crate) struct Liveness {
-    file: File,
+    file: RwLock<File>,
     path: PathBuf,
+    heartbeats: bool,
 }
 
 impl Liveness {
@@ -28,15 +31,13 @@ impl Liveness {
     /// # Errors
     /// `Storage` if the file system has no locks, as some network file systems have none.
     pub(crate) fn begin(database: &Path, now: Timestamp, heartbeats: bool) -> Result<Self> {
-        let failed =
-            |error| Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error);
         let mut number = now.as_micros();
         loop {
             let path = sibling(database, &format!("{}-{number:x}", std::process::id()));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
                 Ok(file) => {
                     if heartbeats {
-                        return Ok(Self { file, path });
+                        return Ok(Self { file: RwLock::new(file), path, heartbeats });
                     }
                     if let Err(error) = file.try_lock() {
                         drop(file);
@@ -48,10 +49,10 @@ impl Liveness {
                             error,
                         ));
                     }
-                    return Ok(Self { file, path });
+                    return Ok(Self { file: RwLock::new(file), path, heartbeats });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(not_made(error)),
             }
         }
     }
@@ -66,9 +67,29 @@ impl Liveness {
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&id.to_le_bytes());
         bytes[8..].copy_from_slice(&fence.to_le_bytes());
-        if let Err(error) = write_at(&self.file, &bytes, u64::from(slot) * SLOT_BYTES as u64) {
+        if let Err(error) = write_at(&self.file.read(), &bytes, u64::from(slot) * SLOT_BYTES as u64) {
             log::warn!("cannot mark a job as begun, so a crash would not spend its attempt: {error}");
         }
+    }
+
+    /// Makes the file again if somebody has deleted it, for whoever does not find it takes us for dead. What it told is
+    /// told again. Gives whether it had to be made.
+    pub(crate) fn keep(&self) -> Result<bool> {
+        match self.path.try_exists() {
+            Ok(true) => return Ok(false),
+            Ok(false) => {}
+            Err(error) => return Err(not_made(error)),
+        }
+        let mut held = self.file.write();
+        let mut told = Vec::new();
+        held.rewind().and_then(|()| held.read_to_end(&mut told)).map_err(not_made)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&self.path).map_err(not_made)?;
+        if !self.heartbeats {
+            file.try_lock().map_err(|error| not_made(error.into()))?;
+        }
+        write_at(&file, &told, 0).map_err(not_made)?;
+        *held = file;
+        Ok(true)
     }
 
     /// Removes the file: the engine has ended and left nothing behind.
@@ -129,6 +150,10 @@ pub(crate) fn find_dead(database: &Path, lock_file: &str, heart_stopped: bool) -
     Ok(Some(Dead { begun: HashSet::new(), file: None }))
 }
 
+fn not_made(error: io::Error) -> Error {
+    Error::with_source(ErrorKind::Storage, "cannot make a lock file beside the database", error)
+}
+
 fn slots(bytes: &[u8]) -> HashSet<(i64, i64)> {
     let number = |bytes: &[u8]| bytes.try_into().map(i64::from_le_bytes).unwrap_or(0);
     bytes.chunks_exact(SLOT_BYTES).map(|slot| (number(&slot[..8]), number(&slot[8..]))).collect()
@@ -179,6 +204,24 @@ mod tests {
         dead.bury();
         assert!(!Path::new(&lock_file).exists());
         assert!(find_dead(&database, &lock_file, false)?.is_some_and(|dead| dead.begun.is_empty()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_lock_file_that_was_deleted_is_made_again_with_all_that_it_told() -> Result<()> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let database = directory.path().join("jobs.db");
+        let life = Liveness::begin(&database, Timestamp::EPOCH, false)?;
+        let lock_file = life.path().to_str().expect("a path in UTF-8").to_owned();
+        life.begun(2, 7, 1);
+        assert!(!life.keep()?, "it is there");
+        std::fs::remove_file(&lock_file).expect("a file");
+        assert!(life.keep()?);
+        assert!(find_dead(&database, &lock_file, false)?.is_none(), "it is alive");
+        life.begun(3, 8, 2);
+        drop(life);
+        let dead = find_dead(&database, &lock_file, false)?.expect("it is dead");
+        assert!(dead.begun.contains(&(7, 1)) && dead.begun.contains(&(8, 2)));
         Ok(())
     }
 }

@@ -512,7 +512,7 @@ impl EngineBuilder {
             registry,
             states: Arc::new(self.states),
             pool: pool.clone(),
-            liveness,
+            liveness: liveness.clone(),
             shutting_down: shutting_down.clone(),
         });
         if self.preference != Preference::Arrival {
@@ -522,8 +522,9 @@ impl EngineBuilder {
         if !self.counts_rates {
             desk.press().count_nothing();
         }
+        let (retention, heartbeats) = (self.retention, self.heartbeats);
         let mut maintenance =
-            Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats, self.thresholds);
+            Maintenance::new(desk.clone(), path.clone(), own, liveness.clone(), retention, heartbeats, self.thresholds);
         maintenance.beat()?;
         maintenance.rescue()?;
         for schedule in &self.schedules {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::engine::clock_watch::{ClockWatch, Noticed};
 use crate::error::Result;
-use crate::liveness::find_dead;
+use crate::liveness::{Liveness, find_dead};
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
 use crate::model::id::ScheduleId;
@@ -18,7 +18,7 @@ use crate::model::threshold::Threshold;
 use crate::model::time::Timestamp;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::housekeeping::PruneRange;
-use crate::store::instance::{Instance, open_instances};
+use crate::store::instance::{Instance, is_closed, open_instances};
 use crate::store::schedule::read as read_schedules;
 use crate::store::{read, tally};
 
@@ -58,6 +58,7 @@ pub(crate) struct Maintenance {
     desk: Arc<Desk>,
     database: PathBuf,
     own: i64,
+    liveness: Arc<Liveness>,
     retention: Retention,
     /// Whether heartbeats tell that we live.
     heartbeats: bool,
@@ -86,6 +87,7 @@ impl Maintenance {
         desk: Arc<Desk>,
         database: PathBuf,
         own: i64,
+        liveness: Arc<Liveness>,
         retention: Retention,
         heartbeats: bool,
         thresholds: Vec<Threshold>,
@@ -97,6 +99,7 @@ impl Maintenance {
             desk,
             database,
             own,
+            liveness,
             retention,
             heartbeats,
             beat_at: now,
@@ -256,10 +259,24 @@ impl Maintenance {
     /// Takes back the jobs of every engine that has died.
     pub(crate) fn rescue(&mut self) -> Result<()> {
         let own = self.own;
-        let others = self.desk.with_store(|store| {
-            open_instances(store.connection(), Some(own))
+        let was_deleted = self.liveness.keep()?;
+        let (others, is_closed) = self.desk.with_store(|store| {
+            let others = open_instances(store.connection(), Some(own));
+            others
+                .and_then(|others| Ok((others, is_closed(store.connection(), own)?)))
                 .map_err(|error| storage_error("cannot read the instances", error))
         })?;
+        if was_deleted {
+            log::warn!("somebody deleted our lock file, by which others see that this engine lives; it is made again");
+        }
+        if is_closed {
+            let revived = self.desk.call_here(move |turn| {
+                turn.revive(own).map_err(|error| storage_error("cannot open our row again", error))
+            })?;
+            if revived {
+                log::warn!("this engine was taken for dead, and its jobs were given to others; it goes on");
+            }
+        }
         for instance in others {
             self.rescue_one(&instance)?;
         }

@@ -434,7 +434,7 @@ mod tests {
             (|h| h.workers.overdue = 2, "all workers are held by 2"),
             (|h| h.workers.abandoned = 1, "1 handlers ignored"),
             (|h| h.workers.busy = 2, ""),
-            (|h| h.database.error = Some("why".into()), "the database fails since 1970-01-01T00:00:00Z: why"),
+            (|h| h.database.error = Some("why".into()), "the database fails since 1970-01-01T00:00:00.000000Z: why"),
             (|h| h.database.wal_bytes = Health::WAL_MAX_BYTES, ""),
             (|h| h.database.wal_bytes = Health::WAL_MAX_BYTES + 1, "the WAL file has 134217729 bytes"),
             (|h| h.listener = ThreadState::Panicked, ""),

@@ -56,6 +56,18 @@ impl Turn<'_> {
             .map(drop)
     }
 
+    /// Opens our row again, which somebody closed who took us for dead: otherwise nobody would take back our jobs if we
+    /// died. Tells whether it was closed.
+    pub(crate) fn revive(&mut self, id: i64) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_instance SET ended_at = NULL, beat_at = iif(beat_at IS NULL, NULL, :now)
+                 WHERE id = :id AND ended_at IS NOT NULL",
+            )?
+            .execute(named_params! { ":id": id, ":now": self.now })
+            .map(|revived| revived == 1)
+    }
+
     /// Closes the row of an engine that ended, by itself or by dying.
     pub(crate) fn unregister(&mut self, id: i64) -> rusqlite::Result<()> {
         self.conn
@@ -98,6 +110,12 @@ pub(crate) fn open_instances(conn: &rusqlite::Connection, own: Option<i64>) -> r
         })
     })?
     .collect()
+}
+
+/// Whether somebody has closed the row of an engine.
+pub(crate) fn is_closed(conn: &rusqlite::Connection, id: i64) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_instance WHERE id = :id AND ended_at IS NOT NULL")?
+        .exists(named_params! { ":id": id })
 }
 
 /// Where an attempt ran, in words.

@@ -11,7 +11,7 @@ use jobmill::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Echo, echo, secs, sound};
+use crate::support::{Echo, echo, query, secs, sound, tamper};
 
 #[derive(Serialize, Deserialize)]
 struct Task;
@@ -207,6 +207,28 @@ fn a_request_to_cancel_outlives_a_crash() -> jobmill::Result<()> {
     t.drain()?;
     t.check(id, "cancelled");
     assert_eq!(t.client().attempts(id)?.len(), 1);
+    sound(t.client());
+    Ok(())
+}
+
+/// Its row stayed closed, so that nobody took back what it ran after that when it did die.
+#[test]
+fn an_engine_that_was_taken_for_dead_goes_on_and_its_jobs_come_back_when_it_dies() -> jobmill::Result<()> {
+    let mut t = Harness::new(|builder| builder.handle(echo))?;
+    let lock_file = std::path::PathBuf::from(query::<String>(t.client(), "SELECT lock_file FROM jobmill_instance"));
+    std::fs::remove_file(&lock_file).expect("the lock file");
+    tamper(t.client(), "UPDATE jobmill_instance SET ended_at = 1");
+    t.drain()?;
+    assert!(lock_file.exists(), "others see again that it lives");
+    assert_eq!(query::<i64>(t.client(), "SELECT count(*) FROM jobmill_instance WHERE ended_at IS NULL"), 1);
+
+    let id = t.enqueue(Echo::job("x"))?;
+    t.faults().fail(2, Fault::Before);
+    assert!(t.drain().is_err(), "its end is not written");
+    t.check(id, "running, attempt 1");
+    t.crash()?;
+    t.drain()?;
+    t.check(id, "completed, attempt 2");
     sound(t.client());
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::model::batch::PollCycle;
 use crate::model::health::{EngineState, PollerHealth, ThreadState};
 use crate::model::time::Timestamp;
@@ -80,7 +80,9 @@ impl Vitals {
         let mut polls = self.polls();
         let failed_before = polls.error.is_some();
         (polls.began, polls.last_at) = (None, Some(at));
-        polls.error = outcome.as_ref().err().map(ToString::to_string);
+        // A shutdown that did not wait for it is no failure.
+        let failure = outcome.as_ref().err().filter(|error| error.kind() != ErrorKind::Shutdown);
+        polls.error = failure.map(ToString::to_string);
         if let Ok(cycle) = outcome
             && cycle.total > 0
         {

@@ -8,6 +8,7 @@ pub(crate) mod connect;
 pub(crate) mod detail;
 pub(crate) mod edge;
 pub(crate) mod enqueue;
+pub(crate) mod explain;
 pub(crate) mod fair;
 pub(crate) mod finish;
 pub(crate) mod flow;

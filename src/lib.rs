@@ -50,7 +50,7 @@ pub use model::explain::{Explanation, Reason};
 pub use model::failure_reason::FailureReason;
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
-pub use model::id::{BatchItemId, BatchRequestId, JobId, WorkflowId};
+pub use model::id::{BatchItemId, BatchRequestId, JobId, ScheduleId, WorkflowId};
 pub use model::job::{Job, Priority, Progress, Status};
 pub use model::job_type::JobType;
 pub use model::limit::{Limit, LimitUsage, LimitUse};
@@ -63,6 +63,11 @@ pub use model::page::{Order, Page, Query};
 pub use model::preference::Preference;
 pub use model::retention::Retention;
 pub use model::retry::Backoff;
+pub use model::schedule::policy::{Missed, Overlap};
+pub use model::schedule::record::{
+    Backfilled, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
+};
+pub use model::schedule::{Schedule, Trigger};
 pub use model::stats::{Stats, StatusCounts};
 pub use model::stop_reason::StopReason;
 pub use model::threshold::{Measure, Scope, Threshold};

@@ -14,6 +14,7 @@ mod limits;
 mod ours;
 mod report;
 mod scale;
+mod schedules;
 mod simulation;
 mod throughput;
 mod workflows;
@@ -29,7 +30,7 @@ fn main() {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();
-    let sections: [Section; 17] = [
+    let sections: [Section; 18] = [
         ("enqueue", throughput::enqueue),
         ("many", throughput::enqueue_many),
         ("drain", throughput::drain),
@@ -44,6 +45,7 @@ fn main() {
         ("workflows", workflows::workflows),
         ("limits", limits::limits),
         ("simulation", simulation::simulation),
+        ("schedules", schedules::schedules),
         ("latency", idle::latency),
         ("memory", idle::memory),
         ("idle", idle::idle),

@@ -5,6 +5,7 @@ pub(crate) mod batch;
 pub(crate) mod jobs;
 mod limits;
 mod operate;
+mod schedule;
 pub(crate) mod selection;
 pub(crate) mod workflow;
 

@@ -39,6 +39,8 @@ const WAITING_MAX: usize = 4096;
 const TURN_MAX: usize = 1024;
 /// The most jobs that one turn expires.
 const EXPIRE_MAX: usize = 200;
+/// About how many jobs one turn enqueues for schedules.
+const TICK_MAX: usize = 200;
 /// How long a caller who is alone waits for the turn of somebody else to end, to take the next one itself.
 const LONELY_PATIENCE: Duration = Duration::from_micros(500);
 /// How many refused operations fail, each in a turn of its own, before the rest waits for better times.
@@ -53,6 +55,8 @@ thread_local! {
 
 /// Those who run the jobs that a turn claims.
 pub(crate) trait Crew: Send + Sync {
+    /// Whether jobs are to be claimed, and schedules to tick.
+    fn is_open(&self) -> bool;
     /// What is wanted now.
     fn demand(&self) -> Box<dyn Demand + '_>;
     /// Takes note of how long a turn took.
@@ -435,12 +439,18 @@ impl Desk {
     /// Whether a turn without operations would do anything. The look that found out took no write lock.
     fn worth_a_turn(&self, core: &Core, now: Timestamp) -> bool {
         core.store.is_expiry_due(now)
+            || self.is_tick_due(core, now)
             || core.store.may_have_signals()
             || core.store.has_flow_work()
             || core.store.is_gate_due(now)
             // What the workers want is asked only if there is something for them: an idle engine looks often.
             || core.store.has_ready(now)
                 && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
+    }
+
+    /// Whether a schedule is due that may tick.
+    fn is_tick_due(&self, core: &Core, now: Timestamp) -> bool {
+        core.store.is_tick_due(now) && self.crew.get().is_some_and(|crew| crew.is_open())
     }
 
     /// Takes one turn: the operations, then what time has brought, then as many claims as are wanted.
@@ -463,6 +473,8 @@ impl Desk {
             let storage = |error| storage_error("cannot choose the next jobs", error);
             turn.take_signals().map_err(storage)?;
             turn.expire(EXPIRE_MAX).map_err(storage)?;
+            let ticked = turn.tick(TICK_MAX, crew.is_some_and(|crew| crew.is_open()));
+            ticked.map_err(|error| storage_error("cannot tick the schedules", error))?;
             turn.walk_flows(WALK_MAX).map_err(storage)?;
             if let Some(tallies) = &tallies {
                 turn.add_tallies(tallies).map_err(storage)?;

@@ -43,6 +43,7 @@ use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
 use crate::model::rules::{check_duration, check_kind, check_queue};
+use crate::model::schedule::Schedule;
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
 use crate::panics;
@@ -84,6 +85,7 @@ pub struct EngineBuilder {
     pub(super) ageing: Option<Duration>,
     pub(super) fair_by_user: bool,
     thresholds: Vec<Threshold>,
+    schedules: Vec<Schedule>,
     pub(super) counts_rates: bool,
     /// None: this engine delivers no callbacks.
     pub(super) callbacks: Option<Callbacks>,
@@ -118,6 +120,7 @@ impl EngineBuilder {
             ageing: None,
             fair_by_user: false,
             thresholds: Vec::new(),
+            schedules: Vec::new(),
             counts_rates: true,
             callbacks: Some(Callbacks::new()),
             providers: Vec::new(),
@@ -282,6 +285,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Stores a schedule at the start, in the place of the one that has its name if there is one
+    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. Those of earlier starts that
+    /// are not named any more stay, until they are deleted. Defaults to none.
+    pub fn schedule(mut self, schedule: Schedule) -> Self {
+        self.schedules.push(schedule);
+        self
+    }
+
     /// Counts no rates, so that an engine with nothing to do but its jobs writes nothing else:
     /// [`Client::metrics`](crate::Client::metrics) knows nothing of what this engine does then. The counts of
     /// [`Client::stats`](crate::Client::stats) stay exact. Defaults to counting.
@@ -362,6 +373,7 @@ impl EngineBuilder {
         self.backoff.check()?;
         self.retention.check()?;
         Threshold::check_all(&self.thresholds)?;
+        self.schedules.iter().try_for_each(Schedule::check)?;
         if let Some(callbacks) = &self.callbacks {
             callbacks.check()?;
         }
@@ -489,6 +501,10 @@ impl EngineBuilder {
             Maintenance::new(desk.clone(), path.clone(), own, self.retention, self.heartbeats, self.thresholds);
         maintenance.beat()?;
         maintenance.rescue()?;
+        for schedule in &self.schedules {
+            client.schedule(schedule)?;
+        }
+        maintenance.look_at_schedules()?;
 
         let stop_dispatcher = Arc::new(AtomicBool::new(false));
         let (mut dispatcher, mut listener, mut inline) = (None, None, None);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::desk::Desk;
+use crate::engine::clock_watch::{ClockWatch, Noticed};
 use crate::error::Result;
 use crate::liveness::find_dead;
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
+use crate::model::id::ScheduleId;
 use crate::model::job::Status;
 use crate::model::metrics::{Metrics, Window};
 use crate::model::retention::Retention;
@@ -17,6 +19,7 @@ use crate::model::time::Timestamp;
 use crate::store::connect::{storage_error, with_patience};
 use crate::store::housekeeping::PruneRange;
 use crate::store::instance::{Instance, open_instances};
+use crate::store::schedule::read as read_schedules;
 use crate::store::{read, tally};
 
 /// How often the engine looks whether another one has died.
@@ -73,6 +76,9 @@ pub(crate) struct Maintenance {
     /// Lines of the audit from before this are still to go.
     auditing: Option<Timestamp>,
     wal_path: PathBuf,
+    clock_watch: ClockWatch,
+    /// Schedules behind this one are still to be put right, after the clock was set back.
+    schedules_from: Option<ScheduleId>,
 }
 
 impl Maintenance {
@@ -105,12 +111,18 @@ impl Maintenance {
             pruning: Vec::new(),
             auditing: None,
             wal_path: wal_path.into(),
+            clock_watch: ClockWatch::default(),
+            schedules_from: None,
         }
     }
 
     /// Does what is due. Failures are logged, and the duty comes due again.
     pub(crate) fn tick(&mut self) {
         let now = self.desk.clock().monotonic();
+        self.watch_clock(true);
+        if self.schedules_from.is_some() {
+            log_failure("reckoning of schedules", self.put_schedules_right());
+        }
         if self.heartbeats && now >= self.beat_at {
             self.beat_at = now + BEAT_EVERY;
             log_failure("heartbeat", self.beat());
@@ -151,6 +163,66 @@ impl Maintenance {
                 return Ok(());
             }
         }
+    }
+
+    /// Looks whether the clock has jumped, and does what that calls for.
+    pub(crate) fn look_at_clock(&mut self) -> Result<()> {
+        self.watch_clock(false);
+        while self.schedules_from.is_some() {
+            self.put_schedules_right()?;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the clock has jumped, or the machine has slept. Ticks that were missed over it come late, and are
+    /// dealt with as their schedules say; those that were reckoned under a clock that ran ahead are to be put right.
+    fn watch_clock(&mut self, always: bool) {
+        let clock = self.desk.clock();
+        match self.clock_watch.look(clock.now(), clock.monotonic(), always) {
+            None => {}
+            Some(Noticed::Forward(by)) => {
+                log::warn!("the clock went forward by {by:?}: it was set, or the machine slept");
+            }
+            Some(Noticed::Slept(time)) => {
+                log::warn!("nothing was looked at for {time:?}: the machine or the process slept");
+            }
+            Some(Noticed::Back(by)) => {
+                log::warn!("the clock was set back by {by:?}");
+                self.schedules_from = Some(ScheduleId::from_raw(0));
+            }
+        }
+    }
+
+    /// Puts a slice of the schedules right after the clock was set back.
+    fn put_schedules_right(&mut self) -> Result<()> {
+        let Some(from) = self.schedules_from else { return Ok(()) };
+        let (left, count) = self.desk.call_here(move |turn| {
+            turn.put_schedules_right(from, SLICE_JOBS)
+                .map_err(|error| storage_error("cannot put schedules right", error))
+        })?;
+        self.schedules_from = left;
+        if count > 0 {
+            log::info!("{count} schedules were reckoned under a clock that ran ahead, and are put right");
+        }
+        Ok(())
+    }
+
+    /// Looks at the schedules at the start: at those that nobody can run, and whether the clock ran ahead when they were
+    /// reckoned.
+    pub(crate) fn look_at_schedules(&mut self) -> Result<()> {
+        let (unhandled, newest_at) = self.desk.with_store(|store| {
+            store.look()?;
+            let unhandled = read_schedules::unhandled(store.connection())
+                .map_err(|error| storage_error("cannot read the schedules", error))?;
+            Ok((unhandled, store.newest_at()))
+        })?;
+        for (kind, names) in unhandled {
+            log::warn!("no open engine has a handler for the kind {kind}, of the schedules {}", names.join(", "));
+        }
+        if newest_at > self.desk.clock().now() {
+            self.schedules_from = Some(ScheduleId::from_raw(0));
+        }
+        self.look_at_clock()
     }
 
     fn is_pruning(&self) -> bool {

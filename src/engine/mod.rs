@@ -1,6 +1,7 @@
 //! The threads: the engine that owns them, and the parts that they run.
 
 pub(crate) mod builder;
+pub(crate) mod clock_watch;
 pub(crate) mod dispatcher;
 pub(crate) mod listener;
 pub(crate) mod maintenance;
@@ -116,6 +117,7 @@ impl Engine {
             let mut maintenance = maintenance.lock().unwrap_or_else(PoisonError::into_inner);
             maintenance.beat()?;
             maintenance.rescue()?;
+            maintenance.look_at_clock()?;
         }
         self.pool.set_open(true);
         let drained = self.drain_with(&shop);

@@ -175,6 +175,11 @@ impl Pool {
         self.state().open = open;
     }
 
+    /// Whether jobs are to be claimed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.state().open
+    }
+
     /// Takes note of how long a turn took.
     pub(crate) fn turn_took(&self, took: Duration) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

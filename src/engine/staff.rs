@@ -74,6 +74,10 @@ impl Staff {
 }
 
 impl Crew for Staff {
+    fn is_open(&self) -> bool {
+        self.pool.is_open()
+    }
+
     fn demand(&self) -> Box<dyn Demand + '_> {
         Box::new(self.pool.demand())
     }

@@ -214,6 +214,11 @@ impl Context {
         self.job().attempt
     }
 
+    /// The tick that this is the job of, if a schedule enqueued it: the time that the schedule names, not when it ran.
+    pub fn scheduled_for(&self) -> Option<Timestamp> {
+        self.job().scheduled_for
+    }
+
     /// Whether this is the last attempt that the job may have.
     pub fn is_last_attempt(&self) -> bool {
         self.attempt() >= self.job().max_attempts

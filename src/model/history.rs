@@ -62,11 +62,25 @@ pub enum Action {
     Resumed,
     /// A limit was set, or the bounds of a queue.
     Limited,
+    /// A schedule was stored.
+    ScheduleCreated,
+    /// A schedule was replaced by another of its name.
+    ScheduleChanged,
+    /// A schedule was paused.
+    SchedulePaused,
+    /// A schedule was resumed.
+    ScheduleResumed,
+    /// An operator had the job of a schedule enqueued.
+    ScheduleRun,
+    /// An operator had the jobs of past ticks enqueued.
+    ScheduleBackfilled,
+    /// A schedule was deleted.
+    ScheduleDeleted,
 }
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 24] = [
         Self::Created,
         Self::Started,
         Self::Ended,
@@ -84,6 +98,13 @@ impl Action {
         Self::Paused,
         Self::Resumed,
         Self::Limited,
+        Self::ScheduleCreated,
+        Self::ScheduleChanged,
+        Self::SchedulePaused,
+        Self::ScheduleResumed,
+        Self::ScheduleRun,
+        Self::ScheduleBackfilled,
+        Self::ScheduleDeleted,
     ];
 
     /// The action as a word, in lower case.
@@ -106,6 +127,13 @@ impl Action {
             Self::Paused => "paused",
             Self::Resumed => "resumed",
             Self::Limited => "limited",
+            Self::ScheduleCreated => "schedule_created",
+            Self::ScheduleChanged => "schedule_changed",
+            Self::SchedulePaused => "schedule_paused",
+            Self::ScheduleResumed => "schedule_resumed",
+            Self::ScheduleRun => "schedule_run",
+            Self::ScheduleBackfilled => "schedule_backfilled",
+            Self::ScheduleDeleted => "schedule_deleted",
         }
     }
 }
@@ -120,7 +148,7 @@ pub struct HistoryEntry {
     pub at: Timestamp,
     /// What was done.
     pub action: Action,
-    /// The job. None if it was done to a queue.
+    /// The job. None if it was done to a queue or a schedule, which the note names.
     pub job: Option<JobId>,
     /// Who: the worker that ran an attempt, or the user or the name of the client. None: the program or the engine.
     pub actor: Option<String>,

@@ -214,6 +214,10 @@ row_id! {
     /// The id of one batch at a provider, of which an LLM batch may have several, written `batch_req-` and 13 characters.
     BatchRequestId, "batch_req-"
 }
+row_id! {
+    /// The id of a schedule, written `schedule-` and 13 characters.
+    ScheduleId, "schedule-"
+}
 
 /// The number that follows the last of a table at the time `now`.
 pub(crate) const fn row_after(last: i64, now: Timestamp) -> i64 {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, ScheduleId};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
@@ -199,6 +199,10 @@ pub struct Job {
     pub agent_id: Option<String>,
     /// The key that keeps a second one like it away.
     pub unique_key: Option<String>,
+    /// The schedule that enqueued it, if one did.
+    pub schedule: Option<ScheduleId>,
+    /// The tick of the schedule that it is the job of, whenever it was enqueued; of one that was run by hand, when that was.
+    pub scheduled_for: Option<Timestamp>,
     /// Words to find it by.
     pub tags: Vec<String>,
     /// What the application knows about it.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 use crate::model::rules::{MAX_KEY_BYTES, check_duration, check_name};
 use crate::model::time::Timestamp;
@@ -100,7 +102,7 @@ impl Limit {
 }
 
 /// What a job takes of a [`Limit`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitUse {
     pub(crate) name: String,
     pub(crate) key: String,

@@ -27,6 +27,7 @@ pub(crate) mod prometheus;
 pub(crate) mod retention;
 pub(crate) mod retry;
 pub(crate) mod rules;
+pub(crate) mod schedule;
 pub(crate) mod stats;
 pub(crate) mod stop_reason;
 pub(crate) mod tally;

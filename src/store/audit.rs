@@ -27,7 +27,7 @@ impl<'a> Line<'a> {
         Self { action, job: Some(job), share: None, actor: None, from: None, to: None, attempt: None, note: None }
     }
 
-    /// A line that tells of a queue, which its note names.
+    /// A line that tells of a queue or a schedule, which its note names.
     pub(crate) fn of_queue(action: Action) -> Self {
         Self { action, job: None, share: None, actor: None, from: None, to: None, attempt: None, note: None }
     }

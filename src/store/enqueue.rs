@@ -402,6 +402,7 @@ fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
 
 /// The record of a job that was claimed as it was written.
 fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
+    let tick = new.unique.as_ref().and_then(|unique| unique.of_tick());
     Job {
         id: row.id,
         job_type: new.job_type,
@@ -426,7 +427,9 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         user_id: new.user_id.clone(),
         organization_id: new.organization_id.clone(),
         agent_id: new.agent_id.clone(),
-        unique_key: new.unique.as_ref().map(|unique| unique.key.clone()),
+        unique_key: new.unique.as_ref().and_then(|unique| unique.own_key()).map(str::to_owned),
+        schedule: tick.map(|tick| tick.schedule),
+        scheduled_for: tick.map(|tick| tick.at),
         tags: new.tags.clone(),
         metadata: metadata(new).cloned(),
         request_config: request_config(new).cloned(),

@@ -27,6 +27,7 @@ pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod rescue;
 pub(crate) mod row;
+pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod share;
 pub(crate) mod step;
@@ -55,6 +56,7 @@ use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
 use crate::store::row::{Claim, State};
+use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
@@ -110,6 +112,7 @@ pub(crate) struct Book {
     pub(crate) bells: Vec<u16>,
     /// Somebody else has written since we last looked for signals.
     pub(crate) look_for_signals: bool,
+    pub(crate) agenda: Agenda,
 }
 
 /// What the rest of the process must learn of a turn, once it is committed.
@@ -340,6 +343,11 @@ impl Store {
         self.book.gates.is_due(now)
     }
 
+    /// Whether a schedule is due at `now`, as far as memory tells.
+    pub(crate) fn is_tick_due(&self, now: Timestamp) -> bool {
+        self.book.is_tick_due(now)
+    }
+
     /// Whether somebody else may have left a signal for one of our running jobs.
     pub(crate) fn may_have_signals(&self) -> bool {
         self.book.look_for_signals && self.book.owner.is_some()
@@ -351,9 +359,15 @@ impl Store {
             NextDelayed::NotBefore(at) => Some(at),
             NextDelayed::Unknown => None,
         });
-        let others = [self.book.next_expiry, self.book.gates.next_wake(), self.book.lanes.next_opening(now)];
+        let book = &self.book;
+        let others = [book.next_expiry, book.gates.next_wake(), book.lanes.next_opening(now), book.agenda.due_at()];
         let due = delayed.chain(others.into_iter().flatten()).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
+    }
+
+    /// When the newest row was created, by the clock of that time.
+    pub(crate) fn newest_at(&self) -> Timestamp {
+        JobId::from_raw(self.book.last_id).created_at()
     }
 
     /// The writer's connection, between turns. For housekeeping.
@@ -401,7 +415,7 @@ impl Book {
         self.bells = bells(conn, self.owner)?;
         self.next_expiry = None;
         self.look_for_signals = true;
-        Ok(())
+        self.agenda.reload(conn)
     }
 }
 

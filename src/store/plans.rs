@@ -17,6 +17,7 @@ use crate::store::claim;
 use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
+use crate::store::schedule::{self, tick};
 use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, list, read, rescue, workflow};
 
 /// Wants everything, the users in turn or not.
@@ -182,6 +183,10 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("workflow, admit", workflow::PLAN_ADMIT, rowid),
             ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
+            ("schedules, due", tick::PLAN_DUE, "jobmill_schedule_due (next_at<?)"),
+            ("schedules, next", tick::PLAN_NEXT, "jobmill_schedule_due"),
+            ("schedules, waiting", tick::PLAN_WAITING, "jobmill_schedule_waiting (last_job=?)"),
+            ("schedules, ticked", tick::PLAN_TICKED, "jobmill_schedule USING INTEGER PRIMARY KEY (rowid=?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
@@ -192,6 +197,13 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             let plan = plan(conn, sql);
             assert!(plan.iter().any(|step| step.contains(index)), "{name} does not use {index}: {plan:?}");
             assert_cheap(name, &plan);
+        }
+        for (at, sql) in schedule::read::PLAN_PAGES.into_iter().enumerate() {
+            let plan = plan(conn, sql);
+            let index =
+                ["schedule USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)", "schedule_kind (kind=? AND rowid>"];
+            assert!(plan.iter().any(|step| step.contains(index[at / 2])), "page {at} of schedules: {plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "page {at} of schedules: {plan:?}");
         }
         for order in [Order::Ascending, Order::Descending] {
             let plan = plan(conn, &batch::read::plan_items(order));

@@ -13,7 +13,7 @@ use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
-use crate::model::unique::Unique;
+use crate::model::unique::{TickKey, Unique};
 use crate::store::detail;
 use crate::store::place::{LaneKey, Place};
 
@@ -153,6 +153,8 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
     let cancel_requested_at: Option<Timestamp> = row.get(9)?;
     let touched = [started_at, completed_at, cancel_requested_at, row.get(21)?].into_iter().flatten().max();
     let user_id: Option<String> = row.get(23)?;
+    let unique_key = row.get_ref(15)?.as_str_or_null()?;
+    let tick = unique_key.and_then(TickKey::of_stored);
     let job = Job {
         id,
         job_type: lane.job_type,
@@ -177,7 +179,9 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         user_id,
         organization_id: None,
         agent_id: row.get(12)?,
-        unique_key: row.get_ref(15)?.as_str_or_null()?.map(|key| Unique::bare_key(key).to_owned()),
+        unique_key: unique_key.filter(|_| tick.is_none()).map(|key| Unique::bare_key(key).to_owned()),
+        schedule: tick.map(|tick| tick.schedule),
+        scheduled_for: tick.map(|tick| tick.at),
         tags: json(row, 16)?.unwrap_or_default(),
         metadata: json(row, 17)?,
         request_config: None,

@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_batch.sql"),
     include_str!("migrations/0004_limits.sql"),
     include_str!("migrations/0005_workflow.sql"),
+    include_str!("migrations/0006_schedule.sql"),
 ];
 
 /// The version that this release writes and reads.

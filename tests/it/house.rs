@@ -304,6 +304,17 @@ fn the_network_is_reached_from_builtin_and_provider_alone() {
 }
 
 #[test]
+fn cron_lines_are_read_in_one_file_and_zones_come_from_another() {
+    let sources = sources();
+    for (words, file) in
+        [(["croner", "CronParser"], "model/schedule/cron"), (["jiff::tz", "TimeZone"], "model/schedule/calendar")]
+    {
+        assert_eq!(found(&sources, &words, |source| source.name == file), Vec::<String>::new());
+        assert!(!found(&sources, &words, |source| source.name != file).is_empty(), "the search finds what there is");
+    }
+}
+
+#[test]
 fn the_time_is_read_in_one_file() {
     let sources = sources();
     let words = ["Instant", "SystemTime", "UNIX_EPOCH", "Zoned", "Timestamp::now"];

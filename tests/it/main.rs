@@ -35,6 +35,7 @@ mod preference;
 mod provider;
 mod recovery;
 mod run;
+mod schedule;
 mod stats;
 mod support;
 mod tracked;

@@ -750,6 +750,8 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
         "timeout": null,
         "cancel_requested_at": null,
         "unique_key": null,
+        "schedule": null,
+        "scheduled_for": null,
         "tags": ["t"],
         "error": "e",
         "progress": {"done": 1, "total": 2, "note": null},

@@ -28,7 +28,7 @@ pub(crate) struct Rest {
     pub(crate) failed: bool,
     /// There was something to do.
     pub(crate) busy: bool,
-    /// More jobs have expired, more schedules are due, or more follows ends, than one turn could do.
+    /// More jobs have expired, more schedules are due, more jobs are let go or more follows ends than one turn could do.
     pub(crate) more: bool,
 }
 
@@ -100,7 +100,10 @@ impl Desk {
         };
         let wait = core.store.next_due(now).map_or(longest, |due| due.since(now).min(longest));
         self.rest_until_us.store(now.saturating_add(wait).as_micros(), Ordering::SeqCst);
-        let more = core.store.is_expiry_due(now) || self.is_tick_due(core, now) || core.store.has_flow_work();
+        let more = core.store.is_expiry_due(now)
+            || self.is_tick_due(core, now)
+            || core.store.is_gate_due(now)
+            || core.store.has_flow_work();
         Rest { wait, failed, busy, more }
     }
 

@@ -199,7 +199,7 @@ fn a_handler_may_cancel_its_job_or_fail_it_for_good() -> jobmill::Result<()> {
     let (cancel, fatal) = (t.client().get(cancel)?, t.client().get(fatal)?);
     assert_eq!((cancel.error.as_deref(), cancel.completed_at), (Some("no use"), Some(now(&t))));
     assert_eq!(fatal.max_attempts, 10, "attempts were left");
-    assert_eq!(t.client().explain(fatal.id)?.reasons, [Reason::Ended { status: Status::Failed }]);
+    assert_eq!(t.client().explain(fatal.id)?.reasons, [Reason::Refused]);
     let attempts = [t.client().attempts(cancel.id)?.remove(0), t.client().attempts(fatal.id)?.remove(0)];
     assert_eq!(attempts.map(|attempt| attempt.outcome), [AttemptOutcome::Cancelled, AttemptOutcome::Failed]);
     Ok(())

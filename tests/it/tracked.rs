@@ -750,6 +750,7 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
         "timeout": null,
         "cancel_requested_at": null,
         "unique_key": null,
+        "failure_reason": null,
         "schedule": null,
         "scheduled_for": null,
         "tags": ["t"],

@@ -658,12 +658,3 @@ fn more_may_follow_one_job_than_a_turn_judges() -> jobmill::Result<()> {
     sound(t.client());
     Ok(())
 }
-
-#[test]
-fn the_jobs_of_a_schedule_follow_no_others() -> jobmill::Result<()> {
-    let (t, _) = harness()?;
-    let first = t.enqueue(Do::job("first"))?;
-    let schedule = jobmill::Schedule::every("hourly", secs(3600), Do::job("then").after(first));
-    refused(t.client().schedule(&schedule), ErrorKind::Invalid, "job.after: must not be set");
-    Ok(())
-}

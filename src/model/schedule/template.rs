@@ -24,6 +24,9 @@ pub(crate) fn check(job: &NewJob) -> Result<()> {
     if job.unique.is_some() {
         return Err(Error::invalid("job.unique", "must not be set, for each tick has a key of its own"));
     }
+    if !job.needs.is_empty() || job.from_previous {
+        return Err(Error::invalid("job.after", "must not be set: a tick waits for no other job"));
+    }
     if matches!(job.run_at, When::At(_)) {
         return Err(Error::invalid("job.run_at", "must not be set: the schedule says when, and a delay may follow"));
     }
@@ -102,13 +105,10 @@ pub(crate) fn store(job: &NewJob) -> Result<String> {
         limits,
         weight,
         cost,
+        needs: _,
+        from_previous: _,
         flow: _,
-        needs,
-        from_previous,
     } = job;
-    if !needs.is_empty() || *from_previous {
-        return Err(Error::invalid("job.after", "must not be set: the jobs of a schedule follow its ticks alone"));
-    }
     let after = |when: &When| match when {
         When::After(time) => Some(micros(*time)),
         When::Now | When::At(_) => None,
@@ -216,6 +216,7 @@ mod tests {
         for (job, begins) in [
             (NewJob::tracked(), "job.kind: "),
             (job().unique(Unique::key("one")), "job.unique: "),
+            (job().after(crate::model::id::JobId::from_raw(7)), "job.after: "),
             (job().run_at(Timestamp::MAX), "job.run_at: "),
             (job().expires_at(Timestamp::MAX), "job.expires_at: "),
             (job().max_attempts(0), "job.max_attempts: "),

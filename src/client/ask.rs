@@ -20,7 +20,7 @@ use crate::model::metrics::{Metrics, Window};
 use crate::model::page::{Page, Query};
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::{callback, history, list, read, tally};
+use crate::store::{callback, explain, history, list, read, tally};
 
 /// How often a client without a dispatcher looks for what others have written, while somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -267,7 +267,10 @@ impl Client {
     /// # Errors
     /// `NotFound` if no job has this id.
     pub fn explain(&self, id: JobId) -> Result<Explanation> {
-        self.reader().explain(id, self.user(), self.desk().clock().now())?.ok_or_else(|| not_found(id))
+        let (user, now) = (self.user(), self.desk().clock().now());
+        let why =
+            self.reader().of_job("cannot explain the job", id, user, |conn| explain::explain(conn, id, user, now))?;
+        why.ok_or_else(|| not_found(id))
     }
 
     /// Every attempt of a job, the oldest first. A snoozed attempt is none.

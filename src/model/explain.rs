@@ -123,6 +123,11 @@ pub enum Reason {
         /// How many it had.
         attempts: u32,
     },
+    /// Another job has taken its unique key since, so that it cannot be tried again now.
+    DuplicateOf {
+        /// The job that holds the key. None: it is another user's.
+        id: Option<JobId>,
+    },
     /// It has ended.
     Ended {
         /// How.
@@ -174,6 +179,8 @@ impl fmt::Display for Reason {
             Self::CrashLoop { attempts } => {
                 write!(f, "its process died while it ran, and its {attempts} attempts are spent")
             }
+            Self::DuplicateOf { id: Some(id) } => write!(f, "{id} holds its unique key by now"),
+            Self::DuplicateOf { id: None } => write!(f, "another job holds its unique key by now"),
             Self::Ended { status } => write!(f, "it is {status}"),
         }
     }

@@ -9,6 +9,7 @@ pub(crate) mod contact;
 pub(crate) mod detail;
 pub(crate) mod edge;
 pub(crate) mod enqueue;
+pub(crate) mod explain;
 pub(crate) mod fair;
 pub(crate) mod finish;
 pub(crate) mod flow;

@@ -1,4 +1,4 @@
-//! What is read outside of turns: one job, its history, the counts, and why it does not run.
+//! What is read outside of turns: one job, its attempts and its log, and the counts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,12 +8,9 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::attempt::{Attempt, AttemptOutcome, LogLine};
-use crate::model::explain::{Explanation, Reason};
-use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
-use crate::model::new_batch::BATCH_KIND;
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
 use crate::store::connect::{DEFAULT_PATIENCE, storage_error, with_patience};
@@ -21,7 +18,6 @@ use crate::store::contact::{Contact, is_of_connection};
 use crate::store::instance::worker_name;
 use crate::store::place::LaneKey;
 use crate::store::row::{self, JOB_COLUMNS, State, job_columns};
-use crate::store::{batch, limits, waiting};
 
 /// The door for reading: each call sees one snapshot, beside the writer.
 #[derive(Clone)]
@@ -96,7 +92,7 @@ impl Reader {
     }
 
     /// Runs `work` on a snapshot in which a job must exist for the user, if one is given.
-    fn of_job<R>(
+    pub(crate) fn of_job<R>(
         &self,
         doing: &str,
         id: JobId,
@@ -156,10 +152,6 @@ impl Reader {
                 .query_row(named_params! { ":job": id }, |row| row.get(0))
                 .optional()
         })
-    }
-
-    pub(crate) fn explain(&self, id: JobId, user: Option<&str>, now: Timestamp) -> Result<Option<Explanation>> {
-        self.of_job("cannot explain the job", id, user, |conn| explain(conn, id, now))
     }
 }
 
@@ -398,92 +390,6 @@ pub(crate) fn attempts(conn: &Connection, id: JobId) -> rusqlite::Result<Option<
         });
     }
     Ok(Some(attempts))
-}
-
-fn explain(conn: &Connection, id: JobId, now: Timestamp) -> rusqlite::Result<Option<Explanation>> {
-    let Some(job) = job(conn, id)? else {
-        return Ok(None);
-    };
-    let mut reasons = Vec::new();
-    let Some(kind) = &job.kind else {
-        let reason = if job.status.is_terminal() { Reason::Ended { status: job.status } } else { Reason::Tracked };
-        return Ok(Some(Explanation { status: job.status, reasons: vec![reason] }));
-    };
-    match job.status {
-        Status::Created => {
-            reasons.extend(waiting::reasons(conn, id, false)?);
-            if reasons.is_empty() {
-                reasons.push(Reason::NotAdmitted);
-            }
-        }
-        Status::Pending => {
-            let state: State = conn
-                .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
-                .query_row(named_params! { ":id": id }, |row| row.get(0))?;
-            // A job without a time of its own may run at once, even if the clock has been set back since.
-            if state == State::Delayed && job.run_at > now {
-                reasons.push(Reason::Scheduled { until: job.run_at, attempt: job.attempt + 1 });
-            }
-            let paused: Option<Option<Timestamp>> = conn
-                .prepare_cached("SELECT paused_at FROM jobmill_queue WHERE name = :name")?
-                .query_row(named_params! { ":name": job.queue }, |row| row.get(0))
-                .optional()?;
-            if let Some(Some(since)) = paused {
-                reasons.push(Reason::QueuePaused { queue: job.queue.clone(), since });
-            }
-            let served = conn
-                .prepare_cached(
-                    "SELECT 1 FROM jobmill_instance, json_each(jobmill_instance.kinds)
-                     WHERE ended_at IS NULL AND json_each.value = :kind",
-                )?
-                .exists(named_params! { ":kind": kind })?;
-            if !served {
-                reasons.push(Reason::NoHandler { kind: kind.clone() });
-            }
-            reasons.extend(limits::explain(conn, id, now)?);
-            reasons.extend(limits::explain_queue(conn, &job.queue, now)?);
-            if reasons.is_empty() {
-                reasons.push(Reason::NoFreeWorker);
-            }
-            if let Some(expires_at) = job.expires_at {
-                reasons.push(Reason::Deadline { expires_at });
-            }
-        }
-        Status::Running if kind == BATCH_KIND => {
-            let items = batch::read::item_counts(conn, id)?.unwrap_or_default();
-            reasons.push(Reason::Batch { waiting: items.waiting, sent: items.sent, stepping: items.stepping });
-            let held_up = batch::read::held_up(conn, id, now)?;
-            reasons.extend(held_up.into_iter().map(|why| Reason::BatchHeldUp { why }));
-            if let Some(at) = job.cancel_requested_at {
-                reasons.push(Reason::CancelRequested { at });
-            }
-        }
-        Status::Running => {
-            let owner = conn
-                .prepare_cached("SELECT owner FROM jobmill_job WHERE id = :id")?
-                .query_row(named_params! { ":id": id }, |row| row.get(0))?;
-            reasons.push(Reason::Running {
-                process: worker_name(conn, owner, None)?.unwrap_or_default(),
-                since: job.started_at.unwrap_or(now),
-            });
-            if let Some(at) = job.cancel_requested_at {
-                reasons.push(Reason::CancelRequested { at });
-            }
-        }
-        Status::Failed => reasons.push(match job.failure_reason {
-            Some(FailureReason::Refused) => Reason::Refused,
-            Some(FailureReason::CrashLoop) => Reason::CrashLoop { attempts: job.attempt },
-            Some(FailureReason::AttemptsSpent | FailureReason::TimedOut) => {
-                Reason::AttemptsSpent { attempts: job.attempt }
-            }
-            _ => Reason::Ended { status: job.status },
-        }),
-        ended => reasons.push(Reason::Ended { status: ended }),
-    }
-    if job.status.is_terminal() && job.status != Status::Completed && job.attempt == 0 {
-        reasons.extend(waiting::reasons(conn, id, true)?);
-    }
-    Ok(Some(Explanation { status: job.status, reasons }))
 }
 
 /// Counts the rows that lanes and shares count, and gives each whose counts are wrong.

@@ -51,6 +51,18 @@ pub(crate) fn holder(conn: &Connection, scoped_key: &str) -> rusqlite::Result<Op
         .optional()
 }
 
+/// Which other job the key binds to by now, if any.
+pub(crate) fn bound_to(
+    conn: &Connection,
+    scoped_key: &str,
+    job: JobId,
+    now: Timestamp,
+) -> rusqlite::Result<Option<JobId>> {
+    conn.prepare_cached(concat!("SELECT job FROM jobmill_unique WHERE key = :key AND job <> :job AND ", held!()))?
+        .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
+        .optional()
+}
+
 /// Takes the key back for a job that is retried, or tells who holds it now.
 pub(crate) fn retake(
     conn: &Connection,
@@ -58,10 +70,7 @@ pub(crate) fn retake(
     job: JobId,
     now: Timestamp,
 ) -> rusqlite::Result<Option<JobId>> {
-    let holder = conn
-        .prepare_cached(concat!("SELECT job FROM jobmill_unique WHERE key = :key AND job <> :job AND ", held!()))?
-        .query_row(named_params! { ":key": scoped_key, ":job": job, ":now": now }, |row| row.get(0))
-        .optional()?;
+    let holder = bound_to(conn, scoped_key, job, now)?;
     if holder.is_none() {
         // The row went with the last holder if that has been pruned. What the job was given for it then is not known
         // any more: it holds the key while it waits and runs.

@@ -3,7 +3,7 @@
 use jobmill::rusqlite::TransactionBehavior;
 use jobmill::testing::Harness;
 use jobmill::{
-    Client, Context, Engine, Enqueued, ErrorKind, Failure, JobId, NewJob, Outcome, Retention, Status, Unique,
+    Client, Context, Engine, Enqueued, ErrorKind, Failure, JobId, NewJob, Outcome, Reason, Retention, Status, Unique,
     UniqueScope,
 };
 
@@ -292,5 +292,21 @@ fn a_retried_job_has_its_key_even_if_its_last_holder_is_pruned() -> jobmill::Res
     t.client().retry(failed)?;
     assert_eq!(t.client().enqueue(keyed("k"))?, Enqueued::Existing(failed));
     sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn an_ended_job_tells_which_one_has_taken_its_key_since() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(echo))?;
+    let job = || Echo::job("").unique(Unique::key("one").scope(UniqueScope::Everything));
+    let first = t.enqueue(job().user("ada"))?;
+    t.client().cancel(first)?;
+    assert_eq!(t.client().explain(first)?.reasons, [Reason::Ended { status: Status::Cancelled }]);
+    let second = t.enqueue(job().user("bob"))?;
+    let why = |client: &Client| client.explain(first).map(|why| why.reasons.last().cloned());
+    assert_eq!(why(t.client())?, Some(Reason::DuplicateOf { id: Some(second) }));
+    assert_eq!(why(&t.client().for_user("ada")?)?, Some(Reason::DuplicateOf { id: None }));
+    t.client().cancel(second)?;
+    assert_eq!(why(t.client())?, Some(Reason::Ended { status: Status::Cancelled }));
     Ok(())
 }

@@ -299,11 +299,10 @@ impl Store {
         self.commits += 1;
         let fault = self.faults.as_ref().and_then(|faults| faults(self.commits));
         let injected = || Error::new(ErrorKind::Storage, "injected fault");
-        match fault {
-            Some(Fault::Before) => return Err(injected()),
-            Some(Fault::Broken) => self.broken = true,
-            Some(Fault::After) | None => {}
+        if fault == Some(Fault::Before) {
+            return Err(injected());
         }
+        self.broken |= fault == Some(Fault::Broken);
         if self.broken {
             let broken = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR), None);
             return Err(storage_error("cannot commit", broken));

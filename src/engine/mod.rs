@@ -232,6 +232,8 @@ impl Engine {
         };
         // Whatever happens, those who wait for the end hear of it.
         let _stopped = Stopping::begin(&self.vitals, &self.monitor);
+        // Dropped before that: who hears that the engine has stopped may start another.
+        let place = place;
         let began = self.client.desk().clock().monotonic();
         log::info!("shutting down");
         self.shutting_down.store(true, Ordering::SeqCst);

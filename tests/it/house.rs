@@ -314,6 +314,15 @@ fn cron_lines_are_read_in_one_file_and_zones_come_from_another() {
     }
 }
 
+/// Whoever closes a file lets go of all locks of the process on it, those of SQLite too, where locks are POSIX's.
+#[test]
+fn no_file_is_opened_where_it_could_be_the_database() {
+    let sources = sources();
+    let words = ["File::open", "File::create", "OpenOptions", "fs::read", "fs::write", "fs::copy"];
+    assert_eq!(found(&sources, &words, |source| source.name == "liveness"), Vec::<String>::new());
+    assert!(!found(&sources, &words, |source| source.name != "liveness").is_empty(), "the search finds what there is");
+}
+
 #[test]
 fn the_time_is_read_in_one_file() {
     let sources = sources();

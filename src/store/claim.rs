@@ -416,7 +416,7 @@ impl Turn<'_> {
         let from = head.state;
         let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
-        let (mut claim, aside, uses) = statements.read.query_row(params![id], |row| {
+        let (mut claim, aside, uses, state) = statements.read.query_row(params![id], |row| {
             let (job, aside) = row::job(row, known.key())?;
             let place = Place::read(row, JOB_COLUMNS + 2)?;
             let fence = row.get(JOB_COLUMNS)?;
@@ -424,10 +424,11 @@ impl Turn<'_> {
             let uses = gate::parse(row.get_ref(JOB_COLUMNS + 6)?.as_str_or_null()?);
             let weight = row.get::<_, Option<u32>>(JOB_COLUMNS + 7)?.unwrap_or(1);
             let cost = row.get::<_, Option<u32>>(JOB_COLUMNS + 8)?.unwrap_or(1);
-            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses))
+            let state: State = row.get(row::STATE)?;
+            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses, state))
         })?;
-        if claim.job.status != Status::Pending {
-            // It came by another source in this very turn.
+        if state != from {
+            // It came by another source in this very turn, and was claimed, held or found to have expired.
             return Ok(Met::Passed);
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {

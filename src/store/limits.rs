@@ -137,5 +137,35 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         })?
         .collect::<rusqlite::Result<_>>()?;
     wrong.extend(in_lanes);
+    wrong.extend(lost(conn)?);
     Ok(wrong)
+}
+
+/// Looks for jobs that nobody would ever let go, for their gate has room and no time at which to look at it, and for those
+/// whose gates are not theirs.
+fn lost(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut lost: Vec<String> = conn
+        .prepare(
+            "SELECT gate, lane, held FROM jobmill_gate_lane AS waiting
+             JOIN jobmill_gate AS gate ON gate.id = waiting.gate
+             JOIN jobmill_limit AS bounds ON bounds.id = gate.limit_id
+             WHERE held > 0 AND ready = 0 AND wake_at IS NULL AND (concurrency IS NULL OR running < concurrency)",
+        )?
+        .query_map([], |row| {
+            let [gate, lane, held]: [i64; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+            Ok(format!("gate {gate} has room and holds {held} jobs of lane {lane}"))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let strange: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_job AS job WHERE limits IS NOT NULL AND EXISTS (
+                 SELECT 1 FROM json_each(limits) WHERE value ->> '$[0]' NOT IN (SELECT id FROM jobmill_gate))
+             OR state = 8 AND (limits IS NULL OR gate IS NULL OR gate NOT IN (
+                 SELECT value ->> '$[0]' FROM json_each(limits)))",
+        [],
+        |row| row.get(0),
+    )?;
+    if strange > 0 {
+        lost.push(format!("{strange} jobs name gates that are not there, or are held by one that is not theirs"));
+    }
+    Ok(lost)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Action, Client, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
-    Workers,
+    Action, Client, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Preference, Priority,
+    Reason, Status, Workers,
 };
 
 use crate::support::{Block, Dice, Echo, Gate, Keeper, PATIENCE, block, echo, file, gate, refused, secs, sound, until};
@@ -482,6 +482,24 @@ fn a_job_that_is_tried_again_stands_in_line_once_more() -> jobmill::Result<()> {
         t.drain()?;
     }
     assert_eq!(statuses()?, [2, 2]);
+    sound(t.client());
+    Ok(())
+}
+
+/// A job that its deadline and its turn brought forward in one turn was held twice over, and the books were wrong.
+#[test]
+fn a_job_that_is_met_by_two_ways_is_held_once() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let builder = builder.handle(echo).prefer(Preference::EarliestDeadline { patience: secs(60) });
+        builder.limit(Limit::new("one").concurrency(1)).workers(Workers::new(4))
+    })?;
+    t.client().set_limit(&Limit::new("one"))?;
+    t.client().pause("default")?;
+    t.client().enqueue_many((0..9).map(|n| Echo::job(n.to_string()).limit("one").expires_in(secs(100))))?;
+    t.client().set_limit(&Limit::new("one").concurrency(1))?;
+    t.client().resume("default")?;
+    sound(t.client());
+    assert_eq!(t.drain()?, 9);
     sound(t.client());
     Ok(())
 }

@@ -21,6 +21,7 @@ mod file;
 mod history;
 mod house;
 mod limits;
+mod limits_model;
 mod listing;
 mod local;
 mod local_chat;

@@ -100,7 +100,7 @@ impl Desk {
         };
         let wait = core.store.next_due(now).map_or(longest, |due| due.since(now).min(longest));
         self.rest_until_us.store(now.saturating_add(wait).as_micros(), Ordering::SeqCst);
-        Rest { wait, failed, busy, more: core.store.is_expiry_due(now) }
+        Rest { wait, failed, busy, more: core.store.is_expiry_due(now) || core.store.is_gate_due(now) }
     }
 
     pub(super) fn is_eager(&self) -> bool {

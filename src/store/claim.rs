@@ -327,27 +327,29 @@ impl Turn<'_> {
         }
         let owner = self.book.owner?;
         let lane_id = lane;
-        if self
-            .book
-            .lanes
-            .bounded(lane)
-            .is_some_and(|queue| queue.room(self.now) == 0 || !queue.admits(new.cost, self.now))
-        {
+        let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
+        if self.book.lanes.room_in_queue(lane, self.now) == 0 {
             return None;
         }
-        let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
         let demand = self.demand.as_deref_mut()?;
         let overtakes = if demand.is_apart(lane) {
             self.book.has_ready(self.now, |lane| demand.is_apart(lane))
         } else {
             !self.nothing_waits
         };
-        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, new.weight) {
+        let rank = lane.priority.rank();
+        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, rank, new.weight) {
             return None;
         }
-        demand.took(lane, new.weight);
+        // It closes the queue for what comes after it if the tokens are not there, so it must be the next one by now.
         if let Some(queue) = self.book.lanes.bounded(lane_id) {
+            if !queue.admits(rank, new.cost, self.now) {
+                return None;
+            }
             queue.take(new.cost.into(), self.now);
+        }
+        if let Some(lane) = self.book.lanes.get(lane_id) {
+            demand.took(lane, new.weight);
         }
         Some(owner)
     }
@@ -439,11 +441,11 @@ impl Turn<'_> {
             self.hold(id, claim.place, from, gate)?;
             return Ok(Met::Passed);
         }
-        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, claim.weight)) {
+        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, rank, claim.weight)) {
             return Ok(Met::TooHeavy);
         }
         if let Some(queue) = self.book.lanes.bounded(lane) {
-            if !queue.admits(claim.cost, self.now) {
+            if !queue.admits(rank, claim.cost, self.now) {
                 return Ok(Met::Passed);
             }
             queue.take(claim.cost.into(), self.now);

@@ -307,7 +307,9 @@ impl Desk {
     /// Wakes the dispatcher after a turn that another thread has taken, if that leaves it something to do.
     fn tell_dispatcher(&self, core: &Core, failed: bool) {
         let rest_until = Timestamp::from_micros(self.rest_until_us.load(Ordering::SeqCst));
-        let due_earlier = || core.store.next_due(self.clock.now()).is_some_and(|due| due < rest_until);
+        let now = self.clock.now();
+        let due_earlier =
+            || core.store.is_gate_due(now) || core.store.next_due(now).is_some_and(|due| due < rest_until);
         // Of several claimed jobs some may wait for workers, over which the dispatcher watches.
         if failed || core.claimed > 1 || core.store.has_flow_work() || due_earlier() {
             self.wake();
@@ -476,6 +478,7 @@ impl Desk {
             || core.store.may_have_signals()
             || core.store.has_flow_work()
             || core.store.is_gate_due(now)
+            || core.store.is_set_back(now)
             // What the workers want is asked only if there is something for them: an idle engine looks often.
             || core.store.has_ready(now)
                 && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))

@@ -87,8 +87,8 @@ struct State {
     by_queue: HashMap<String, usize>,
     /// What the claimed jobs weigh that share the capacity.
     weight: u64,
-    /// What the job weighs for which nothing else is claimed until it has room.
-    too_heavy: u64,
+    /// The job for which nothing that comes after it is claimed until it has room: its weight and its rank.
+    too_heavy: Option<(u64, usize)>,
     /// Ready jobs that somebody asked to stop.
     stopped: HashSet<JobId>,
     threads: usize,
@@ -544,7 +544,7 @@ impl Pool {
             let line = line(&claim);
             if line < RANKS {
                 state.weight += u64::from(claim.weight);
-                state.too_heavy = 0;
+                state.too_heavy = None;
             }
             state.ready[line].push_back(Arc::new(claim));
         }
@@ -590,7 +590,7 @@ pub(crate) struct PoolDemand<'p> {
     ahead: bool,
     by_queue: HashMap<String, usize>,
     weight: u64,
-    too_heavy: u64,
+    too_heavy: Option<(u64, usize)>,
 }
 
 impl PoolDemand<'_> {
@@ -617,10 +617,11 @@ impl Demand for PoolDemand<'_> {
             let line = own_line(&lane.kind);
             return settings.own_workers[line - RANKS].saturating_sub(self.claimed[line]);
         }
-        if !self.carries(self.too_heavy.max(1)) {
+        let rank = lane.priority.rank();
+        let least = self.too_heavy.filter(|(_, heavy)| *heavy <= rank).map_or(1, |(weight, _)| weight);
+        if !self.carries(least) {
             return 0;
         }
-        let rank = lane.priority.rank();
         let free = (0..=rank)
             .map(|above| {
                 let claimed: usize = self.claimed[above..RANKS].iter().sum();
@@ -641,12 +642,12 @@ impl Demand for PoolDemand<'_> {
         &*lane.queue == SYSTEM_QUEUE
     }
 
-    fn bears(&mut self, lane: &Lane, weight: u32) -> bool {
+    fn bears(&mut self, lane: &Lane, rank: usize, weight: u32) -> bool {
         if self.is_apart(lane) || self.carries(weight.into()) {
             return true;
         }
-        self.too_heavy = weight.into();
-        self.pool.state().too_heavy = weight.into();
+        self.too_heavy = Some((weight.into(), rank));
+        self.pool.state().too_heavy = self.too_heavy;
         false
     }
 

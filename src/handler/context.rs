@@ -16,7 +16,7 @@ use crate::handler::Failure;
 use crate::model::delivery::Try;
 use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
-use crate::model::limit::Limit;
+use crate::model::limit::{Limit, THROTTLE_MAX};
 use crate::model::new_job::NewJob;
 use crate::model::rules::check_name;
 use crate::model::stop_reason::StopReason;
@@ -31,8 +31,6 @@ pub(crate) const NOTE_EVERY: Duration = Duration::from_millis(100);
 /// The most lines that one attempt may log, and the longest one in bytes. What is more is cut.
 const LOG_LINES_MAX: usize = 1000;
 const LOG_LINE_BYTES: usize = 4096;
-/// The longest time for which one word of a service shuts a limit.
-const THROTTLE_MAX: Duration = Duration::from_secs(86_400);
 
 /// Why a handler should stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

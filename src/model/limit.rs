@@ -179,19 +179,36 @@ pub(crate) struct Rate {
 /// No correction puts a bucket further into debt than this, so that a slip of the pen is forgotten some time.
 const DEBT_MAX_NS: i64 = 86_400_000_000_000;
 
+/// The longest time for which a service is left alone.
+pub(crate) const THROTTLE_MAX: Duration = Duration::from_secs(86_400);
+
+/// Until when something is left alone, if it is, in microseconds. What goes beyond the longest time is of a clock that was
+/// set back since, and would never come nearer.
+pub(crate) fn blocked(until: i64, now: Timestamp) -> Option<i64> {
+    let longest = now.saturating_add(THROTTLE_MAX).as_micros();
+    (now.as_micros() < until && until <= longest).then_some(until)
+}
+
+/// No number of tokens takes longer to come than this, so that a sum of moments and times stays a number.
+const TIME_MAX_NS: i128 = (i64::MAX >> 2) as i128;
+
 /// Moments are in nanoseconds since the epoch here, for many a rate brings several tokens in a microsecond.
 impl Rate {
     /// How long so many tokens take to come, rounded down: three thirds of a second are no more than a second.
     fn time_for(&self, tokens: i64) -> i64 {
         let time_ns = i128::from(tokens) * self.period.as_nanos() as i128 / i128::from(self.tokens.max(1));
-        i64::try_from(time_ns).unwrap_or(i64::MAX >> 2)
+        time_ns.clamp(-TIME_MAX_NS, TIME_MAX_NS) as i64
     }
 
-    /// The moment at which a bucket is full, as seen at `now`: a clock that was set back does not make it poorer than it
-    /// can be.
+    /// How far from full a bucket can be.
+    fn poorest(&self) -> i64 {
+        self.time_for(self.burst.into()).saturating_add(DEBT_MAX_NS)
+    }
+
+    /// The moment at which a bucket is full, as seen at `now`. One that is poorer than any can be is of a clock that was
+    /// set back since. Nothing is known of it but that time would never bring it nearer, so it is taken to be full.
     fn full_at(&self, full_at: i64, now: i64) -> i64 {
-        let poorest = self.time_for(self.burst.into()).saturating_add(DEBT_MAX_NS);
-        full_at.clamp(now, now.saturating_add(poorest))
+        if full_at > now.saturating_add(self.poorest()) { now } else { full_at.max(now) }
     }
 
     /// When so many tokens are there, of a bucket that is full at `full_at`. No later than `now`: they are.
@@ -204,7 +221,14 @@ impl Rate {
     /// When the bucket is full after so many tokens are taken, or given back if there are fewer than none.
     pub(crate) fn take(&self, full_at: i64, cost: i64, now: i64) -> i64 {
         let taken = self.full_at(full_at, now).saturating_add(self.time_for(cost));
-        self.full_at(taken, now)
+        taken.clamp(now, now.saturating_add(self.poorest()))
+    }
+
+    /// When a bucket with the tokens of one that was filled at the rate `before` is full at this rate.
+    pub(crate) fn takes_over(&self, before: &Rate, full_at: i64, now: i64) -> i64 {
+        let missing = i64::from(before.burst).saturating_sub(before.level(full_at, now)).max(0);
+        let richer = i64::from(self.burst) - i64::from(before.burst);
+        self.take(now, missing.saturating_add(richer.min(0)), now)
     }
 
     /// How many tokens are there, rounded down.
@@ -257,6 +281,31 @@ mod tests {
     fn a_clock_that_is_set_back_for_a_year_holds_nobody_for_longer_than_the_longest_debt() {
         let full_at = RATE.take(0, 3, NOW + 365 * DEBT_MAX_NS);
         assert!(RATE.ready_at(full_at, 1, NOW) <= NOW + DEBT_MAX_NS + 1_000_000_000);
+    }
+
+    #[test]
+    fn a_full_bucket_lets_a_token_go_however_long_another_takes_to_come() {
+        let period = crate::model::rules::MAX_DURATION;
+        for burst in [1, 2, 3, 1000, Limit::MAX] {
+            let slow = Rate { tokens: 1, period, burst };
+            assert!(slow.ready_at(0, 1, NOW) <= NOW, "{burst}");
+            assert!(slow.ready_at(slow.take(0, burst.into(), NOW), 1, NOW) > NOW, "{burst}");
+            let full_at = slow.take(0, 1, NOW);
+            assert_eq!(slow.take(full_at, -i64::from(Limit::MAX), NOW), NOW, "{burst}: what was given back was taken");
+        }
+    }
+
+    #[test]
+    fn a_bucket_goes_on_at_another_rate_with_the_tokens_that_it_has() {
+        let faster = Rate { tokens: 300, period: Duration::from_secs(1), burst: 3 };
+        for spent in 0..5 {
+            let full_at = faster.takes_over(&RATE, RATE.take(0, spent, NOW), NOW);
+            assert_eq!(faster.level(full_at, NOW), 3 - spent);
+        }
+        let smaller = Rate { burst: 1, ..RATE };
+        let levels =
+            [0, 1, 2, 3, 9].map(|spent| smaller.level(smaller.takes_over(&RATE, RATE.take(0, spent, NOW), NOW), NOW));
+        assert_eq!(levels, [1, 1, 1, 0, -6]);
     }
 
     #[test]

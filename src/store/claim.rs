@@ -327,27 +327,29 @@ impl Turn<'_> {
         }
         let owner = self.book.owner?;
         let lane_id = lane;
-        if self
-            .book
-            .lanes
-            .bounded(lane)
-            .is_some_and(|queue| queue.room(self.now) == 0 || !queue.admits(new.cost, self.now))
-        {
+        let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
+        if self.book.lanes.room_in_queue(lane, self.now) == 0 {
             return None;
         }
-        let lane = self.book.lanes.get(lane).filter(|lane| lane.served && !lane.paused)?;
         let demand = self.demand.as_deref_mut()?;
         let overtakes = if demand.is_apart(lane) {
             self.book.has_ready(self.now, |lane| demand.is_apart(lane))
         } else {
             !self.nothing_waits
         };
-        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, new.weight) {
+        let rank = lane.priority.rank();
+        if overtakes || demand.room(lane) == 0 || !demand.bears(lane, rank, new.weight) {
             return None;
         }
-        demand.took(lane, new.weight);
+        // It closes the queue for what comes after it if the tokens are not there, so it must be the next one by now.
         if let Some(queue) = self.book.lanes.bounded(lane_id) {
+            if !queue.admits(rank, new.cost, self.now) {
+                return None;
+            }
             queue.take(new.cost.into(), self.now);
+        }
+        if let Some(lane) = self.book.lanes.get(lane_id) {
+            demand.took(lane, new.weight);
         }
         Some(owner)
     }
@@ -416,7 +418,7 @@ impl Turn<'_> {
         let from = head.state;
         let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
-        let (mut claim, aside, uses) = statements.read.query_row(params![id], |row| {
+        let (mut claim, aside, uses, state) = statements.read.query_row(params![id], |row| {
             let (job, aside) = row::job(row, known.key())?;
             let place = Place::read(row, JOB_COLUMNS + 2)?;
             let fence = row.get(JOB_COLUMNS)?;
@@ -424,10 +426,11 @@ impl Turn<'_> {
             let uses = gate::parse(row.get_ref(JOB_COLUMNS + 6)?.as_str_or_null()?);
             let weight = row.get::<_, Option<u32>>(JOB_COLUMNS + 7)?.unwrap_or(1);
             let cost = row.get::<_, Option<u32>>(JOB_COLUMNS + 8)?.unwrap_or(1);
-            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses))
+            let state: State = row.get(row::STATE)?;
+            Ok((Claim { job, place, rank, fence, backoff, weight, cost }, aside, uses, state))
         })?;
-        if claim.job.status != Status::Pending {
-            // It came by another source in this very turn.
+        if state != from {
+            // It came by another source in this very turn, and was claimed, held or found to have expired.
             return Ok(Met::Passed);
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
@@ -438,11 +441,11 @@ impl Turn<'_> {
             self.hold(id, claim.place, from, gate)?;
             return Ok(Met::Passed);
         }
-        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, claim.weight)) {
+        if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, rank, claim.weight)) {
             return Ok(Met::TooHeavy);
         }
         if let Some(queue) = self.book.lanes.bounded(lane) {
-            if !queue.admits(claim.cost, self.now) {
+            if !queue.admits(rank, claim.cost, self.now) {
                 return Ok(Met::Passed);
             }
             queue.take(claim.cost.into(), self.now);

@@ -5,13 +5,13 @@
 //! lets go, in each lane, as many as it has room for, so that neither a paused queue nor a kind that nobody here handles
 //! keeps its room from others.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
-use crate::model::limit::{LimitUse, Rate};
+use crate::model::limit::{LimitUse, Rate, blocked};
 use crate::model::time::Timestamp;
 
 /// How many gates are remembered, and how many of their names.
@@ -102,8 +102,8 @@ pub(crate) struct Bounds {
 impl Bounds {
     /// Whether a job of this cost may start, if `ready` more like it are let go before it.
     fn passage(&self, gate: &Gate, cost: u32, ready: i64, now: Timestamp) -> Passage {
-        if gate.blocked_until > now.as_micros() {
-            return Passage::Until(gate.blocked_until);
+        if let Some(until) = blocked(gate.blocked_until, now) {
+            return Passage::Until(until);
         }
         if self.concurrency.is_some_and(|most| gate.running + ready >= i64::from(most)) {
             return Passage::Full;
@@ -125,7 +125,7 @@ pub(crate) struct Gates {
     names: HashMap<(i64, Box<str>), i64>,
     known: HashMap<i64, Gate>,
     /// Gates that may have room for those that they hold.
-    loose: Vec<i64>,
+    loose: BTreeSet<i64>,
     /// When the first gate's time comes, in microseconds; `i64::MAX` if none waits for time. None: it must be looked up.
     next_wake: Option<i64>,
 }
@@ -211,9 +211,7 @@ impl Gates {
     }
 
     pub(crate) fn loosen(&mut self, id: i64) {
-        if !self.loose.contains(&id) {
-            self.loose.push(id);
-        }
+        self.loose.insert(id);
     }
 
     pub(crate) fn wake(&mut self, id: i64, at: Option<i64>) {
@@ -252,6 +250,14 @@ impl Gates {
         Ok(())
     }
 
+    /// Has every gate looked at that waits for time, for the clock was set back.
+    pub(crate) fn wake_all(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+        self.write(conn)?;
+        self.known.clear();
+        self.next_wake = None;
+        conn.prepare_cached("UPDATE jobmill_gate SET wake_at = ?1 WHERE wake_at > ?1")?.execute([now]).map(drop)
+    }
+
     /// Learns when the next gate's time comes, if that is not known.
     pub(crate) fn note_next_wake(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         if self.next_wake.is_none() {
@@ -264,7 +270,7 @@ impl Gates {
 
     /// A gate that may have room for those that it holds.
     pub(crate) fn take_loose(&mut self) -> Option<i64> {
-        self.loose.pop()
+        self.loose.pop_first()
     }
 
     /// The limit of this name.

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, named_params, params};
 use crate::model::event::Cause;
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
-use crate::model::limit::{Limit, LimitUse};
+use crate::model::limit::{Limit, LimitUse, blocked};
 use crate::model::time::Timestamp;
 use crate::store::audit::Line;
 use crate::store::gate::{Passage, Taken, columns, nanos, parse, text, uses_of};
@@ -202,7 +202,7 @@ impl Turn<'_> {
                     }
                     let cost = uses.iter().find(|(gate, _)| *gate == id).map_or(0, |(_, cost)| *cost);
                     let gate = self.book.gates.get(self.conn, id)?;
-                    let (ready, blocked) = (gate.in_lane(lane).ready, gate.blocked_until > self.now.as_micros());
+                    let (ready, blocked) = (gate.in_lane(lane).ready, blocked(gate.blocked_until, self.now).is_some());
                     match self.book.gates.passage(self.conn, id, cost, ready, self.now)? {
                         Passage::Open => {}
                         // The end of one that runs, or the claim of one that is ready, brings us back here.
@@ -298,7 +298,7 @@ impl Turn<'_> {
                 continue;
             }
             let gate = self.book.gates.get(self.conn, id)?;
-            gate.blocked_until = gate.blocked_until.max(until.as_micros());
+            gate.blocked_until = blocked(gate.blocked_until, self.now).unwrap_or(0).max(until.as_micros());
             gate.changed = true;
             self.book.gates.loosen(id);
         }
@@ -308,7 +308,7 @@ impl Turn<'_> {
             .query_row([job], |row| row.get(0))
             .optional()?;
         if let Some(queue) = lane.and_then(|lane| self.book.lanes.bounded(lane)) {
-            queue.throttle(until);
+            queue.throttle(until, self.now);
         }
         Ok(())
     }
@@ -336,6 +336,7 @@ impl Turn<'_> {
         }
         self.audit(&Line::of_queue(Action::Limited).by(caller).note(Some(&limit.name)))?;
         self.book.gates.flush(self.conn, self.now)?;
+        self.take_over_tokens(limit)?;
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_gate SET wake_at = :now
@@ -346,10 +347,39 @@ impl Turn<'_> {
         self.book.gates.reload(self.conn)
     }
 
+    /// Lets the keys of a limit go on with the tokens that they have, for at another rate these take another time to come.
+    /// Nothing is remembered of a rate that is lifted, nor of a service that asked to be left alone.
+    fn take_over_tokens(&mut self, limit: &Limit) -> rusqlite::Result<()> {
+        let Some(id) = self.book.gates.limit(&limit.name) else { return Ok(()) };
+        let before = self.book.gates.bounds(id).rate;
+        if before == limit.rate {
+            return Ok(());
+        }
+        let spent: Vec<(i64, i64)> = self
+            .conn
+            .prepare_cached(
+                "SELECT id, full_at FROM jobmill_gate WHERE limit_id = ?1 AND (full_at > ?2 OR blocked_until > 0)",
+            )?
+            .query_map(params![id, nanos(self.now)], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (gate, full_at) in spent {
+            let full_at =
+                limit.rate.zip(before).map(|(rate, before)| rate.takes_over(&before, full_at, nanos(self.now)));
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobmill_gate SET full_at = coalesce(?2, 0),
+                         blocked_until = CASE WHEN ?2 IS NULL THEN 0 ELSE blocked_until END WHERE id = ?1",
+                )?
+                .execute(params![gate, full_at])?;
+        }
+        Ok(())
+    }
+
     /// Sets what bounds a queue.
     pub(crate) fn limit_queue(&mut self, limit: &Limit, caller: &Caller) -> rusqlite::Result<()> {
         self.book.lanes.flush(self.conn)?;
         if queue::set(self.conn, limit)? {
+            queue::take_over_tokens(self.conn, limit, self.book.lanes.bounds_of(&limit.name), self.now)?;
             let note = format!("queue {}", limit.name);
             self.audit(&Line::of_queue(Action::Limited).by(caller).note(Some(&note)))?;
             self.book.lanes.reload(self.conn)?;

@@ -26,6 +26,8 @@ impl Turn<'_> {
         kinds: &str,
         port: Option<u16>,
     ) -> rusqlite::Result<i64> {
+        // The clock may have been set back while nobody looked.
+        self.book.gates.wake_all(self.conn, self.now)?;
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_instance (lock_file, host, process, kinds, port, started_at)

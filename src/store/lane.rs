@@ -9,6 +9,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
+use crate::model::new_batch::BATCH_KIND;
 use crate::model::preference::Preference;
 use crate::model::time::Timestamp;
 use crate::store::place::LaneKey;
@@ -60,6 +61,11 @@ impl Lane {
         self.counts[state as usize]
     }
 
+    /// Whether workers run its jobs: those that are tracked are run elsewhere, and batches by others of their jobs.
+    fn is_run(&self) -> bool {
+        !self.kind.is_empty() && &*self.kind != BATCH_KIND
+    }
+
     fn changed(&self) -> bool {
         self.change != [0; State::COUNT]
     }
@@ -82,8 +88,9 @@ pub(crate) trait Demand {
     fn is_apart(&self, lane: &Lane) -> bool;
     /// Takes note of a job of this sort that was claimed.
     fn took(&mut self, lane: &Lane, weight: u32);
-    /// Whether the capacity has room for a job of this weight. If not, nothing that shares it is wanted until it has.
-    fn bears(&mut self, lane: &Lane, weight: u32) -> bool;
+    /// Whether the capacity has room for a job of this rank and weight. If not, nothing that shares it and comes after the
+    /// job is wanted until it has.
+    fn bears(&mut self, lane: &Lane, rank: usize, weight: u32) -> bool;
     /// A job that has waited this long counts one priority higher.
     fn ageing(&self) -> Option<Duration>;
     /// What goes first among jobs of one priority.
@@ -150,7 +157,7 @@ impl Lanes {
             lane.next_delayed = NextDelayed::Unknown;
             lane.paused = self.paused.contains(&*lane.queue);
             if let Some(queue) = self.bounded.get_mut(&*lane.queue) {
-                queue.running += lane.count(State::Running);
+                queue.running += if lane.is_run() { lane.count(State::Running) } else { 0 };
             }
         }
         if seen != self.lanes.len() || !same {
@@ -179,7 +186,7 @@ impl Lanes {
         if self.bounded.is_empty() {
             return usize::MAX;
         }
-        self.bounded.get(&*lane.queue).map_or(usize::MAX, |queue| queue.room(now))
+        self.bounded.get(&*lane.queue).map_or(usize::MAX, |queue| queue.room(lane.priority.rank(), now))
     }
 
     /// The bounds of a lane's queue, if it has any.
@@ -191,14 +198,25 @@ impl Lanes {
         self.bounded.get_mut(&*self.lanes[at].queue)
     }
 
-    /// When time alone opens a queue in which a job waits.
+    /// The bounds of a queue, if it has any.
+    pub(crate) fn bounds_of(&self, queue: &str) -> Option<&Bounded> {
+        self.bounded.get(queue)
+    }
+
+    /// When time alone opens a queue to a job that waits there.
     pub(crate) fn next_opening(&self, now: Timestamp) -> Option<i64> {
-        let waiting = |name: &str| {
-            let lanes = self.lanes.iter().filter(|lane| &*lane.queue == name && lane.served && !lane.paused);
-            lanes.into_iter().any(|lane| lane.count(State::Pending) + lane.count(State::Delayed) > 0)
-        };
-        let closed = self.bounded.iter().filter_map(|(name, queue)| queue.opens_at(now).map(|at| (name, at)));
-        closed.filter(|(name, _)| waiting(name)).map(|(_, at)| at).min()
+        if self.bounded.is_empty() {
+            return None;
+        }
+        let waits =
+            |lane: &&Lane| lane.served && !lane.paused && lane.count(State::Pending) + lane.count(State::Delayed) > 0;
+        let opens_at = |lane: &Lane| self.bounded.get(&*lane.queue)?.opens_at(lane.priority.rank(), now);
+        self.lanes.iter().filter(waits).filter_map(opens_at).min()
+    }
+
+    /// Looks anew at what time opens, for the clock was set back.
+    pub(crate) fn reopen(&mut self) {
+        self.bounded.values_mut().for_each(Bounded::reopen);
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {
@@ -267,7 +285,10 @@ impl Lanes {
 
     /// Counts a job that came into a state, and out of another if it is not new.
     pub(crate) fn count(&mut self, lane: i64, from: Option<State>, to: Option<State>) {
-        if let Some(queue) = self.bounded(lane) {
+        if !self.bounded.is_empty()
+            && self.get(lane).is_some_and(Lane::is_run)
+            && let Some(queue) = self.bounded(lane)
+        {
             queue.running += i64::from(to == Some(State::Running)) - i64::from(from == Some(State::Running));
         }
         if let Some(lane) = self.get_mut(lane) {

@@ -4,7 +4,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::model::explain::Reason;
 use crate::model::id::JobId;
-use crate::model::limit::{Limit, LimitUsage};
+use crate::model::limit::{Limit, LimitUsage, blocked};
+use crate::model::new_batch::BATCH_KIND;
 use crate::model::time::Timestamp;
 use crate::store::gate::{micros, nanos, rate};
 
@@ -52,7 +53,7 @@ pub(crate) fn usage(conn: &Connection, name: &str, key: &str, now: Timestamp) ->
         running: u64::try_from(running).unwrap_or(0),
         held: u64::try_from(held).unwrap_or(0),
         tokens: rate.map(|rate| rate.level(full_at, nanos(now))),
-        blocked_until: (blocked_until > now).then_some(blocked_until),
+        blocked_until: blocked(blocked_until.as_micros(), now).map(Timestamp::from_micros),
     }))
 }
 
@@ -71,7 +72,9 @@ pub(crate) fn explain(conn: &Connection, job: JobId, now: Timestamp) -> rusqlite
             key: row.get(1)?,
             running: row.get(2)?,
             concurrency: row.get(3)?,
-            until: wake_at.into_iter().chain([blocked_until]).filter(|at| *at > now).max(),
+            until: wake_at
+                .filter(|at| *at > now)
+                .max(blocked(blocked_until.as_micros(), now).map(Timestamp::from_micros)),
         })
     })
     .optional()
@@ -82,17 +85,19 @@ pub(crate) fn explain_queue(conn: &Connection, queue: &str, now: Timestamp) -> r
     let bounds = conn
         .prepare_cached(
             "SELECT concurrency, rate, period_us, burst, full_at, blocked_until,
-                 (SELECT coalesce(sum(running), 0) FROM jobmill_lane WHERE jobmill_lane.queue = jobmill_queue.name)
+                 (SELECT coalesce(sum(running), 0) FROM jobmill_lane
+                  WHERE jobmill_lane.queue = jobmill_queue.name AND kind NOT IN ('', ?2))
              FROM jobmill_queue WHERE name = ?1",
         )?
-        .query_row([queue], |row| {
+        .query_row([queue, BATCH_KIND], |row| {
             let (full_at, blocked_until): (i64, Timestamp) = (row.get(4)?, row.get(5)?);
             Ok((row.get::<_, Option<u32>>(0)?, rate(row, 1)?, full_at, blocked_until, row.get::<_, u32>(6)?))
         })
         .optional()?;
     let Some((concurrency, rate, full_at, blocked_until, running)) = bounds else { return Ok(None) };
     let token_at = rate.map(|rate| Timestamp::from_micros(micros(rate.ready_at(full_at, 1, nanos(now)))));
-    let until = token_at.into_iter().chain([blocked_until]).filter(|at| *at > now).max();
+    let blocked_until = rate.and(blocked(blocked_until.as_micros(), now)).map(Timestamp::from_micros);
+    let until = token_at.filter(|at| *at > now).max(blocked_until);
     let full = concurrency.is_some_and(|most| running >= most);
     Ok((full || until.is_some()).then(|| Reason::QueueLimited { queue: queue.to_owned(), running, concurrency, until }))
 }
@@ -137,5 +142,35 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
         })?
         .collect::<rusqlite::Result<_>>()?;
     wrong.extend(in_lanes);
+    wrong.extend(lost(conn)?);
     Ok(wrong)
+}
+
+/// Looks for jobs that nobody would ever let go, for their gate has room and no time at which to look at it, and for those
+/// whose gates are not theirs.
+fn lost(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut lost: Vec<String> = conn
+        .prepare(
+            "SELECT gate, lane, held FROM jobmill_gate_lane AS waiting
+             JOIN jobmill_gate AS gate ON gate.id = waiting.gate
+             JOIN jobmill_limit AS bounds ON bounds.id = gate.limit_id
+             WHERE held > 0 AND ready = 0 AND wake_at IS NULL AND (concurrency IS NULL OR running < concurrency)",
+        )?
+        .query_map([], |row| {
+            let [gate, lane, held]: [i64; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+            Ok(format!("gate {gate} has room and holds {held} jobs of lane {lane}"))
+        })?
+        .collect::<rusqlite::Result<_>>()?;
+    let strange: i64 = conn.query_row(
+        "SELECT count(*) FROM jobmill_job AS job WHERE limits IS NOT NULL AND EXISTS (
+                 SELECT 1 FROM json_each(limits) WHERE value ->> '$[0]' NOT IN (SELECT id FROM jobmill_gate))
+             OR state = 8 AND (limits IS NULL OR gate IS NULL OR gate NOT IN (
+                 SELECT value ->> '$[0]' FROM json_each(limits)))",
+        [],
+        |row| row.get(0),
+    )?;
+    if strange > 0 {
+        lost.push(format!("{strange} jobs name gates that are not there, or are held by one that is not theirs"));
+    }
+    Ok(lost)
 }

@@ -65,6 +65,9 @@ use crate::store::row::{Claim, State};
 use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
 
+/// A clock that goes back by more than this was set.
+const SET_BACK: Duration = Duration::from_secs(1);
+
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
 pub(crate) type Faults = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;
 
@@ -109,6 +112,8 @@ pub(crate) struct Store {
     changed_by_others: bool,
     patience: Duration,
     commits: u64,
+    /// What the clock told at the last turn.
+    seen_at: Timestamp,
     /// The number of commits when the cache was emptied last.
     cache_kept_since: u64,
     faults: Option<Faults>,
@@ -208,6 +213,7 @@ impl Store {
             changed_by_others: false,
             patience,
             commits: 0,
+            seen_at: Timestamp::EPOCH,
             cache_kept_since: 0,
             faults: None,
             guarded,
@@ -247,6 +253,12 @@ impl Store {
             }
             run(&self.conn, "BEGIN IMMEDIATE").map_err(|error| storage_error("cannot begin to write", error))?;
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
+            if self.is_set_back(now) {
+                log::warn!("the clock was set back: what limits let go is looked at anew");
+                self.book.lanes.reopen();
+                let woken = self.book.gates.wake_all(&self.conn, now);
+                woken.map_err(|error| storage_error("cannot look at the limits anew", error))?;
+            }
             let nothing_waits =
                 demand.as_ref().is_some_and(|demand| !self.book.has_ready(now, |lane| !demand.is_apart(lane)));
             // The compiler shortens the life of what a reference to a trait object holds only where it is coerced.
@@ -272,6 +284,7 @@ impl Store {
             self.commit()?;
             // Whoever waits for a workflow waits for its id, which no job has.
             out.ended.extend(ended.into_iter().map(JobId::from_raw));
+            self.seen_at = now;
             Ok(value)
         });
         match &result {
@@ -293,6 +306,11 @@ impl Store {
             }
         }
         result.map(|value| (value, out))
+    }
+
+    /// Whether the clock goes behind what it was at the last turn, so that moments which came of it would not come for long.
+    pub(crate) fn is_set_back(&self, now: Timestamp) -> bool {
+        now.saturating_add(SET_BACK) < self.seen_at
     }
 
     fn commit(&mut self) -> Result<()> {

@@ -38,7 +38,7 @@ impl Demand for Greedy {
 
     fn took(&mut self, _: &Lane, _: u32) {}
 
-    fn bears(&mut self, _: &Lane, _: u32) -> bool {
+    fn bears(&mut self, _: &Lane, _: usize, _: u32) -> bool {
         true
     }
 

@@ -119,6 +119,9 @@ pub(crate) use job_columns;
 /// The number of columns in `job_columns`.
 pub(crate) const JOB_COLUMNS: usize = 24;
 
+/// Which of them tells the state.
+pub(crate) const STATE: usize = 1;
+
 /// What of a job stands in tables of its own, and is still to be read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Aside {
@@ -144,7 +147,7 @@ pub(crate) struct Claim {
 /// Makes a job of `job_columns`, as far as they go: what stands aside is told.
 pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, Aside)> {
     let id: JobId = row.get(0)?;
-    let state: State = row.get(1)?;
+    let state: State = row.get(STATE)?;
     let payload: Option<Vec<u8>> = row.get(19)?;
     let detail = row.get::<_, Option<i64>>(11)?.unwrap_or(0);
     let aside = Aside { payload: payload.is_none(), detail: detail & detail::HAS_ROW > 0 };

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Action, Client, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
-    Workers,
+    Action, Client, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Preference, Priority,
+    Reason, Status, Workers,
 };
 
 use crate::support::{Block, Dice, Echo, Gate, Keeper, PATIENCE, block, echo, file, gate, refused, secs, sound, until};
@@ -424,6 +424,150 @@ fn a_limit_is_changed_and_lifted_while_jobs_wait_for_it() -> jobmill::Result<()>
     Ok(())
 }
 
+/// Jobs that waited for an hour's token waited for all of it, though the rate had been raised meanwhile.
+#[test]
+fn a_rate_that_is_changed_counts_the_tokens_that_are_there_and_not_their_time() -> jobmill::Result<()> {
+    fn hourly() -> Limit {
+        Limit::new("tokens").rate(1, secs(3600))
+    }
+    let (t, starts) = timed(&[hourly], Some(|| Limit::new("mail").rate(1, secs(3600))))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(format!("mail{n}")).queue("mail")))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "mail0"]);
+    t.client().set_limit(&Limit::new("tokens").rate(1, secs(1)))?;
+    t.client().limit_queue(&Limit::new("mail").rate(1, secs(1)))?;
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0], "the token that was spent is spent");
+    for n in 1..3 {
+        t.advance(secs(1));
+        t.drain()?;
+        assert_eq!(starts.take(), [n.to_string(), format!("mail{n}")]);
+    }
+    // The other way round, what was there a moment ago is not paid for with hours.
+    t.client().set_limit(&hourly().burst(2))?;
+    t.client().enqueue_many((3..6).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["3"]);
+    t.advance(secs(3600));
+    t.drain()?;
+    assert_eq!(starts.take(), ["4"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// A limit that had no rate any more shut its keys for a day still, for a service had once asked for it.
+#[test]
+fn a_rate_that_is_lifted_leaves_nothing_behind() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(100, secs(1))))?;
+    t.client().enqueue(Echo::job("throttled").limit("tokens").queue("mail"))?;
+    t.drain()?;
+    t.client().enqueue_many([Echo::job("held").limit("tokens"), Echo::job("mail").queue("mail")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["throttled"]);
+    t.client().set_limit(&Limit::new("tokens").concurrency(5))?;
+    t.client().limit_queue(&Limit::new("mail").concurrency(5))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["held", "mail"]);
+    t.client().set_limit(&three_a_second())?;
+    t.client().limit_queue(&Limit::new("mail").rate(100, secs(1)))?;
+    t.client().enqueue_many([Echo::job("later").limit("tokens"), Echo::job("mail later").queue("mail")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["later", "mail later"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// When the clock was set back for a year, held jobs waited for a year: the moment at which to look was of the old clock,
+/// and so were the tokens and the word of a service.
+#[test]
+fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
+    for restarts in [false, true] {
+        let (mut t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(1, secs(1))))?;
+        let of = |name: &str, key: &str| Echo::job(name).limit(LimitUse::of("tokens").key(key));
+        t.client().enqueue_many((0..6).map(|n| of(&n.to_string(), "a")))?;
+        t.client().enqueue(of("throttled", "b"))?;
+        t.client().enqueue_many([Echo::job("throttled").queue("mail"), Echo::job("mail").queue("mail")])?;
+        t.drain()?;
+        t.client().enqueue(of("c", "b"))?;
+        t.drain()?;
+        starts.take();
+        t.clock().jump(crate::support::now(&t).saturating_sub(secs(365 * 86_400)));
+        if restarts {
+            t.restart()?;
+        }
+        t.drain()?;
+        t.advance(secs(1));
+        t.drain()?;
+        let mut names = starts.take();
+        names.sort();
+        assert_eq!(names, ["3", "4", "5", "c", "mail"], "after a restart: {restarts}");
+        sound(t.client());
+    }
+    Ok(())
+}
+
+/// A dear job that nobody was in a hurry for kept urgent ones waiting until its own tokens had come.
+#[test]
+fn a_dear_job_keeps_its_queue_from_those_behind_it_and_from_no_others() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[], Some(|| Limit::new("mail").rate(10, secs(10))))?;
+    let mail = |name: &str, priority| Echo::job(name).queue("mail").priority(priority);
+    t.enqueue(mail("first", Priority::Default).cost(5))?;
+    t.drain()?;
+    // A kind that nobody here handles takes no part.
+    t.enqueue(NewJob::json("strange", &1).queue("mail").cost(10).priority(Priority::Critical))?;
+    t.enqueue(mail("dear", Priority::Default).cost(8))?;
+    t.enqueue(mail("low", Priority::Low))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["first"]);
+    t.enqueue(mail("urgent", Priority::High))?;
+    t.enqueue(mail("behind", Priority::Default))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["urgent"]);
+    t.advance(Duration::from_millis(3999));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0]);
+    t.advance(Duration::from_millis(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["dear"]);
+    t.advance(secs(2));
+    t.drain()?;
+    assert_eq!(starts.take(), ["behind", "low"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// Tracked jobs and batches, which no worker runs, took the room of those that workers run.
+#[test]
+fn a_queues_bound_counts_what_workers_run() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[], Some(|| Limit::new("mail").concurrency(1)))?;
+    t.enqueue(NewJob::tracked().status(Status::Running).queue("mail"))?;
+    let job = t.enqueue(Echo::job("runs").queue("mail"))?;
+    let why = t.client().explain(job)?;
+    assert!(!why.reasons.iter().any(|reason| matches!(reason, Reason::QueueLimited { .. })), "{why}");
+    t.drain()?;
+    assert_eq!(starts.take(), ["runs"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// One turn moves some hundred held jobs. What it left, nobody looked at before time or others gave them cause.
+#[test]
+fn what_one_turn_has_no_time_to_move_the_next_one_moves() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[|| Limit::new("a").rate(1, secs(1)), || Limit::new("b").rate(1, secs(3600))], None)?;
+    t.client().enqueue_many([Echo::job("").limit("a"), Echo::job("").limit("b")])?;
+    t.drain()?;
+    t.client().enqueue_many((0..1200).map(|n| Echo::job(n.to_string()).limit("a").limit("b")))?;
+    t.client().enqueue(Echo::job("last").limit("a"))?;
+    t.drain()?;
+    starts.take();
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["last"]);
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn held_jobs_are_cancelled_expire_are_moved_and_deleted_like_others() -> jobmill::Result<()> {
     let (t, starts) = timed(&[three_a_second], None)?;
@@ -482,6 +626,24 @@ fn a_job_that_is_tried_again_stands_in_line_once_more() -> jobmill::Result<()> {
         t.drain()?;
     }
     assert_eq!(statuses()?, [2, 2]);
+    sound(t.client());
+    Ok(())
+}
+
+/// A job that its deadline and its turn brought forward in one turn was held twice over, and the books were wrong.
+#[test]
+fn a_job_that_is_met_by_two_ways_is_held_once() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let builder = builder.handle(echo).prefer(Preference::EarliestDeadline { patience: secs(60) });
+        builder.limit(Limit::new("one").concurrency(1)).workers(Workers::new(4))
+    })?;
+    t.client().set_limit(&Limit::new("one"))?;
+    t.client().pause("default")?;
+    t.client().enqueue_many((0..9).map(|n| Echo::job(n.to_string()).limit("one").expires_in(secs(100))))?;
+    t.client().set_limit(&Limit::new("one").concurrency(1))?;
+    t.client().resume("default")?;
+    sound(t.client());
+    assert_eq!(t.drain()?, 9);
     sound(t.client());
     Ok(())
 }
@@ -584,6 +746,28 @@ fn heavy_jobs_share_the_capacity_and_are_not_overtaken_for_ever() -> jobmill::Re
     assert!(keeper.begun.is_empty());
     keeper.release();
     assert_eq!(keeper.next(), "f1");
+    engine.shutdown(Duration::ZERO)?;
+    sound(engine.client());
+    Ok(())
+}
+
+/// A heavy job of low priority kept light ones waiting that went before it, though there was room for them.
+#[test]
+fn a_heavy_job_keeps_nothing_waiting_that_goes_before_it() -> jobmill::Result<()> {
+    let (engine, keeper, _directory) = engine(|builder| builder.capacity(10));
+    let client = engine.client();
+    client.enqueue(Block::job("a6").weight(6))?;
+    keeper.next();
+    let heavy = client.enqueue(Block::job("heavy").weight(8).priority(Priority::Low))?.id();
+    let behind = client.enqueue(Block::job("behind").priority(Priority::Low))?.id();
+    client.enqueue(Block::job("urgent").priority(Priority::Critical))?;
+    assert_eq!(keeper.next(), "urgent");
+    for id in [heavy, behind] {
+        assert_eq!(client.get(id)?.status, Status::Pending);
+    }
+    keeper.release();
+    keeper.release();
+    assert_eq!(keeper.next_of(2), ["behind", "heavy"]);
     engine.shutdown(Duration::ZERO)?;
     sound(engine.client());
     Ok(())

@@ -24,6 +24,7 @@ mod history;
 mod house;
 mod lifecycle;
 mod limits;
+mod limits_model;
 mod listing;
 mod local;
 mod local_chat;

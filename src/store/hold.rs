@@ -15,7 +15,7 @@ use crate::store::step::Step;
 use crate::store::{Turn, queue};
 
 /// How many gates one turn opens because their time has come.
-const WAKE_MAX: i64 = 200;
+const WAKE_MAX: i64 = 100;
 /// How many held jobs one turn moves.
 const MOVES_MAX: usize = 500;
 /// How many held jobs are read at a time.
@@ -191,9 +191,12 @@ impl Turn<'_> {
         let lanes: Vec<i64> =
             gate.lanes.iter().filter(|in_lane| in_lane.held > 0).map(|in_lane| in_lane.lane).collect();
         'lanes: for lane in lanes {
+            // Mostly the first one tells that there is no room.
+            let mut chunk = 1;
             loop {
-                let held = self.held(id, lane)?;
-                let all = (held.len() as i64) < CHUNK;
+                let held = self.held(id, lane, chunk)?;
+                let all = (held.len() as i64) < chunk;
+                chunk = CHUNK;
                 let before = moves;
                 for (job, uses, place) in held {
                     if moves >= limit {
@@ -228,10 +231,10 @@ impl Turn<'_> {
     }
 
     /// The first jobs that a gate holds of a lane.
-    fn held(&self, gate: i64, lane: i64) -> rusqlite::Result<Vec<(JobId, Vec<Taken>, Place)>> {
+    fn held(&self, gate: i64, lane: i64, limit: i64) -> rusqlite::Result<Vec<(JobId, Vec<Taken>, Place)>> {
         self.conn
             .prepare_cached(PLAN_HELD)?
-            .query_map(named_params! { ":gate": gate, ":lane": lane, ":limit": CHUNK }, |row| {
+            .query_map(named_params! { ":gate": gate, ":lane": lane, ":limit": limit }, |row| {
                 Ok((row.get(0)?, parse(row.get_ref(1)?.as_str_or_null()?), Place::read(row, 2)?))
             })?
             .collect()

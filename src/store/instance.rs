@@ -2,8 +2,9 @@
 
 use rusqlite::{OptionalExtension, named_params};
 
+use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
+use crate::store::{SET_BACK, Turn};
 
 /// An engine that has not ended properly, as its row tells.
 #[derive(Clone, Debug)]
@@ -26,8 +27,11 @@ impl Turn<'_> {
         kinds: &str,
         port: Option<u16>,
     ) -> rusqlite::Result<i64> {
-        // The clock may have been set back while nobody looked.
-        self.book.gates.wake_all(self.conn, self.now)?;
+        // The clock may have been set back while nobody looked. To have every gate looked at takes long if there are many.
+        let newest = JobId::from_raw(self.book.last_id).created_at();
+        if self.now.saturating_add(SET_BACK) < newest {
+            self.book.gates.wake_all(self.conn, self.now)?;
+        }
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_instance (lock_file, host, process, kinds, port, started_at)

@@ -66,7 +66,7 @@ use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
 
 /// A clock that goes back by more than this was set.
-const SET_BACK: Duration = Duration::from_secs(1);
+pub(crate) const SET_BACK: Duration = Duration::from_secs(1);
 
 /// Makes commits fail, for tests: asked before each one, with its number from 1.
 pub(crate) type Faults = Arc<dyn Fn(u64) -> Option<Fault> + Send + Sync>;

@@ -297,7 +297,7 @@ fn a_check_finds_what_is_wrong_with_the_books() -> jobmill::Result<()> {
         (
             "UPDATE jobmill_job SET lane = lane + 7",
             "UPDATE jobmill_job SET lane = lane - 7",
-            "lane default/echo/default counts [0, 3, 0, 0, 0, 0, 0, 0], its rows are [0, 0, 0, 0, 0, 0, 0, 0]",
+            "lane default/echo/default counts [0, 3, 0, 0, 0, 0, 0, 0, 0], its rows are [0, 0, 0, 0, 0, 0, 0, 0, 0]",
         ),
         (
             "UPDATE jobmill_job SET state = 2, owner = 99; UPDATE jobmill_lane SET running = 3, pending = 0",

@@ -256,7 +256,7 @@ impl Model {
             2 => {
                 self.t.faults().fail(1 + self.dice.below(3) as u64, Fault::Before);
                 // An engine that cannot start would be none.
-                let rules = std::mem::replace(&mut self.rules, Rules::default());
+                let rules = std::mem::take(&mut self.rules);
                 for _ in 0..4 {
                     drop(self.step());
                 }

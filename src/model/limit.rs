@@ -236,7 +236,10 @@ impl Rate {
         let missing_ns = i128::from(self.full_at(full_at, now) - now);
         let period_ns = self.period.as_nanos().max(1) as i128;
         let missing = (missing_ns * i128::from(self.tokens) + period_ns - 1) / period_ns;
-        i64::from(self.burst) - i64::try_from(missing).unwrap_or(i64::MAX)
+        let level = i64::from(self.burst) - i64::try_from(missing).unwrap_or(i64::MAX);
+        // A token that lacks a nanosecond by rounding is there for those who take it.
+        let more = u32::try_from(level + 1).ok().filter(|more| *more <= self.burst);
+        level + i64::from(more.is_some_and(|more| self.ready_at(full_at, more, now) <= now))
     }
 }
 

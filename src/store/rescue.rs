@@ -28,7 +28,7 @@ const SPREAD: Duration = Duration::from_millis(500);
 
 /// Reads the running jobs of a lane.
 pub(crate) const PLAN_RUNNING: &str = concat!(
-    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, ",
+    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, cost, ",
     place_columns!(),
     "
      FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id"
@@ -44,6 +44,8 @@ struct Orphan {
     started_at: Option<Timestamp>,
     cancel_requested: bool,
     run_at: Option<Timestamp>,
+    /// What it took of the rate of its queue.
+    cost: u32,
 }
 
 /// What became of the jobs of a dead engine.
@@ -119,13 +121,14 @@ impl Turn<'_> {
             while let Some(row) = rows.next()? {
                 orphans.push(Orphan {
                     id: row.get(0)?,
-                    place: Place::read(row, 7)?,
+                    place: Place::read(row, 8)?,
                     fence: row.get(1)?,
                     attempt: row.get(2)?,
                     max_attempts: row.get(3)?,
                     started_at: row.get(4)?,
                     cancel_requested: row.get::<_, Option<i64>>(5)?.is_some(),
                     run_at: row.get(6)?,
+                    cost: row.get::<_, Option<u32>>(7)?.unwrap_or(1),
                 });
             }
         }
@@ -181,6 +184,11 @@ impl Turn<'_> {
         };
         if ended {
             return self.last_step(step);
+        }
+        if cause == Cause::Returned
+            && let Some(queue) = self.book.lanes.bounded(orphan.place.lane)
+        {
+            queue.take(-i64::from(orphan.cost), self.now);
         }
         self.waits(step, run_at.unwrap_or(Timestamp::EPOCH))
     }

@@ -10,7 +10,9 @@ use jobmill::{
     Reason, Status, Workers,
 };
 
-use crate::support::{Block, Dice, Echo, Gate, Keeper, PATIENCE, block, echo, file, gate, refused, secs, sound, until};
+use crate::support::{
+    Block, Dice, Echo, Gate, Keeper, PATIENCE, block, echo, file, gate, query, refused, secs, sound, until,
+};
 
 fn of_key(name: &str, key: &str) -> NewJob {
     Block::job(name).limit(LimitUse::of("keyed").key(key))
@@ -249,6 +251,11 @@ fn timed(limits: &'static [fn() -> Limit], queue: Option<fn() -> Limit>) -> jobm
                 match job.0.as_str() {
                     "costs 6" => ctx.spent("tokens", 6)?,
                     "costs 0" => ctx.spent("tokens", 0)?,
+                    "costs 1 after all" => {
+                        ctx.spent("tokens", 2)?;
+                        ctx.spent("tokens", 3)?;
+                        ctx.spent("tokens", 1)?;
+                    }
                     "throttled" => {
                         ctx.throttled(secs(60))?;
                         return Ok(Outcome::Snooze(secs(60)));
@@ -316,6 +323,82 @@ fn what_a_job_really_took_is_corrected_after_the_call() -> jobmill::Result<()> {
     t.client().enqueue_many((0..4).map(|_| Echo::job("costs 0").limit("tokens")))?;
     t.drain()?;
     assert_eq!(starts.take().len(), 4, "what was not taken went back");
+    t.advance(secs(5));
+    t.enqueue(estimated("costs 1 after all"))?;
+    t.drain()?;
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(2), "the last word counts");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn who_comes_when_a_token_does_goes_behind_those_that_wait_for_it() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], None)?;
+    t.client().enqueue_many((0..5).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.drain()?;
+    t.advance(Duration::from_millis(334));
+    t.enqueue(Echo::job("new").limit("tokens"))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "1", "2", "3"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// What a dead engine had claimed and not begun gave the tokens of its limits back, but not those of its queue.
+#[test]
+fn what_was_claimed_and_never_began_gives_its_tokens_back() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let builder = builder.handle(|job: Echo, ctx: &Context| -> Result<(), Failure> {
+            // In the copy nothing has begun.
+            let copy = std::path::Path::new(&job.0);
+            if !copy.exists() {
+                ctx.client().backup(copy)?;
+            }
+            Ok(())
+        });
+        let builder = builder.limit(Limit::new("tokens").rate(3, secs(3600))).workers(Workers::new(4));
+        builder.limit_queue(Limit::new("mail").rate(3, secs(3600)))
+    })?;
+    let (_directory, path) = file();
+    let job = Echo::job(path.to_str().expect("a name in UTF-8")).limit("tokens").queue("mail");
+    t.client().enqueue_many(vec![job; 3])?;
+    assert_eq!(t.drain()?, 3);
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(0));
+    let copy = Client::open(&path)?;
+    let full_at: i64 =
+        query(&copy, "SELECT max((SELECT full_at FROM jobmill_gate), (SELECT full_at FROM jobmill_queue))");
+    assert_eq!(full_at, crate::support::now(&t).as_micros() * 1000);
+    assert_eq!(copy.limit_usage("tokens", "")?.running, 0);
+    sound(&copy);
+    Ok(())
+}
+
+#[test]
+fn an_engine_rests_while_jobs_wait_for_limits() -> jobmill::Result<()> {
+    let (t, _) =
+        timed(&[three_a_second, || Limit::new("b").rate(1, secs(1))], Some(|| Limit::new("mail").rate(1, secs(1))))?;
+    t.client().pause("resting")?;
+    for n in 0..9 {
+        let of = |key: &str| Echo::job("").limit(LimitUse::of("tokens").key(key));
+        t.enqueue(of("a"))?;
+        t.enqueue(of("a").limit("b"))?;
+        t.enqueue(of("a").queue("resting"))?;
+        t.enqueue(NewJob::json("strange", &n).limit("b").limit(LimitUse::of("tokens").key("a")))?;
+        t.enqueue(Echo::job("").queue("mail").cost(n + 1))?;
+        t.enqueue(NewJob::json("strange", &n).queue("mail"))?;
+    }
+    t.drain()?;
+    for _ in 0..5 {
+        let before = t.faults().commits();
+        for _ in 0..20 {
+            assert_eq!(t.drain()?, 0);
+        }
+        assert_eq!(t.faults().commits(), before, "nothing comes due, and nothing is written");
+        t.advance(secs(2));
+        let most = before + 20;
+        t.drain()?;
+        assert!(t.faults().commits() < most, "{} commits", t.faults().commits() - before);
+    }
     sound(t.client());
     Ok(())
 }

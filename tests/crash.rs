@@ -468,3 +468,28 @@ fn between_two_calls_that_clean_up() {
     drop(victim);
     scene.end(1);
 }
+
+#[test]
+fn processes_that_share_the_file_send_and_harvest_a_batch_once() {
+    for shape in SHAPES {
+        let mut scene = Scene::new(shape);
+        scene.orders.items = 500;
+        // The first one submits, and holds its creation up until the others are at it too.
+        scene.hold(Route::Create, Fault::Hold);
+        let first = scene.start(&scene.orders);
+        scene.server.wait_until(|state| state.asked.contains(&Route::Create));
+        let others = [scene.start(&scene.orders), scene.start(&scene.orders)];
+        wait_until(|| scene.number("SELECT count(*) FROM jobmill_instance WHERE ended_at IS NULL") == Some(3));
+        scene.let_go();
+        scene.server.state().ends_after_polls = Some(20);
+        for mut process in others.into_iter().chain([first]) {
+            let log = process.log.take().expect("a log");
+            let reader = std::thread::spawn(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
+            let status = process.process.wait().expect("a status");
+            let log = reader.join().expect("a log").join("\n");
+            assert!(status.success(), "{status:?}\n{log}");
+        }
+        // It finds nothing left to do, and looks at everything.
+        scene.end(1);
+    }
+}

@@ -484,7 +484,8 @@ fn processes_that_share_the_file_send_and_harvest_a_batch_once() {
         scene.server.state().ends_after_polls = Some(20);
         for mut process in others.into_iter().chain([first]) {
             let log = process.log.take().expect("a log");
-            let reader = std::thread::spawn(move || log.lines().map_while(Result::ok).collect::<Vec<_>>());
+            let read = move || log.lines().map_while(Result::ok).collect::<Vec<_>>();
+            let reader = std::thread::Builder::new().spawn(read).expect("a thread");
             let status = process.process.wait().expect("a status");
             let log = reader.join().expect("a log").join("\n");
             assert!(status.success(), "{status:?}\n{log}");

@@ -444,6 +444,8 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (cron("* * * * * * *"), "cron: must have five fields"),
         (cron("@never"), "cron: must have five fields"),
         (cron("@reboot"), "cron: must have five fields"),
+        (cron(", * * * *"), "cron: must name something before and after each comma"),
+        (cron("0 1,,2 * * *"), "cron: must name something before and after each comma"),
         (cron("60 * * * *"), "cron: the minute cannot be read"),
         (cron("61 * * * * *"), "cron: the second cannot be read"),
         (cron("* 24 * * *"), "cron: the hour cannot be read"),

@@ -272,6 +272,9 @@ impl Turn<'_> {
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now, ":to": to })?;
+        if to == State::Delayed {
+            self.feed_again(id)?;
+        }
         detail::changed_by(self.conn, id, caller)?;
         self.audit(&ended.line(Action::Requeued, caller, to).attempt(ended.attempt))?;
         self.waits(ended.step(to, Cause::Operator), self.now)?;

@@ -223,6 +223,79 @@ fn single_jobs_of_a_workflow_are_retried_cancelled_and_deleted_and_it_keeps_coun
     Ok(())
 }
 
+/// The job that was to be fed was judged when the one before it had failed. Sent again after that one had been mended by
+/// itself, it ran without a payload.
+#[test]
+fn a_job_that_is_sent_again_is_fed_with_what_the_one_before_it_has_given_since() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let chain = NewWorkflow::chain("c", [("a", Do::job("a")), ("b", NewJob::from_previous::<Do>())]);
+    let id = start(&t, chain);
+    let alone = t.enqueue(Do::job("a"))?;
+    let fed = t.enqueue(NewJob::from_previous::<Do>().after(alone))?;
+    t.drain()?;
+    record.set_failing([]);
+    t.client().retry(t.client().workflow(id)?.job("a").unwrap())?;
+    t.client().retry(alone)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: a completed, b cancelled");
+    record.take();
+    t.client().retry_workflow(id)?;
+    t.client().retry(fed)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["A", "A"]);
+    assert_eq!(standing(&t, id), "completed: a completed, b completed");
+    t.check(fed, "completed, attempt 1");
+    sound(t.client());
+    Ok(())
+}
+
+/// A workflow whose last failure was mended by hand said that it had completed, and its callback stayed cancelled.
+#[test]
+fn callbacks_that_have_not_run_are_judged_again_when_a_single_job_is_sent_again() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let workflow = NewWorkflow::new("w")
+        .job("a", Do::job("a"))
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end"));
+    let id = start(&t, workflow);
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "failure", "end"]);
+    let a = t.client().workflow(id)?.job("a").unwrap();
+    t.client().retry(a)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["a"]);
+    assert!(standing(&t, id).ends_with("on_success cancelled, on_failure completed, on_end completed"));
+    record.set_failing([]);
+    t.client().retry(a)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "success"]);
+    assert_eq!(
+        standing(&t, id),
+        "completed: a completed, on_success completed, on_failure completed, on_end completed"
+    );
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn more_old_workflows_than_a_slice_are_forgotten_at_once() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let retention = Retention { completed: Some(secs(60)), ..Retention::default() };
+        builder.durability(Durability::Normal).retention(retention)
+    })?;
+    for _ in 0..450 {
+        start(&t, NewWorkflow::new("empty").jobs("none", Vec::<NewJob>::new()));
+    }
+    t.drain()?;
+    t.advance(secs(61));
+    t.engine().maintain()?;
+    assert_eq!(query::<i64>(t.client(), "SELECT count(*) FROM jobmill_flow"), 0);
+    Ok(())
+}
+
 #[test]
 fn jobs_of_a_workflow_stay_until_it_has_ended_and_it_goes_with_the_last() -> jobmill::Result<()> {
     let record = Record::default();

@@ -391,6 +391,20 @@ impl Turn<'_> {
         self.last_step(standing.step(to, cause))
     }
 
+    /// Feeds a job once more that is sent again: the one that it follows may have failed when it was judged, and has
+    /// completed since.
+    pub(crate) fn feed_again(&self, to: JobId) -> rusqlite::Result<()> {
+        let from: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT needs FROM jobmill_edge AS edge JOIN jobmill_job AS needed ON needed.id = edge.needs
+                 WHERE edge.follower = ?1 AND edge.feeds = 1 AND needed.state = 3",
+            )?
+            .query_row([to], |row| row.get(0))
+            .optional()?;
+        from.map_or(Ok(()), |from| self.feed(from, to))
+    }
+
     /// Makes the result of a job the payload of another.
     fn feed(&self, from: i64, to: JobId) -> rusqlite::Result<()> {
         let result: Option<Vec<u8>> = self

@@ -171,7 +171,8 @@ fn a_crash_while_a_workflow_is_written_leaves_one_that_never_runs_and_can_be_can
 fn a_workflow_that_nobody_writes_any_more_is_cancelled_after_an_hour() -> jobmill::Result<()> {
     let (mut t, record) = harness()?;
     t.faults().fail_from(3, Fault::Before);
-    let large = NewWorkflow::new("large").jobs("parts", (0..5000).map(|n| Do::job(n.to_string()))).on_end(Do::job("end"));
+    let large =
+        NewWorkflow::new("large").jobs("parts", (0..5000).map(|n| Do::job(n.to_string()))).on_end(Do::job("end"));
     assert_eq!(t.client().start_workflow(large).unwrap_err().kind(), ErrorKind::Storage);
     t.faults().heal();
     t.crash()?;

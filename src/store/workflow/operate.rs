@@ -83,7 +83,9 @@ impl Turn<'_> {
                      JOIN jobmill_job AS job INDEXED BY jobmill_job_flow ON job.flow = part.id
                      WHERE (part.id = whole.id OR part.parent = whole.id) AND job.id >= :before)",
             )?
-            .query_map(named_params! { ":before": JobId::first_at(before) }, |row| row.get(0).map(WorkflowId::from_raw))?
+            .query_map(named_params! { ":before": JobId::first_at(before) }, |row| {
+                row.get(0).map(WorkflowId::from_raw)
+            })?
             .collect::<rusqlite::Result<_>>()?;
         for id in abandoned {
             log::warn!("{id} is cancelled: it was not written to its end, and nobody has added to it for long");

@@ -36,7 +36,8 @@ impl Client {
     /// Starts a workflow: it is in the file when this returns. Its jobs are taken from their iterators and written in slices
     /// of a thousand, so that a stage of any size takes little memory, and none runs before all are written. One that fits
     /// into a slice is written in one transaction. If the process dies before the last slice, the workflow stays
-    /// [`Created`](Status::Created) and never runs; cancel it and start it again.
+    /// [`Created`](Status::Created) and never runs: start it again. An engine cancels one to which nothing has been added
+    /// for an hour.
     ///
     /// # Errors
     /// `Invalid` if a rule is broken, with the name, the field and the rule; `Conflict` if a job's unique key is held. Nothing
@@ -87,6 +88,8 @@ impl Client {
         if at_once {
             return Ok(id);
         }
+        // The iterators are the caller's, and may panic.
+        let mut unfinished = Unfinished { client: self, id: Some(id) };
         let mut written = Ok(());
         while let Some(slice) = next.take() {
             let (shared, mut drafted) = (plan_for_turns.clone(), draft.clone());
@@ -112,6 +115,7 @@ impl Client {
             let cancelled = || Error::new(ErrorKind::Conflict, format!("{id} was cancelled before it was written"));
             if released { Ok(()) } else { Err(cancelled()) }
         });
+        unfinished.id = None;
         if let Err(error) = written {
             self.discard(id)?;
             return Err(error);
@@ -166,6 +170,9 @@ impl Client {
 
     /// Sends the jobs of an ended workflow again that failed, expired or were cancelled, each as [`Client::retry`] does.
     /// Those that follow others of these wait for them once more. What has completed is not run again, a callback neither.
+    ///
+    /// A single job that is [retried](Client::retry) opens its workflow again, too, and the callbacks that have not run are
+    /// judged at its next end. The jobs that were cancelled because of it stay so.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has not ended, or if all of it has completed.
@@ -227,6 +234,22 @@ impl Client {
                     return Err(Error::new(ErrorKind::Timeout, format!("{id} has not ended in time")));
                 }
             }
+        }
+    }
+}
+
+/// A workflow that is being written, and is taken back if that is not brought to its end.
+struct Unfinished<'c> {
+    client: &'c Client,
+    id: Option<WorkflowId>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id
+            && let Err(error) = self.client.discard(id)
+        {
+            log::warn!("{id} was not written to its end, and cannot be taken back: {error}");
         }
     }
 }

@@ -50,6 +50,8 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_millis(20);
 /// How often the thresholds are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const WARN_EVERY: Duration = Duration::from_secs(60);
+/// A workflow that is being written, and to which nothing has been added for so long, is nobody's any more.
+const DRAFTS_KEEP: Duration = Duration::from_secs(3600);
 /// Rows of engines that ended are kept this long, for attempts refer to them.
 const INSTANCES_KEEP: Duration = Duration::from_secs(90 * 86_400);
 
@@ -76,6 +78,8 @@ pub(crate) struct Maintenance {
     pruning: Vec<PruneRange>,
     /// Lines of the audit from before this are still to go.
     auditing: Option<Timestamp>,
+    /// Workflows that ended before this, and whose jobs are gone, are still to go.
+    forgetting: Option<Timestamp>,
     wal_path: PathBuf,
     clock_watch: ClockWatch,
     /// Schedules behind this one are still to be put right, after the clock was set back.
@@ -113,6 +117,7 @@ impl Maintenance {
             seen: Vec::new(),
             pruning: Vec::new(),
             auditing: None,
+            forgetting: None,
             wal_path: wal_path.into(),
             clock_watch: ClockWatch::default(),
             schedules_from: None,
@@ -243,7 +248,7 @@ impl Maintenance {
     }
 
     fn is_pruning(&self) -> bool {
-        !self.pruning.is_empty() || self.auditing.is_some()
+        !self.pruning.is_empty() || self.auditing.is_some() || self.forgetting.is_some()
     }
 
     /// Tells that we live, if it is not our lock that tells it.
@@ -358,13 +363,12 @@ impl Maintenance {
                 Ok(store.prune_ranges(|state| retention.of(state.status()).map(|time| now.saturating_sub(time))))
             })?;
             self.auditing = retention.audit.map(|time| now.saturating_sub(time));
+            self.forgetting = retention.of(Status::Completed).map(|time| now.saturating_sub(time));
             self.desk.call_here(move |turn| {
                 let storage = |error| storage_error("cannot forget instances and shares", error);
                 turn.forget_instances(now.saturating_sub(INSTANCES_KEEP)).map_err(storage)?;
                 turn.forget_old_tallies().map_err(storage)?;
-                if let Some(time) = retention.of(Status::Completed) {
-                    turn.forget_old_workflows(now.saturating_sub(time), SLICE_JOBS).map_err(storage)?;
-                }
+                turn.cancel_abandoned_workflows(now.saturating_sub(DRAFTS_KEEP)).map_err(storage)?;
                 turn.forget_idle_gates(GATES_GO).map_err(storage)?;
                 turn.forget_empty_shares().map_err(storage)
             })?;
@@ -375,6 +379,16 @@ impl Maintenance {
             })?;
             if gone < SLICE_JOBS {
                 self.auditing = None;
+            }
+            return Ok(());
+        }
+        if let Some(cutoff) = self.forgetting {
+            let gone = self.desk.call_here(move |turn| {
+                let storage = |error| storage_error("cannot forget workflows", error);
+                turn.forget_old_workflows(cutoff, SLICE_JOBS).map_err(storage)
+            })?;
+            if gone < SLICE_JOBS {
+                self.forgetting = None;
             }
             return Ok(());
         }

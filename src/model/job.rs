@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::{JobId, ScheduleId};
+use crate::model::id::{JobId, ScheduleId, WorkflowId};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
@@ -203,6 +203,8 @@ pub struct Job {
     pub schedule: Option<ScheduleId>,
     /// The tick of the schedule that it is the job of, whenever it was enqueued; of one that was run by hand, when that was.
     pub scheduled_for: Option<Timestamp>,
+    /// The workflow that it is of, as one of its jobs or as a callback.
+    pub workflow_id: Option<WorkflowId>,
     /// Words to find it by.
     pub tags: Vec<String>,
     /// What the application knows about it.

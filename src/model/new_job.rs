@@ -283,7 +283,7 @@ impl NewJob {
         self
     }
 
-    /// Lets the job wait this long first. Defaults to no wait.
+    /// Lets the job wait this long first; one that follows others, from their end on. Defaults to no wait.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.run_at = When::After(delay);
         self

@@ -137,7 +137,8 @@ impl<'j> NewWorkflow<'j> {
     }
 
     /// Adds a stage: jobs that are counted together. They are taken from the iterator when the workflow is started, a slice
-    /// at a time. There may be none: handlers can [add](crate::Context::enqueue_in_stage) some while the stage is open.
+    /// at a time. There may be none: handlers can [add](crate::Context::enqueue_in_stage) some while the stage is open, as
+    /// it is if it follows their own job. A stage without jobs that follows nothing ends at once.
     pub fn jobs<J: Into<NewJob> + 'j>(
         mut self,
         name: impl Into<String>,

@@ -4,13 +4,13 @@ use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
 use serde_json::{Map, Value};
 
 use crate::model::event::Cause;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Status};
-use crate::model::new_job::{NewJob, source_id};
+use crate::model::new_job::{NewJob, When, source_id};
 use crate::model::time::Timestamp;
 use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
-use crate::store::row::{Claim, State};
+use crate::store::row::{Claim, RunAt, State};
 use crate::store::step::Step;
 use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last_id, share, tally, unique};
 
@@ -132,8 +132,12 @@ impl<'c> Ledger<'c> for Turn<'c> {
                 self.book.turns.served(new.user_id.as_deref().unwrap_or_default());
             }
             self.claimed(row.id, row.place, State::Pending, 1, row.id.created_at())?;
+            let workflow = match row.place.flow {
+                Some(flow) => flow::workflow_of(self.conn, flow)?,
+                None => None,
+            };
             self.out.claims.push(Claim {
-                job: running(row, new, self.now),
+                job: running(row, new, workflow, self.now),
                 place: row.place,
                 rank: new.priority.rank(),
                 fence: 1,
@@ -281,6 +285,8 @@ pub(crate) struct NewRow {
     state: State,
     now: Timestamp,
     run_at: Option<Timestamp>,
+    /// What its row says of that.
+    stored_run_at: RunAt,
     expires_at: Option<Timestamp>,
     /// Who has claimed it already.
     owner: Option<i64>,
@@ -324,7 +330,14 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
     let run_at = new.run_at.resolve(now);
     let expires_at = new.expires_at.map(|at| at.resolve(now).unwrap_or(now));
     let state = first_state(new, run_at);
-    let mut row = NewRow { id, place, state, now, run_at, expires_at, owner: None, uses: Vec::new(), gate: None };
+    let stored_run_at = match (new.run_at, run_at) {
+        // What follows others is delayed from their end on.
+        (When::After(delay), Some(_)) if waits_for_others(new, state) => RunAt::After(delay),
+        (_, Some(at)) => RunAt::At(at),
+        (_, None) => RunAt::AtOnce,
+    };
+    let (owner, uses, gate) = (None, Vec::new(), None);
+    let mut row = NewRow { id, place, state, now, run_at, stored_run_at, expires_at, owner, uses, gate };
     if place.limited {
         ledger.bound(&mut row, new)?;
     }
@@ -342,7 +355,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         row.state,
         new.max_attempts,
         in_row.then_some(payload),
-        run_at,
+        row.stored_run_at,
         expires_at,
         new.timeout.map(|timeout| timeout.as_micros() as i64),
         new.backoff.as_ref().map(json_text),
@@ -400,8 +413,13 @@ fn first_state(new: &NewJob, run_at: Option<Timestamp>) -> State {
     }
 }
 
+/// Whether a job is to be admitted when others have ended.
+fn waits_for_others(new: &NewJob, state: State) -> bool {
+    state == State::Created && new.kind.is_some() && (new.flow.is_some() || !new.needs.is_empty())
+}
+
 /// The record of a job that was claimed as it was written.
-fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
+fn running(row: &NewRow, new: &NewJob, workflow: Option<i64>, now: Timestamp) -> Job {
     let tick = new.unique.as_ref().and_then(|unique| unique.of_tick());
     Job {
         id: row.id,
@@ -428,6 +446,7 @@ fn running(row: &NewRow, new: &NewJob, now: Timestamp) -> Job {
         organization_id: new.organization_id.clone(),
         agent_id: new.agent_id.clone(),
         unique_key: new.unique.as_ref().and_then(|unique| unique.own_key()).map(str::to_owned),
+        workflow_id: workflow.map(WorkflowId::from_raw),
         schedule: tick.map(|tick| tick.schedule),
         scheduled_for: tick.map(|tick| tick.at),
         tags: new.tags.clone(),

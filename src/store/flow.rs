@@ -116,9 +116,13 @@ impl Flows {
         if opened == 0 && !ends.iter().any(moved) && open.iter().any(moved) {
             return Ok(());
         }
-        if look(conn, flow, now)? {
-            self.ended.push(flow);
-            self.has_work = true;
+        match look(conn, flow, now)? {
+            Look::AsBefore => {}
+            Look::Ended => {
+                self.ended.push(flow);
+                self.has_work = true;
+            }
+            Look::GoesOn => self.has_work = true,
         }
         Ok(())
     }
@@ -191,8 +195,18 @@ pub(crate) fn is_open(conn: &Connection, flow: i64) -> rusqlite::Result<bool> {
     .exists([flow])
 }
 
-/// Looks whether a flow has ended, or goes on after it had, and tells whether it has just ended.
-fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<bool> {
+/// What a look at a flow has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    AsBefore,
+    /// It has just ended.
+    Ended,
+    /// It had ended, and goes on.
+    GoesOn,
+}
+
+/// Looks whether a flow has ended, or goes on after it had.
+fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
     struct Standing {
         role: Role,
         state: State,
@@ -218,22 +232,25 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<bool> {
             })
         })
         .optional()?;
-    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(false) };
+    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(Look::AsBefore) };
     if flow.state.status().is_terminal() && flow.open > 0 {
         // Somebody has sent a job of it again.
         conn.prepare_cached("UPDATE jobmill_flow SET state = 2, ended_at = NULL WHERE id = ?1")?.execute([id])?;
-        return Ok(false);
+        if flow.role == Role::Workflow {
+            judge_callbacks_again(conn, id)?;
+        }
+        return Ok(Look::GoesOn);
     }
     if flow.state != State::Running || flow.open > 0 {
-        return Ok(false);
+        return Ok(Look::AsBefore);
     }
     let (mut failed, mut cancelled) = (flow.failed, flow.cancelled);
     if is_being_resent(conn, id)? {
-        return Ok(false);
+        return Ok(Look::AsBefore);
     }
     if flow.role == Role::Workflow {
         if has_open_stage(conn, id)? {
-            return Ok(false);
+            return Ok(Look::AsBefore);
         }
         if failed + cancelled > 0 {
             let tolerated = tolerated(conn, id)?;
@@ -249,7 +266,26 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<bool> {
     conn.prepare_cached("UPDATE jobmill_flow SET state = :state, ended_at = :now WHERE id = :id")?
         .execute(named_params! { ":id": id, ":state": outcome, ":now": now })?;
     settle(conn, id, outcome as i64)?;
-    Ok(true)
+    Ok(Look::Ended)
+}
+
+/// Has those callbacks wait for the next end of a workflow that its last one did not call for, or that did not end well.
+fn judge_callbacks_again(conn: &Connection, workflow: i64) -> rusqlite::Result<()> {
+    let armed = conn
+        .prepare_cached(
+            "UPDATE jobmill_edge SET verdict = NULL
+             WHERE needs = ?1 AND follower IN (
+                 SELECT node.target FROM jobmill_node AS node JOIN jobmill_job AS job ON job.id = node.target
+                 WHERE node.flow = ?1 AND node.role > 1 AND job.state IN (4, 5, 6))",
+        )?
+        .execute([workflow])?;
+    if armed > 0 {
+        conn.prepare_cached(
+            "INSERT INTO jobmill_flow_work (work, target) SELECT ?2, id FROM jobmill_flow WHERE parent = ?1 AND role = 2",
+        )?
+        .execute(params![workflow, Task::Retry])?;
+    }
+    Ok(())
 }
 
 /// Whether jobs of a flow are about to be sent again: those that were are not the last.

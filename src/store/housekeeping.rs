@@ -17,7 +17,7 @@ use crate::store::place::{Place, place_columns};
 use crate::store::read::miscounted;
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Store, Turn, batch, edge, flow, limits, share};
+use crate::store::{Store, Turn, batch, edge, flow, limits, schedule, share};
 
 /// Reads ended jobs of one state in one lane, the oldest first.
 pub(crate) const PLAN_PRUNE: &str = concat!(
@@ -251,6 +251,7 @@ pub(crate) fn check(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     wrong.extend(limits::miscounted(conn)?);
     wrong.extend(batch::read::miscounted(conn)?);
     wrong.extend(flow::miscounted(conn)?);
+    wrong.extend(schedule::read::unsound(conn)?);
     let unowned: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job WHERE state = 2
          AND lane IN (SELECT id FROM jobmill_lane WHERE kind NOT IN ('', 'jobmill.batch'))

@@ -13,7 +13,7 @@ use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::place::{LaneKey, Place, place_columns};
-use crate::store::row::State;
+use crate::store::row::{RunAt, State};
 use crate::store::step::Step;
 use crate::store::{callback, detail, unique};
 
@@ -67,7 +67,7 @@ pub(crate) struct Standing {
     pub(crate) state: State,
     pub(crate) user: Option<String>,
     pub(crate) attempt: u32,
-    pub(crate) run_at: Option<Timestamp>,
+    pub(crate) run_at: RunAt,
     fence: i64,
     owner: Option<i64>,
     worker: Option<u32>,
@@ -120,7 +120,7 @@ impl Turn<'_> {
                     place: Place::read(row, 11)?,
                     state: row.get(0)?,
                     attempt: row.get(1)?,
-                    run_at: row.get(2)?,
+                    run_at: RunAt::read(row, 2)?,
                     fence: row.get(3)?,
                     owner: row.get(4)?,
                     worker: row.get(5)?,
@@ -264,7 +264,7 @@ impl Turn<'_> {
         }
         self.conn
             .prepare_cached(
-                "UPDATE jobmill_job SET state = :to, run_at = CASE WHEN :to = 7 THEN :now END,
+                "UPDATE jobmill_job SET state = :to, run_at = CASE WHEN :to = 7 THEN :now WHEN run_at < 0 THEN run_at END,
                      max_attempts = max(max_attempts, attempt + 1),
                      completed_at = NULL, cancel_requested_at = NULL, updated_at = :now, result = NULL,
                      stop_reason = NULL, end_reason = NULL, error = CASE WHEN attempt > 0 THEN error END,
@@ -272,6 +272,9 @@ impl Turn<'_> {
                  WHERE id = :id AND state IN (4, 5, 6)",
             )?
             .execute(named_params! { ":id": id, ":now": self.now, ":to": to })?;
+        if to == State::Delayed {
+            self.feed_again(id)?;
+        }
         detail::changed_by(self.conn, id, caller)?;
         self.audit(&ended.line(Action::Requeued, caller, to).attempt(ended.attempt))?;
         self.waits(ended.step(to, Cause::Operator), self.now)?;
@@ -390,7 +393,7 @@ impl Turn<'_> {
         if place.limited {
             self.change_lane_at_gates(standing.id, standing.place.lane, lane, standing.state)?;
         }
-        if let (State::Delayed, Some(run_at), Some(lane)) =
+        if let (State::Delayed, RunAt::At(run_at), Some(lane)) =
             (standing.state, standing.run_at, self.book.lanes.get_mut(lane))
         {
             lane.note_delayed(run_at.as_micros());

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Progress, Status};
 use crate::model::job_type::JobType;
 use crate::model::retry::Backoff;
@@ -57,6 +57,48 @@ impl State {
             Self::Cancelled => Status::Cancelled,
             Self::Expired => Status::Expired,
         }
+    }
+}
+
+/// When a job may run, as its row has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RunAt {
+    /// As soon as it is admitted.
+    #[default]
+    AtOnce,
+    /// Not before this moment.
+    At(Timestamp),
+    /// So long after it is admitted: of jobs that wait for others. It stands in the row as a negative number.
+    After(Duration),
+}
+
+impl RunAt {
+    pub(crate) fn read(row: &Row<'_>, column: usize) -> rusqlite::Result<Self> {
+        Ok(match row.get::<_, Option<i64>>(column)? {
+            None => Self::AtOnce,
+            Some(us) if us < 0 => Self::After(Duration::from_micros(us.unsigned_abs())),
+            Some(us) => Self::At(Timestamp::from_micros(us)),
+        })
+    }
+
+    /// The moment for a job that is admitted at this one. None: it does not wait for time.
+    pub(crate) fn since(self, admitted: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::AtOnce => None,
+            Self::At(at) => Some(at),
+            Self::After(delay) => Some(admitted.saturating_add(delay)),
+        }
+    }
+}
+
+impl ToSql for RunAt {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let micros = |delay: Duration| i64::try_from(delay.as_micros()).unwrap_or(i64::MAX);
+        Ok(match *self {
+            Self::AtOnce => ToSqlOutput::Owned(Value::Null),
+            Self::At(at) => at.as_micros().into(),
+            Self::After(delay) => (-micros(delay)).into(),
+        })
     }
 }
 
@@ -111,13 +153,14 @@ macro_rules! job_columns {
         "id, state, attempt, max_attempts, run_at, started_at, completed_at, expires_at, timeout_us, \
          cancel_requested_at, share, detail, agent_id, stop_reason, callback_url, unique_key, tags, metadata, error, \
          payload, result, updated_at, end_reason, \
-         (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share)"
+         (SELECT owner_share.user_id FROM jobmill_share AS owner_share WHERE owner_share.id = share), \
+         (SELECT coalesce(whole.parent, whole.id) FROM jobmill_flow AS whole WHERE whole.id = flow)"
     };
 }
 pub(crate) use job_columns;
 
 /// The number of columns in `job_columns`.
-pub(crate) const JOB_COLUMNS: usize = 24;
+pub(crate) const JOB_COLUMNS: usize = 25;
 
 /// Which of them tells the state.
 pub(crate) const STATE: usize = 1;
@@ -170,7 +213,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         background: lane.background,
         attempt: row.get(2)?,
         max_attempts: row.get(3)?,
-        run_at: row.get::<_, Option<Timestamp>>(4)?.unwrap_or(id.created_at()),
+        run_at: RunAt::read(row, 4)?.since(id.created_at()).unwrap_or(id.created_at()),
         started_at,
         completed_at,
         expires_at: row.get(7)?,
@@ -183,6 +226,7 @@ pub(crate) fn job(row: &Row<'_>, lane: LaneKey<'_>) -> rusqlite::Result<(Job, As
         organization_id: None,
         agent_id: row.get(12)?,
         unique_key: unique_key.filter(|_| tick.is_none()).map(|key| Unique::bare_key(key).to_owned()),
+        workflow_id: row.get::<_, Option<i64>>(24)?.map(WorkflowId::from_raw),
         schedule: tick.map(|tick| tick.schedule),
         scheduled_for: tick.map(|tick| tick.at),
         tags: json(row, 16)?.unwrap_or_default(),

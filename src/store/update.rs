@@ -13,7 +13,7 @@ use crate::store::Turn;
 use crate::store::detail;
 use crate::store::operate::{Refused, Standing};
 use crate::store::place::LaneKey;
-use crate::store::row::{State, json};
+use crate::store::row::{RunAt, State, json};
 
 /// Why an update was not made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +120,7 @@ impl Turn<'_> {
     ) -> rusqlite::Result<()> {
         let state = match to {
             Status::Created => State::Created,
-            Status::Pending if standing.run_at.is_some() => State::Delayed,
+            Status::Pending if standing.run_at != RunAt::AtOnce => State::Delayed,
             Status::Pending => State::Pending,
             Status::Running => State::Running,
             Status::Completed => State::Completed,
@@ -146,7 +146,7 @@ impl Turn<'_> {
         if ended {
             return self.last_step(step);
         }
-        self.waits(step, standing.run_at.unwrap_or(self.now))
+        self.waits(step, standing.run_at.since(self.now).unwrap_or(self.now))
     }
 
     /// What the metadata come to, as JSON. None if they grow too long.

@@ -461,6 +461,30 @@ fn a_schedule_is_replaced_by_its_name() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A tick that had come, and waited for its delay or for an engine, was lost without a trace when its schedule was changed.
+#[test]
+fn a_tick_that_has_come_is_kept_or_counted_when_its_schedule_is_changed() -> jobmill::Result<()> {
+    let t = harness();
+    let id = put(&t, &every(100).jitter(secs(60)));
+    let due = t.client().schedule_by_id(id)?.next_at.expect("a tick").since(moment(100));
+    assert!(due > secs(2), "{due:?}");
+    t.clock().jump(moment(101));
+    t.client().schedule(&every(100).jitter(secs(50)))?;
+    assert_eq!(t.client().schedule_by_id(id)?.next_tick, Some(moment(100)));
+    pass(&t, 60);
+    assert_eq!(ran_for(t.client()), [100]);
+    // It is none of the new ones.
+    t.clock().jump(moment(450));
+    t.client().schedule(&every(7))?;
+    let record = t.client().schedule_by_id(id)?;
+    assert_eq!((record.next_tick, record.missed), (Some(moment(457)), 3));
+    assert_eq!(history(t.client(), id), ["100 ran", "200 to 400 missed 3"]);
+    pass(&t, 7);
+    assert_eq!(ran_for(t.client()), [100, 457]);
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}
+
 #[test]
 fn a_schedule_that_is_replaced_repeats_no_tick() -> jobmill::Result<()> {
     let t = harness();
@@ -628,11 +652,27 @@ fn a_schedule_that_cannot_be_read_is_paused_and_holds_up_nobody() -> jobmill::Re
     pass(&t, 10);
     assert_eq!(ran_for(t.client()), [10]);
     refused(t.client().resume_schedule(broken), ErrorKind::Conflict, &format!("{broken} must be stored anew"));
+    let wrong = t.client().verify()?;
+    assert!(wrong.len() == 1 && wrong[0].starts_with("the schedule broken (schedule-"), "{wrong:?}");
     assert!(t.client().schedule_by_id(broken).is_err());
     assert!(matches!(t.client().schedule(&Schedule::every("broken", secs(10), job()))?, Scheduled::Changed(_)));
     t.client().resume_schedule(broken)?;
     pass(&t, 10);
     assert_eq!(ran_for(t.client()), [10, 20, 20]);
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    for (damage, mends) in [
+        ("next_at = NULL", "next_at = tick"),
+        ("next_at = tick - 1", "next_at = tick"),
+        ("paused_at = 1", "paused_at = NULL"),
+        ("waiting = 1, last_job = NULL", "waiting = NULL"),
+        ("kind = 'other'", "kind = 'report'"),
+    ] {
+        let update = |set: &str| format!("UPDATE jobmill_schedule SET {set} WHERE name = 'test'");
+        t.client().connection()?.execute(&update(damage), []).expect("an update");
+        assert_eq!(t.client().verify()?.len(), 1, "{damage}");
+        t.client().connection()?.execute(&update(mends), []).expect("an update");
+        assert_eq!(t.client().verify()?, Vec::<String>::new(), "{damage}");
+    }
     Ok(())
 }
 

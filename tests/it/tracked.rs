@@ -753,6 +753,7 @@ fn a_job_in_json_bears_the_documented_names() -> jobmill::Result<()> {
         "failure_reason": null,
         "schedule": null,
         "scheduled_for": null,
+        "workflow_id": null,
         "tags": ["t"],
         "error": "e",
         "progress": {"done": 1, "total": 2, "note": null},

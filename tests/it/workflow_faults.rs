@@ -10,7 +10,7 @@ use jobmill::{
 use serde::{Deserialize, Serialize};
 
 use crate::support::work::{Do, Record, harness, standing};
-use crate::support::{PATIENCE, file, secs, sound, until};
+use crate::support::{PATIENCE, file, query, secs, sound, until};
 
 /// Fails, cancels, fans out, joins, and tells of it.
 fn rich() -> NewWorkflow<'static> {
@@ -163,6 +163,50 @@ fn a_crash_while_a_workflow_is_written_leaves_one_that_never_runs_and_can_be_can
     assert!(record.take().is_empty());
     let ended = t.client().workflow(known[0].id)?;
     assert_eq!((ended.status, ended.jobs.cancelled), (Status::Cancelled, 2000));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_workflow_that_nobody_writes_any_more_is_cancelled_after_an_hour() -> jobmill::Result<()> {
+    let (mut t, record) = harness()?;
+    t.faults().fail_from(3, Fault::Before);
+    let large =
+        NewWorkflow::new("large").jobs("parts", (0..5000).map(|n| Do::job(n.to_string()))).on_end(Do::job("end"));
+    assert_eq!(t.client().start_workflow(large).unwrap_err().kind(), ErrorKind::Storage);
+    t.faults().heal();
+    t.crash()?;
+    let id = t.client().workflows(Default::default())?.workflows[0].id;
+    // One that is written slowly is left alone.
+    let (clock, engine) = (t.clock(), t.engine());
+    let slow = (0..2500).map(|n| {
+        if n == 1500 || n == 2400 {
+            clock.advance(secs(2000));
+            engine.maintain().expect("maintenance");
+        }
+        Do::job(n.to_string())
+    });
+    let other = t.client().start_workflow(NewWorkflow::new("slow").jobs("parts", slow))?;
+    t.drain()?;
+    assert_eq!(t.client().workflow(other)?.status, Status::Completed);
+    let abandoned = t.client().workflow(id)?;
+    assert_eq!((abandoned.status, abandoned.jobs.cancelled), (Status::Cancelled, 2000));
+    assert_eq!(record.take().len(), 2500);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_workflow_whose_iterator_panics_leaves_nothing() -> jobmill::Result<()> {
+    let (t, _record) = harness()?;
+    let client = t.client().clone();
+    let panics = (0..5000).map(|n| if n < 3500 { Do::job(n.to_string()) } else { panic!("no more jobs") });
+    let workflow = NewWorkflow::new("large").jobs("parts", panics).on_end(Do::job("end"));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| client.start_workflow(workflow)));
+    assert!(result.is_err());
+    for table in ["flow", "job"] {
+        assert_eq!(query::<i64>(t.client(), &format!("SELECT count(*) FROM jobmill_{table}")), 0, "{table}");
+    }
     sound(t.client());
     Ok(())
 }

@@ -10,7 +10,7 @@ use jobmill::{
 use serde::{Deserialize, Serialize};
 
 use crate::support::work::{Do, Record, harness, harness_with, run, standing};
-use crate::support::{Block, PATIENCE, block, file, gate, query, refused, secs, sound};
+use crate::support::{Block, PATIENCE, block, file, gate, now, query, refused, secs, sound};
 
 fn start(t: &Harness, workflow: NewWorkflow<'_>) -> WorkflowId {
     t.client().start_workflow(workflow).expect("a workflow that starts")
@@ -220,6 +220,171 @@ fn single_jobs_of_a_workflow_are_retried_cancelled_and_deleted_and_it_keeps_coun
     t.client().delete(a)?;
     assert!(standing(&t, id).contains("a gone"));
     sound(t.client());
+    Ok(())
+}
+
+/// The job that was to be fed was judged when the one before it had failed. Sent again after that one had been mended by
+/// itself, it ran without a payload.
+#[test]
+fn a_job_that_is_sent_again_is_fed_with_what_the_one_before_it_has_given_since() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let chain = NewWorkflow::chain("c", [("a", Do::job("a")), ("b", NewJob::from_previous::<Do>())]);
+    let id = start(&t, chain);
+    let alone = t.enqueue(Do::job("a"))?;
+    let fed = t.enqueue(NewJob::from_previous::<Do>().after(alone))?;
+    t.drain()?;
+    record.set_failing([]);
+    t.client().retry(t.client().workflow(id)?.job("a").unwrap())?;
+    t.client().retry(alone)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: a completed, b cancelled");
+    record.take();
+    t.client().retry_workflow(id)?;
+    t.client().retry(fed)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["A", "A"]);
+    assert_eq!(standing(&t, id), "completed: a completed, b completed");
+    t.check(fed, "completed, attempt 1");
+    sound(t.client());
+    Ok(())
+}
+
+/// A workflow whose last failure was mended by hand said that it had completed, and its callback stayed cancelled.
+#[test]
+fn callbacks_that_have_not_run_are_judged_again_when_a_single_job_is_sent_again() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let workflow = NewWorkflow::new("w")
+        .job("a", Do::job("a"))
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end"));
+    let id = start(&t, workflow);
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "failure", "end"]);
+    let a = t.client().workflow(id)?.job("a").unwrap();
+    t.client().retry(a)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["a"]);
+    assert!(standing(&t, id).ends_with("on_success cancelled, on_failure completed, on_end completed"));
+    record.set_failing([]);
+    t.client().retry(a)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "success"]);
+    assert_eq!(
+        standing(&t, id),
+        "completed: a completed, on_success completed, on_failure completed, on_end completed"
+    );
+    sound(t.client());
+    Ok(())
+}
+
+/// The delay went by from the creation on, so that a job behind a long one was not delayed at all.
+#[test]
+fn a_delay_goes_by_from_the_end_of_what_a_job_waits_for() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow = NewWorkflow::new("w")
+        .job("a", Do::job("a").delay(secs(100)))
+        .job("b", Do::job("b").delay(secs(60)))
+        .after("a")
+        .jobs("parts", [Do::job("p").delay(secs(30)), Do::job("q")])
+        .after("a")
+        .on_end(Do::job("end").delay(secs(5)));
+    let id = start(&t, workflow);
+    let b = t.client().workflow(id)?.job("b").unwrap();
+    let created = now(&t);
+    let follows = t.client().enqueue_many([Do::job("f").delay(secs(10)).after(b), Do::job("g").after(b)])?;
+    assert_eq!(t.client().get(b)?.run_at, created.saturating_add(secs(60)), "no sooner than that, as far as one knows");
+    let mut ran = Vec::new();
+    for second in 1..=200 {
+        t.advance(secs(1));
+        t.drain()?;
+        ran.extend(record.take().into_iter().map(|name| format!("{name} {second}")));
+        if second == 100 {
+            assert_eq!(t.client().get(b)?.run_at, created.saturating_add(secs(160)));
+        }
+    }
+    assert_eq!(ran, ["a 100", "q 100", "p 130", "b 160", "g 160", "end 165", "f 170"]);
+    assert_eq!(follows.len(), 2);
+    // One of a large workflow waits from when that is let go.
+    let (clock, parts) = (t.clock(), (0..1500).map(|n| Do::job(format!("{n}")).delay(secs(10))));
+    let slow = parts.inspect(|_| clock.advance(Duration::from_millis(10)));
+    start(&t, NewWorkflow::new("large").jobs("parts", slow));
+    t.drain()?;
+    t.advance(secs(9));
+    t.drain()?;
+    assert_eq!(record.take().len(), 0);
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(record.take().len(), 1500);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn jobs_tell_their_workflow_and_keep_their_delay_through_a_retry_of_it() -> jobmill::Result<()> {
+    let (t, record) = harness_with(|builder| {
+        #[derive(Serialize, Deserialize)]
+        struct Ask;
+        impl Payload for Ask {
+            const KIND: &'static str = "ask";
+        }
+        builder.handle(|_: Ask, ctx: &Context| -> Result<(), Failure> {
+            let own = ctx.job().workflow_id;
+            assert_eq!(own, ctx.workflow()?);
+            ctx.state::<Record>()?.note(own.expect("a workflow").to_string());
+            Ok(())
+        })
+    })?;
+    record.set_failing(["a"]);
+    let workflow = NewWorkflow::new("w")
+        .job("a", Do::job("a"))
+        .job("b", Do::job("b").delay(secs(60)))
+        .after("a")
+        .jobs("asks", [NewJob::json("ask", &())])
+        .on_end(NewJob::json("ask", &()));
+    let id = start(&t, workflow);
+    t.drain()?;
+    assert_eq!(record.take(), ["a".to_owned(), id.to_string(), id.to_string()]);
+    for node in t.client().workflow(id)?.nodes {
+        assert!(
+            node.job.is_none_or(|job| t.client().get(job).expect("a job").workflow_id == Some(id)),
+            "{}",
+            node.name
+        );
+    }
+    for job in t.client().list(Query::new())?.jobs {
+        assert_eq!(job.workflow_id, Some(id));
+    }
+    let alone = t.enqueue(Do::job("alone"))?;
+    assert_eq!(t.client().get(alone)?.workflow_id, None);
+    record.set_failing([]);
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    t.advance(secs(59));
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "alone"]);
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(record.take(), ["b"]);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn more_old_workflows_than_a_slice_are_forgotten_at_once() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let retention = Retention { completed: Some(secs(60)), ..Retention::default() };
+        builder.durability(Durability::Normal).retention(retention)
+    })?;
+    for _ in 0..450 {
+        start(&t, NewWorkflow::new("empty").jobs("none", Vec::<NewJob>::new()));
+    }
+    t.drain()?;
+    t.advance(secs(61));
+    t.engine().maintain()?;
+    assert_eq!(query::<i64>(t.client(), "SELECT count(*) FROM jobmill_flow"), 0);
     Ok(())
 }
 

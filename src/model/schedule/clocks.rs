@@ -444,6 +444,8 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (cron("* * * * * * *"), "cron: must have five fields"),
         (cron("@never"), "cron: must have five fields"),
         (cron("@reboot"), "cron: must have five fields"),
+        (cron(", * * * *"), "cron: must name something before and after each comma"),
+        (cron("0 1,,2 * * *"), "cron: must name something before and after each comma"),
         (cron("60 * * * *"), "cron: the minute cannot be read"),
         (cron("61 * * * * *"), "cron: the second cannot be read"),
         (cron("* 24 * * *"), "cron: the hour cannot be read"),
@@ -472,6 +474,8 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (every(1000).starts_at(at("2026-01-02")).ends_at(at("2026-01-01")), "ends_at: must not be before starts_at"),
         (cron("@daily").starts_at(at("2026-01-01T01:00Z")).ends_at(at("2026-01-01T02:00Z")), "ends_at: must leave"),
         (Schedule::at("a", at("2026-01-03"), job()).ends_at(at("2026-01-01")), "ends_at: must leave"),
+        (Schedule::at("a", Timestamp::EPOCH, job()), "at: must leave"),
+        (every(1000).starts_at(Timestamp::MAX), "starts_at: must leave"),
         (Schedule::every("", Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
     ] {
         let error = schedule.check().expect_err(begins);

@@ -28,6 +28,10 @@ impl CronLine {
         if text.len() > MAX_BYTES || !text.is_ascii() {
             return Err(Error::invalid("cron", format_args!("must be ASCII text of at most {MAX_BYTES} bytes")));
         }
+        // The library takes a list of nothing for a field, and then looks for a match where there is none.
+        if text.split_whitespace().any(|field| field.split(',').any(str::is_empty)) {
+            return Err(Error::invalid("cron", "must name something before and after each comma"));
+        }
         let cron = parse(text).map_err(|problem| match faulty_field(text) {
             Some((field, problem)) => Error::invalid("cron", format_args!("the {field} cannot be read: {problem}")),
             None => {

@@ -229,7 +229,12 @@ impl Schedule {
         }
         let nothing_before = self.starts_at.unwrap_or(Timestamp::EPOCH);
         if self.timetable(nothing_before)?.first(nothing_before).is_none() {
-            return Err(Error::invalid("ends_at", "must leave at least one tick after starts_at"));
+            let field = match (&self.trigger, self.ends_at) {
+                (_, Some(_)) => "ends_at",
+                (Trigger::At { .. }, None) => "at",
+                (_, None) => "starts_at",
+            };
+            return Err(Error::invalid(field, "must leave at least one tick between the start, or 1970, and the end"));
         }
         if let Missed::All(most) = self.missed
             && !(1..=Self::MAX_MISSED).contains(&most)

@@ -70,6 +70,11 @@ impl Timetable {
         self.ends_at.is_none_or(|ends_at| next <= ends_at).then_some(next)
     }
 
+    /// Whether this moment is a tick.
+    pub(crate) fn is_tick(&self, at: Timestamp) -> bool {
+        at > Timestamp::EPOCH && self.next_after(at.saturating_sub(Duration::from_micros(1))) == Some(at)
+    }
+
     /// The first tick of a schedule that begins at `now`. A moment that is over already is a tick that was missed.
     pub(crate) fn first(&self, now: Timestamp) -> Option<Timestamp> {
         match self.rhythm {

@@ -24,7 +24,7 @@ CREATE TABLE jobmill_job (
     max_attempts        INTEGER NOT NULL,
     owner               INTEGER,                     -- the instance of the last claim; null while the job waits
     worker              INTEGER,                     -- the worker of the last attempt that ended
-    run_at              INTEGER,                     -- null: the time of creation
+    run_at              INTEGER,                     -- null: the time of creation; negative: so long after the admission
     started_at          INTEGER,
     completed_at        INTEGER,
     expires_at          INTEGER,

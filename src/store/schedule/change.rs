@@ -10,7 +10,7 @@ use crate::model::history::{Action, Caller};
 use crate::model::id::{JobId, ScheduleId, row_after};
 use crate::model::schedule::policy::Overlap;
 use crate::model::schedule::record::{Backfilled, Scheduled, TickOutcome};
-use crate::model::schedule::timetable::Timetable;
+use crate::model::schedule::timetable::{COUNT_MAX, Timetable};
 use crate::model::schedule::{Definition, Ready, Schedule, template};
 use crate::model::time::Timestamp;
 use crate::model::unique::TickKey;
@@ -132,14 +132,40 @@ impl Turn<'_> {
             .map_err(storage)?;
         let new = schedule.definition();
         if !old.as_ref().is_some_and(|old| old.ticks_like(&new)) {
-            let keeps_anchor = old.is_some_and(|old| old.keeps_anchor_of(&new));
+            let keeps_anchor = old.as_ref().is_some_and(|old| old.keeps_anchor_of(&new));
             let anchor = if keeps_anchor { standing.anchor } else { self.now };
             let timetable = Timetable::of(schedule, anchor, Some(id))?;
-            let tick = if standing.paused_at.is_some() { None } else { timetable.first(self.now) };
+            let mut tick = if standing.paused_at.is_some() { None } else { timetable.first(self.now) };
+            if let Some(come) = standing.tick.filter(|tick| *tick <= self.now) {
+                if timetable.is_tick(come) {
+                    tick = Some(come);
+                } else {
+                    let before = old.map(|old| old.into_schedule(String::new(), schedule.job.clone()));
+                    let before = before.and_then(|old| Timetable::of(&old, standing.anchor, Some(id)).ok());
+                    self.miss(&standing, come, before.as_ref())?;
+                }
+            }
             self.set_next(&Standing { anchor, ..standing }, tick, tick.map(|tick| timetable.due_at(tick)))
                 .map_err(storage)?;
         }
         self.audit_schedule(Action::ScheduleChanged, &schedule.name, caller)
+    }
+
+    /// Writes that the ticks of a schedule have been missed that had come, from this one on, when it was replaced.
+    fn miss(&mut self, standing: &Standing, come: Timestamp, before: Option<&Timetable>) -> Result<()> {
+        let past = self.now.saturating_add(Duration::from_micros(1));
+        let to = before.and_then(|before| before.newest_before(past, come)).unwrap_or(come);
+        let count = before.map_or(Some(1), |before| before.count(come, to));
+        let number = standing.lines + 1;
+        self.history_line(standing.id, number, come, TickOutcome::Missed { to, count }).map_err(storage)?;
+        self.conn
+            .prepare_cached("UPDATE jobmill_schedule SET missed = missed + :count, lines = :lines WHERE id = :id")
+            .and_then(|mut statement| {
+                let count = count.unwrap_or(COUNT_MAX).cast_signed();
+                statement.execute(named_params! { ":id": standing.id, ":count": count, ":lines": number })
+            })
+            .map(drop)
+            .map_err(storage)
     }
 
     /// Writes which tick comes next.

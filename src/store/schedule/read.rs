@@ -134,6 +134,44 @@ pub(crate) fn history(conn: &Connection, id: ScheduleId) -> rusqlite::Result<Opt
     Ok(Some(lines))
 }
 
+/// Looks at the schedules, and gives each that cannot be read or that stands where none can.
+pub(crate) fn unsound(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let mut statement = conn.prepare(
+        "SELECT schedule.id, name, kind, definition, job,
+             (tick IS NULL) <> (next_at IS NULL) OR coalesce(next_at < tick, FALSE) OR (paused_at IS NOT NULL AND tick IS NOT NULL)
+                 OR (waiting IS NOT NULL AND (last_job IS NULL OR paused_at IS NOT NULL))
+         FROM jobmill_schedule AS schedule
+         LEFT JOIN jobmill_schedule_definition AS stored ON stored.schedule = schedule.id ORDER BY schedule.id",
+    )?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let (id, name, kind): (ScheduleId, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let definition = row.get::<_, Option<String>>(3)?.unwrap_or_default();
+        let job = row.get::<_, Option<String>>(4)?.unwrap_or_default();
+        match parse(name.clone(), &definition, &job).and_then(|schedule| schedule.check().map(|()| schedule)) {
+            Err(error) => wrong.push(format!("the schedule {name} ({id}) cannot be read: {error}")),
+            Ok(schedule) if schedule.kind() != kind => {
+                wrong.push(format!("the schedule {name} ({id}) is not listed by the kind of its job"));
+            }
+            Ok(_) => {}
+        }
+        if row.get(5)? {
+            wrong.push(format!("the schedule {name} ({id}) waits for no moment that it has"));
+        }
+    }
+    let stray: i64 = conn.query_row(
+        "SELECT (SELECT count(*) FROM jobmill_schedule_definition WHERE schedule NOT IN (SELECT id FROM jobmill_schedule))
+              + (SELECT count(*) FROM jobmill_tick WHERE schedule NOT IN (SELECT id FROM jobmill_schedule))",
+        [],
+        |row| row.get(0),
+    )?;
+    if stray > 0 {
+        wrong.push(format!("{stray} definitions and ticks are of schedules that do not exist"));
+    }
+    Ok(wrong)
+}
+
 /// Kinds of schedules' jobs for which no open engine has a handler, each with the names of some of its schedules.
 pub(crate) fn unhandled(conn: &Connection) -> rusqlite::Result<Vec<(String, Vec<String>)>> {
     let mut kinds = conn.prepare_cached(

@@ -22,7 +22,7 @@ use crate::store::enqueue::PAYLOAD_IN_ROW_BYTES;
 use crate::store::flow::{self, GONE, Role, Task};
 use crate::store::operate::Standing;
 use crate::store::place::{Place, place_columns};
-use crate::store::row::State;
+use crate::store::row::{RunAt, State};
 use crate::store::step::Step;
 use crate::store::{Turn, gate};
 
@@ -49,7 +49,7 @@ struct Member {
     id: JobId,
     state: State,
     attempt: u32,
-    run_at: Option<Timestamp>,
+    run_at: RunAt,
     place: Place,
 }
 
@@ -77,7 +77,7 @@ pub(crate) const PLAN_ADMIT_PLAIN: &str = "UPDATE jobmill_job INDEXED BY jobmill
 impl Member {
     /// Whether it waits, and `PLAN_ADMIT_PLAIN` is meant for it.
     fn is_plain(&self) -> bool {
-        self.state == State::Created && self.run_at.is_none() && !self.place.limited
+        self.state == State::Created && self.run_at == RunAt::AtOnce && !self.place.limited
     }
 }
 
@@ -179,7 +179,7 @@ impl Turn<'_> {
                 if follower.feeds {
                     self.feed(duty.target, standing.id)?;
                 }
-                let run_at = standing.run_at.map_or(self.now, |run_at| run_at.max(self.now));
+                let run_at = standing.run_at.since(self.now).map_or(self.now, |run_at| run_at.max(self.now));
                 self.admit_job(standing.id, standing.place, Some(run_at), standing.attempt)?;
             }
         }
@@ -247,7 +247,7 @@ impl Turn<'_> {
                         id: row.get(0)?,
                         state: row.get(1)?,
                         attempt: row.get(2)?,
-                        run_at: row.get(3)?,
+                        run_at: RunAt::read(row, 3)?,
                         place: Place::read(row, 4)?,
                     })
                 },
@@ -320,8 +320,8 @@ impl Turn<'_> {
         if role != Role::Stage && is_waiting(self.conn, member.id.raw())? {
             return Ok(());
         }
-        let later = || member.run_at.map_or(self.now, |run_at| run_at.max(self.now));
-        let run_at = if as_it_is { member.run_at } else { Some(later()) };
+        let asked = member.run_at.since(self.now);
+        let run_at = if as_it_is { asked } else { Some(asked.map_or(self.now, |run_at| run_at.max(self.now))) };
         self.admit_job(member.id, member.place, run_at, member.attempt)
     }
 
@@ -389,6 +389,20 @@ impl Turn<'_> {
             &Line::of(standing.id, action).share(standing.place.share).states(State::Created, to).note(Some(why)),
         )?;
         self.last_step(standing.step(to, cause))
+    }
+
+    /// Feeds a job once more that is sent again: the one that it follows may have failed when it was judged, and has
+    /// completed since.
+    pub(crate) fn feed_again(&self, to: JobId) -> rusqlite::Result<()> {
+        let from: Option<i64> = self
+            .conn
+            .prepare_cached(
+                "SELECT needs FROM jobmill_edge AS edge JOIN jobmill_job AS needed ON needed.id = edge.needs
+                 WHERE edge.follower = ?1 AND edge.feeds = 1 AND needed.state = 3",
+            )?
+            .query_row([to], |row| row.get(0))
+            .optional()?;
+        from.map_or(Ok(()), |from| self.feed(from, to))
     }
 
     /// Makes the result of a job the payload of another.

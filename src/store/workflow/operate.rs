@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, named_params, params};
 use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
+use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::flow::Task;
 use crate::store::operate::Cancelled;
@@ -68,6 +69,29 @@ impl Turn<'_> {
             }
         }
         Ok(Ok(Cancelled::Requested))
+    }
+
+    /// Cancels workflows that were never let go, and to which nothing has been added since a moment: whoever wrote them is
+    /// gone.
+    pub(crate) fn cancel_abandoned_workflows(&mut self, before: Timestamp) -> rusqlite::Result<()> {
+        let abandoned: Vec<WorkflowId> = self
+            .conn
+            .prepare_cached(
+                "SELECT id FROM jobmill_flow AS whole INDEXED BY jobmill_flow_state
+                 WHERE parent IS NULL AND state = 0 AND cancel_requested_at IS NULL AND id < :before AND NOT EXISTS (
+                     SELECT 1 FROM jobmill_flow AS part
+                     JOIN jobmill_job AS job INDEXED BY jobmill_job_flow ON job.flow = part.id
+                     WHERE (part.id = whole.id OR part.parent = whole.id) AND job.id >= :before)",
+            )?
+            .query_map(named_params! { ":before": JobId::first_at(before) }, |row| {
+                row.get(0).map(WorkflowId::from_raw)
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        for id in abandoned {
+            log::warn!("{id} is cancelled: it was not written to its end, and nobody has added to it for long");
+            let _ = self.cancel_workflow(id, &Caller::default())?;
+        }
+        Ok(())
     }
 
     /// Has the jobs of an ended workflow sent again that did not end well.

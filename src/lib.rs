@@ -45,6 +45,7 @@ pub use model::batch::{
     Batch, BatchItemRecord, BatchReply, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent, Step,
     StepStatus,
 };
+pub use model::cursor::Order;
 pub use model::delivery::CallbackDelivery;
 pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
@@ -64,7 +65,7 @@ pub use model::need::OnFailure;
 pub use model::new_batch::{BatchItem, Estimate, NewBatch};
 pub use model::new_job::{NewJob, Payload};
 pub use model::new_workflow::NewWorkflow;
-pub use model::page::{Order, Page, Query};
+pub use model::page::{Page, Query};
 pub use model::preference::Preference;
 pub use model::retention::Retention;
 pub use model::retry::Backoff;

@@ -41,7 +41,7 @@ impl Client {
     /// A cursor that is a job of another user's, if the client is bound to one.
     pub(super) fn foreign_cursor(&self, conn: &rusqlite::Connection, query: &Query) -> rusqlite::Result<Option<JobId>> {
         let Some(user) = self.user() else { return Ok(None) };
-        for cursor in [query.before, query.after].into_iter().flatten() {
+        for cursor in [query.cursor.before, query.cursor.after].into_iter().flatten() {
             if read::is_foreign(conn, cursor, user)? {
                 return Ok(Some(cursor));
             }
@@ -50,7 +50,7 @@ impl Client {
     }
 
     pub(super) fn check_cursors(&self, query: &Query) -> Result<()> {
-        if self.user().is_none() || (query.before.is_none() && query.after.is_none()) {
+        if self.user().is_none() || (query.cursor.before.is_none() && query.cursor.after.is_none()) {
             return Ok(());
         }
         let foreign = self.reader().snapshot("cannot look for the cursor", |conn| self.foreign_cursor(conn, query))?;

@@ -6,10 +6,11 @@ use std::io::{BufRead, Write};
 use crate::client::{Client, not_found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, PollCycle, RequestStatus};
+use crate::model::cursor::{Cursor, Order};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
-use crate::model::page::{Order, Query};
+use crate::model::page::Query;
 use crate::model::rules::check_name;
 use crate::store::batch::create::NotAdded;
 use crate::store::batch::read::{self, ItemFilter};
@@ -37,10 +38,7 @@ pub struct ItemQuery {
     statuses: Vec<Status>,
     request: Option<BatchRequestId>,
     agent: Option<String>,
-    after: Option<BatchItemId>,
-    before: Option<BatchItemId>,
-    order: Order,
-    limit: usize,
+    cursor: Cursor<BatchItemId>,
 }
 
 impl Default for ItemQuery {
@@ -56,10 +54,7 @@ impl ItemQuery {
             statuses: Vec::new(),
             request: None,
             agent: None,
-            after: None,
-            before: None,
-            order: Order::Ascending,
-            limit: 50,
+            cursor: Cursor { order: Order::Ascending, ..Cursor::default() },
         }
     }
 
@@ -83,25 +78,25 @@ impl ItemQuery {
 
     /// Only items behind this one.
     pub fn after(mut self, id: BatchItemId) -> Self {
-        self.after = Some(id);
+        self.cursor.after = Some(id);
         self
     }
 
     /// Only items before this one.
     pub fn before(mut self, id: BatchItemId) -> Self {
-        self.before = Some(id);
+        self.cursor.before = Some(id);
         self
     }
 
     /// Sets the order. Defaults to that of the batch.
     pub fn order(mut self, order: Order) -> Self {
-        self.order = order;
+        self.cursor.order = order;
         self
     }
 
     /// Sets how many items a page has, from 1 to 1000. Defaults to 50.
     pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = limit;
+        self.cursor.limit = limit;
         self
     }
 }
@@ -257,24 +252,19 @@ impl Client {
     /// # Errors
     /// `NotFound` if no batch has this id; `Invalid` if the limit is not from 1 to 1000, or `before` is not behind `after`.
     pub fn batch_items(&self, id: JobId, query: &ItemQuery) -> Result<ItemPage> {
-        Query::new().limit(query.limit).check()?;
-        if let (Some(after), Some(before)) = (query.after, query.before)
-            && before <= after
-        {
-            return Err(Error::invalid("before", "must be newer than after"));
-        }
+        query.cursor.check()?;
         let filter =
             ItemFilter { states: read::states_of(&query.statuses), request: query.request, agent: query.agent.clone() };
-        let cursors = (query.after, query.before);
+        let cursors = (query.cursor.after, query.cursor.before);
         let mut items = self.of_batch(id, |conn| match read::item_counts(conn, id)? {
-            Some(_) => read::items(conn, id, &filter, cursors, query.order, query.limit).map(Some),
+            Some(_) => read::items(conn, id, &filter, cursors, query.cursor.order, query.cursor.limit).map(Some),
             None => Ok(None),
         })?;
         if !query.statuses.is_empty() {
             items.retain(|item| query.statuses.contains(&item.status));
         }
-        let has_more = items.len() > query.limit;
-        items.truncate(query.limit);
+        let has_more = items.len() > query.cursor.limit;
+        items.truncate(query.cursor.limit);
         Ok(ItemPage { items, has_more })
     }
 

@@ -54,7 +54,8 @@ impl Client {
     /// one cannot be read.
     pub fn schedules(&self, query: ScheduleQuery) -> Result<SchedulePage> {
         self.administer("read schedules")?;
-        let limit = query.check()?;
+        query.cursor.check()?;
+        let limit = query.cursor.limit;
         let found = self.reader().snapshot("cannot list the schedules", |conn| read::page(conn, &query, limit + 1))?;
         let mut schedules = found.into_iter().collect::<Result<Vec<ScheduleRecord>>>()?;
         let has_more = schedules.len() > limit;

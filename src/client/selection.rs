@@ -2,10 +2,11 @@
 
 use crate::client::Client;
 use crate::error::Result;
+use crate::model::cursor::Order;
 use crate::model::history::Caller;
 use crate::model::id::JobId;
 use crate::model::job::Priority;
-use crate::model::page::{Order, Query};
+use crate::model::page::Query;
 use crate::model::rules::check_queue;
 use crate::store::connect::storage_error;
 use crate::store::operate::{Move, Refused};
@@ -103,8 +104,8 @@ impl Selection {
         // Those that come while it goes on are not hunted.
         let newest = self.last_id()?;
         let mut query = self.query.clone().order(Order::Ascending).limit(SLICE_JOBS);
-        let before = query.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1));
-        query.before = Some(JobId::from_raw(before));
+        let before = query.cursor.before.map_or(i64::MAX, JobId::raw).min(newest.saturating_add(1));
+        query.cursor.before = Some(JobId::from_raw(before));
         let mut bulk = Bulk::default();
         loop {
             let ids = self.client.reader().snapshot("cannot select jobs", |conn| list::ids(conn, &query))?;

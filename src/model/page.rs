@@ -1,22 +1,13 @@
 //! Which jobs to list, and in which pages.
 
 use crate::error::{Error, Result};
+use crate::model::cursor::{self, Cursor, Order};
 use crate::model::failure_reason::FailureReason;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
-
-/// Which of two neighbours comes first in a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// The oldest first.
-    Ascending,
-    /// The newest first.
-    #[default]
-    Descending,
-}
 
 /// Which jobs to list. Every filter that is set must hold; an empty list is no filter.
 ///
@@ -29,7 +20,7 @@ pub enum Order {
 /// let query = Query::new().statuses([Status::Failed]).kinds(["invoice"]).order(Order::Ascending).limit(100);
 /// # let _ = query;
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     pub(crate) user: Option<String>,
     pub(crate) statuses: Vec<Status>,
@@ -47,44 +38,14 @@ pub struct Query {
     pub(crate) workflow: Option<WorkflowId>,
     pub(crate) created_from: Option<Timestamp>,
     pub(crate) created_until: Option<Timestamp>,
-    pub(crate) before: Option<JobId>,
-    pub(crate) after: Option<JobId>,
-    pub(crate) order: Order,
-    pub(crate) limit: usize,
-}
-
-impl Default for Query {
-    fn default() -> Self {
-        Self {
-            user: None,
-            statuses: Vec::new(),
-            job_types: Vec::new(),
-            kinds: Vec::new(),
-            tracked: None,
-            queues: Vec::new(),
-            priorities: Vec::new(),
-            background: None,
-            agents: Vec::new(),
-            stop_reason: None,
-            failure_reasons: Vec::new(),
-            source_id: None,
-            tags: Vec::new(),
-            workflow: None,
-            created_from: None,
-            created_until: None,
-            before: None,
-            after: None,
-            order: Order::default(),
-            limit: Self::DEFAULT_LIMIT,
-        }
-    }
+    pub(crate) cursor: Cursor<JobId>,
 }
 
 impl Query {
     /// How many jobs a page holds unless the query says otherwise.
-    pub const DEFAULT_LIMIT: usize = 50;
+    pub const DEFAULT_LIMIT: usize = cursor::DEFAULT_LIMIT;
     /// How many jobs a page may hold.
-    pub const MAX_LIMIT: usize = 1000;
+    pub const MAX_LIMIT: usize = cursor::MAX_LIMIT;
     /// How many values one filter may list.
     pub const MAX_VALUES: usize = 100;
 
@@ -191,37 +152,30 @@ impl Query {
 
     /// Keeps jobs created before the one with this id.
     pub fn before(mut self, id: JobId) -> Self {
-        self.before = Some(id);
+        self.cursor.before = Some(id);
         self
     }
 
     /// Keeps jobs created after the one with this id.
     pub fn after(mut self, id: JobId) -> Self {
-        self.after = Some(id);
+        self.cursor.after = Some(id);
         self
     }
 
     /// Sets the order. Defaults to [`Order::Descending`].
     pub fn order(mut self, order: Order) -> Self {
-        self.order = order;
+        self.cursor.order = order;
         self
     }
 
     /// Sets how many jobs a page holds, from 1 to 1000. Defaults to 50.
     pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = limit;
+        self.cursor.limit = limit;
         self
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if !(1..=Self::MAX_LIMIT).contains(&self.limit) {
-            return Err(Error::invalid("limit", format_args!("must be from 1 to {}", Self::MAX_LIMIT)));
-        }
-        if let (Some(before), Some(after)) = (self.before, self.after)
-            && before <= after
-        {
-            return Err(Error::invalid("before", "must be newer than after"));
-        }
+        self.cursor.check()?;
         if let (Some(from), Some(until)) = (self.created_from, self.created_until)
             && until <= from
         {
@@ -253,15 +207,13 @@ impl Query {
     pub(crate) fn bounds(&self) -> (i64, i64) {
         let from = self.created_from.map_or(0, |from| JobId::first_at(from).raw().saturating_sub(1).max(0));
         let until = self.created_until.map_or(i64::MAX, |until| JobId::first_at(until).raw());
-        (self.after.map_or(0, JobId::raw).max(from), self.before.map_or(i64::MAX, JobId::raw).min(until))
+        let Cursor { before, after, .. } = self.cursor;
+        (after.map_or(0, JobId::raw).max(from), before.map_or(i64::MAX, JobId::raw).min(until))
     }
 
     /// The page that follows one that ended with `last`.
     pub(crate) fn following(mut self, last: JobId) -> Self {
-        match self.order {
-            Order::Ascending => self.after = Some(last),
-            Order::Descending => self.before = Some(last),
-        }
+        self.cursor.follow(last);
         self
     }
 }

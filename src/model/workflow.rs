@@ -3,11 +3,11 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::model::cursor::{self, Cursor, Order};
 use crate::model::draw::{Graph, Line, Spot};
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Progress, Status};
 use crate::model::need::OnFailure;
-use crate::model::page::Order;
 use crate::model::stats::StatusCounts;
 use crate::model::time::Timestamp;
 
@@ -129,17 +129,14 @@ impl Workflow {
 pub struct WorkflowQuery {
     pub(crate) user: Option<String>,
     pub(crate) statuses: Vec<Status>,
-    pub(crate) before: Option<WorkflowId>,
-    pub(crate) after: Option<WorkflowId>,
-    pub(crate) order: Order,
-    pub(crate) limit: Option<usize>,
+    pub(crate) cursor: Cursor<WorkflowId>,
 }
 
 impl WorkflowQuery {
     /// How many workflows a page holds unless the query says otherwise.
-    pub const DEFAULT_LIMIT: usize = 50;
+    pub const DEFAULT_LIMIT: usize = cursor::DEFAULT_LIMIT;
     /// How many workflows a page may hold.
-    pub const MAX_LIMIT: usize = 1000;
+    pub const MAX_LIMIT: usize = cursor::MAX_LIMIT;
 
     /// Every workflow, the newest first, 50 a page.
     pub fn new() -> Self {
@@ -160,51 +157,38 @@ impl WorkflowQuery {
 
     /// Keeps workflows older than this one.
     pub fn before(mut self, id: WorkflowId) -> Self {
-        self.before = Some(id);
+        self.cursor.before = Some(id);
         self
     }
 
     /// Keeps workflows newer than this one.
     pub fn after(mut self, id: WorkflowId) -> Self {
-        self.after = Some(id);
+        self.cursor.after = Some(id);
         self
     }
 
     /// Sets the order. Defaults to [`Order::Descending`].
     pub fn order(mut self, order: Order) -> Self {
-        self.order = order;
+        self.cursor.order = order;
         self
     }
 
     /// Sets how many workflows a page holds, from 1 to 1000. Defaults to 50.
     pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = Some(limit);
+        self.cursor.limit = limit;
         self
     }
 
-    pub(crate) fn size(&self) -> usize {
-        self.limit.unwrap_or(Self::DEFAULT_LIMIT)
-    }
-
     pub(crate) fn check(&self) -> Result<()> {
-        if !(1..=Self::MAX_LIMIT).contains(&self.size()) {
-            return Err(Error::invalid("limit", format_args!("must be from 1 to {}", Self::MAX_LIMIT)));
-        }
         if self.user.as_deref() == Some("") {
             return Err(Error::invalid("user", "must not be empty: without a filter, leave it out"));
         }
-        match (self.before, self.after) {
-            (Some(before), Some(after)) if before <= after => Err(Error::invalid("before", "must be newer than after")),
-            _ => Ok(()),
-        }
+        self.cursor.check()
     }
 
     /// The page that follows one that ended with `last`.
     pub(crate) fn following(mut self, last: WorkflowId) -> Self {
-        match self.order {
-            Order::Ascending => self.after = Some(last),
-            Order::Descending => self.before = Some(last),
-        }
+        self.cursor.follow(last);
         self
     }
 }

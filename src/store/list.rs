@@ -9,9 +9,10 @@ use std::collections::{BinaryHeap, HashSet, VecDeque};
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use crate::model::cursor::Order;
 use crate::model::failure_reason::FailureReason;
 use crate::model::id::JobId;
-use crate::model::page::{Order, Page, Query};
+use crate::model::page::{Page, Query};
 use crate::model::stop_reason::StopReason;
 use crate::store::flow;
 use crate::store::read::{LaneRow, ShareRow, job, lane_row, lanes, shares_of};
@@ -173,7 +174,8 @@ struct Union<'q> {
 impl<'q> Union<'q> {
     fn of(ranges: Vec<Range<'q>>, query: &Query) -> Self {
         let (after, before) = query.bounds();
-        let chunk = (2 * (query.limit + 1) / ranges.len().max(1)).clamp(CHUNK_MIN, query.limit.max(CHUNK_MIN) + 1);
+        let chunk = (2 * (query.cursor.limit + 1) / ranges.len().max(1))
+            .clamp(CHUNK_MIN, query.cursor.limit.max(CHUNK_MIN) + 1);
         let stream = |range| Stream { range, after, before, heads: VecDeque::new(), chunk, exhausted: false };
         Self { streams: ranges.into_iter().map(stream).collect(), heads: None }
     }
@@ -298,7 +300,7 @@ impl<'q> Matches<'q> {
                 states,
             });
         }
-        Ok(Self { filters, test, order: query.order, from: None, ended: false })
+        Ok(Self { filters, test, order: query.cursor.order, from: None, ended: false })
     }
 
     /// The next job that passes.
@@ -370,10 +372,10 @@ fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
 /// Reads one page. The query's rules have been checked.
 pub(crate) fn list(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
     let mut matches = Matches::of(conn, query)?;
-    let mut jobs = Vec::with_capacity(query.limit.min(64));
+    let mut jobs = Vec::with_capacity(query.cursor.limit.min(64));
     let mut has_more = false;
     while let Some(id) = matches.next(conn)? {
-        if jobs.len() == query.limit {
+        if jobs.len() == query.cursor.limit {
             has_more = true;
             break;
         }
@@ -390,7 +392,7 @@ pub(crate) fn list(conn: &Connection, query: &Query) -> rusqlite::Result<Page> {
 pub(crate) fn ids(conn: &Connection, query: &Query) -> rusqlite::Result<Vec<JobId>> {
     let mut matches = Matches::of(conn, query)?;
     let mut ids = Vec::new();
-    while ids.len() < query.limit {
+    while ids.len() < query.cursor.limit {
         let Some(id) = matches.next(conn)? else { break };
         ids.push(id);
     }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use rusqlite::{Connection, StatementStatus, params_from_iter};
 
 use crate::error::Result;
+use crate::model::cursor::Order;
 use crate::model::job::{Priority, Progress, Status};
 use crate::model::new_job::NewJob;
-use crate::model::page::{Order, Query};
+use crate::model::page::Query;
 use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;

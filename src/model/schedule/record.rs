@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::model::cursor::{Cursor, Order};
 use crate::model::id::{JobId, ScheduleId};
-use crate::model::page::{Order, Query};
 use crate::model::schedule::Schedule;
 use crate::model::time::Timestamp;
 
@@ -147,10 +147,7 @@ pub struct Backfilled {
 pub struct ScheduleQuery {
     pub(crate) paused: Option<bool>,
     pub(crate) kind: Option<String>,
-    pub(crate) before: Option<ScheduleId>,
-    pub(crate) after: Option<ScheduleId>,
-    pub(crate) order: Order,
-    pub(crate) limit: Option<usize>,
+    pub(crate) cursor: Cursor<ScheduleId>,
 }
 
 impl ScheduleQuery {
@@ -173,46 +170,31 @@ impl ScheduleQuery {
 
     /// Keeps schedules that are older than this one.
     pub fn before(mut self, id: ScheduleId) -> Self {
-        self.before = Some(id);
+        self.cursor.before = Some(id);
         self
     }
 
     /// Keeps schedules that are newer than this one.
     pub fn after(mut self, id: ScheduleId) -> Self {
-        self.after = Some(id);
+        self.cursor.after = Some(id);
         self
     }
 
     /// Sets the order. Defaults to the newest first.
     pub fn order(mut self, order: Order) -> Self {
-        self.order = order;
+        self.cursor.order = order;
         self
     }
 
     /// Sets how many schedules a page has, from 1 to 1000. Defaults to 50.
     pub fn limit(mut self, limit: usize) -> Self {
-        self.limit = Some(limit);
+        self.cursor.limit = limit;
         self
-    }
-
-    /// Checks the rules, which are those of every page, and gives the limit.
-    pub(crate) fn check(&self) -> Result<usize> {
-        let limit = self.limit.unwrap_or(Query::DEFAULT_LIMIT);
-        Query::new().limit(limit).check()?;
-        if let (Some(before), Some(after)) = (self.before, self.after)
-            && before <= after
-        {
-            return Err(crate::error::Error::invalid("before", "must be newer than after"));
-        }
-        Ok(limit)
     }
 
     /// The page that follows one that ended with `last`.
     pub(crate) fn following(mut self, last: ScheduleId) -> Self {
-        match self.order {
-            Order::Ascending => self.after = Some(last),
-            Order::Descending => self.before = Some(last),
-        }
+        self.cursor.follow(last);
         self
     }
 }

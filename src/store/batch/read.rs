@@ -5,9 +5,9 @@ use serde::Serialize;
 
 use crate::model::batch::{BatchItemRecord, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent};
 use crate::model::batch_job::PlanBatch;
+use crate::model::cursor::Order;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
-use crate::model::page::Order;
 use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
 use crate::provider::RemoteBatch;

@@ -3,8 +3,8 @@
 use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::error::Result;
+use crate::model::cursor::Order;
 use crate::model::id::ScheduleId;
-use crate::model::page::Order;
 use crate::model::schedule::record::{ScheduleQuery, ScheduleRecord, Tick};
 use crate::model::time::Timestamp;
 use crate::store::schedule::{outcome, parse};
@@ -90,9 +90,9 @@ pub(crate) fn by_name(conn: &Connection, name: &str) -> rusqlite::Result<Option<
 
 /// At most `limit` schedules of a query.
 pub(crate) fn page(conn: &Connection, query: &ScheduleQuery, limit: usize) -> rusqlite::Result<Vec<Found>> {
-    let backwards = usize::from(query.order == Order::Descending);
-    let after = query.after.map_or(0, ScheduleId::raw);
-    let before = query.before.map_or(i64::MAX, ScheduleId::raw);
+    let backwards = usize::from(query.cursor.order == Order::Descending);
+    let after = query.cursor.after.map_or(0, ScheduleId::raw);
+    let before = query.cursor.before.map_or(i64::MAX, ScheduleId::raw);
     let limit = limit as i64;
     match &query.kind {
         None => conn

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use crate::model::cursor::Order;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::need::{Condition, OnFailure};
-use crate::model::page::{Order, Query};
+use crate::model::page::Query;
 use crate::model::stats::StatusCounts;
 use crate::model::workflow::{Workflow, WorkflowFailure, WorkflowNode, WorkflowPage, WorkflowQuery, WorkflowSummary};
 use crate::store::flow::{self, Role};
@@ -185,10 +186,10 @@ pub(crate) const PLAN_WORKFLOWS: [[&str; 2]; 2] = [
 
 /// Reads one page of workflows. The query's rules have been checked.
 pub(crate) fn workflows(conn: &Connection, query: &WorkflowQuery) -> rusqlite::Result<WorkflowPage> {
-    let descending = query.order == Order::Descending;
-    let after = query.after.map_or(0, WorkflowId::raw);
-    let before = query.before.map_or(i64::MAX, WorkflowId::raw);
-    let limit = query.size() as i64 + 1;
+    let descending = query.cursor.order == Order::Descending;
+    let after = query.cursor.after.map_or(0, WorkflowId::raw);
+    let before = query.cursor.before.map_or(i64::MAX, WorkflowId::raw);
+    let limit = query.cursor.limit as i64 + 1;
     let mut found = Vec::new();
     for state in [State::Created, State::Running, State::Completed, State::Failed, State::Cancelled] {
         if !query.statuses.is_empty() && !query.statuses.contains(&state.status()) {
@@ -208,8 +209,8 @@ pub(crate) fn workflows(conn: &Connection, query: &WorkflowQuery) -> rusqlite::R
     if descending {
         found.reverse();
     }
-    let has_more = found.len() > query.size();
-    found.truncate(query.size());
+    let has_more = found.len() > query.cursor.limit;
+    found.truncate(query.cursor.limit);
     let next = match found.last() {
         Some(last) if has_more => Some(query.clone().following(last.id)),
         _ => None,

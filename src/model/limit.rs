@@ -9,7 +9,7 @@ use crate::model::rules::{MAX_KEY_BYTES, check_duration, check_name};
 use crate::model::time::Timestamp;
 
 /// A limit by name, that jobs of any queue and kind may share: how many run at a time and how fast they start, in all
-/// processes on the file together, for each key by itself. A job counts against it if it [says so](NewJob::limit).
+/// processes on the file together, for each key by itself. A job counts against it if it [says so](crate::NewJob::limit).
 ///
 /// A job over its limit costs nothing while it waits, and holds up no other: those of the same key go on in their order as
 /// soon as one ends, or as tokens come.

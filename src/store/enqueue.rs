@@ -12,7 +12,7 @@ use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, RunAt, State};
 use crate::store::step::Step;
-use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last_id, share, tally, unique};
+use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last_id, line, share, tally, unique};
 
 /// Payloads longer than this have a table of their own, so that a change of status does not write them anew. A page
 /// has 4096 bytes.
@@ -77,7 +77,9 @@ impl<'c> Ledger<'c> for Turn<'c> {
     fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
         let uses = self.gates_of(&new.limits)?;
         if row.state == State::Pending {
-            row.hold_at(self.gate_ahead(&uses, row.place.lane)?);
+            if let Some(gate) = self.gate_ahead(&uses, row.place.lane)? {
+                row.hold_at(self.conn, &uses, gate)?;
+            }
         }
         row.uses = uses;
         Ok(())
@@ -180,12 +182,16 @@ impl<'c> Ledger<'c> for File<'c> {
     }
 
     fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
-        row.uses = gate::gates_in(self.conn, &new.limits)?;
+        let uses = gate::gates_in(self.conn, &new.limits)?;
+        let mut held_at = None;
         if row.state == State::Pending {
             // Whether it may go, the next turn of an engine finds out.
-            row.hold_at(row.uses.first().map(|(gate, _)| *gate));
+            let first = uses.first().map_or(0, |(gate, _)| *gate);
+            held_at = Some(row.hold_at(self.conn, &uses, first)?);
         }
-        gate::enter_in(self.conn, row.place.lane, &row.uses, row.gate, row.now)
+        gate::enter_in(self.conn, row.place.lane, &uses, held_at, row.now)?;
+        row.uses = uses;
+        Ok(())
     }
 
     fn claim(&mut self, _: &mut NewRow, _: &NewJob) {}
@@ -292,17 +298,17 @@ pub(crate) struct NewRow {
     owner: Option<i64>,
     /// Its gates with what it takes of each.
     uses: Vec<Taken>,
-    /// The gate that holds it.
-    gate: Option<i64>,
+    /// The line in which it stands, if it is held.
+    line: Option<i64>,
 }
 
 impl NewRow {
-    /// Holds it at a gate, if there is one that is closed.
-    fn hold_at(&mut self, gate: Option<i64>) {
-        if gate.is_some() {
-            self.state = State::Held;
-            self.gate = gate;
-        }
+    /// Holds it at a gate, or wherever the line of its gates stands, and tells at which one that is.
+    fn hold_at(&mut self, conn: &Connection, uses: &[Taken], gate: i64) -> rusqlite::Result<i64> {
+        let (line, gate) = line::join(conn, uses, self.place.lane, gate, self.id.created_at().as_micros())?;
+        self.state = State::Held;
+        self.line = Some(line);
+        Ok(gate)
     }
 }
 
@@ -310,7 +316,7 @@ impl NewRow {
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
-         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, gate, weight, cost)
+         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, line, weight, cost)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
          ?23, ?24, ?25, ?26, ?27)";
 
@@ -336,8 +342,8 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         (_, Some(at)) => RunAt::At(at),
         (_, None) => RunAt::AtOnce,
     };
-    let (owner, uses, gate) = (None, Vec::new(), None);
-    let mut row = NewRow { id, place, state, now, run_at, stored_run_at, expires_at, owner, uses, gate };
+    let (owner, uses, line) = (None, Vec::new(), None);
+    let mut row = NewRow { id, place, state, now, run_at, stored_run_at, expires_at, owner, uses, line };
     if place.limited {
         ledger.bound(&mut row, new)?;
     }
@@ -374,7 +380,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         (detail > 0).then_some(detail),
         place.flow,
         place.limited.then(|| gate::text(&row.uses)),
-        row.gate,
+        row.line,
         (new.weight != 1).then_some(new.weight),
         (new.cost != 1).then_some(new.cost),
     ])?;

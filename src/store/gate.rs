@@ -346,10 +346,10 @@ pub(crate) fn is_defined_in(conn: &Connection, name: &str) -> rusqlite::Result<b
     conn.prepare_cached("SELECT 1 FROM jobmill_limit WHERE name = ?1")?.exists([name])
 }
 
-/// The gates of a job with what it takes of each, and the one that holds it.
+/// The gates of a job with what it takes of each, and the line in which it stands if it is held.
 pub(crate) fn uses_of(conn: &Connection, job: JobId) -> rusqlite::Result<(Vec<Taken>, Option<i64>)> {
     let found = conn
-        .prepare_cached("SELECT limits, gate FROM jobmill_job WHERE id = ?1")?
+        .prepare_cached("SELECT limits, line FROM jobmill_job WHERE id = ?1")?
         .query_row([job], |row| Ok((parse(row.get_ref(0)?.as_str_or_null()?), row.get(1)?)))
         .optional()?;
     Ok(found.unwrap_or_default())

@@ -12,21 +12,19 @@ use crate::store::gate::{Passage, Taken, columns, nanos, parse, text, uses_of};
 use crate::store::place::{Place, place_columns};
 use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Turn, queue};
+use crate::store::{Turn, line, queue};
 
 /// How many gates one turn opens because their time has come.
 const WAKE_MAX: i64 = 100;
 /// How many held jobs one turn moves.
 const MOVES_MAX: usize = 500;
-/// How many held jobs are read at a time.
-const CHUNK: i64 = 32;
 
-/// Reads the jobs that a gate holds of one lane, in the order in which it lets them go.
+/// Reads the first job of a line in a lane.
 pub(crate) const PLAN_HELD: &str = concat!(
-    "SELECT id, limits, ",
+    "SELECT id, limits, coalesce(run_at, id >> 10), ",
     place_columns!(),
     " FROM jobmill_job INDEXED BY jobmill_job_held
-     WHERE gate = :gate AND lane = :lane AND state = 8 ORDER BY coalesce(run_at, id >> 10), id LIMIT :limit"
+     WHERE line = ?1 AND lane = ?2 AND state = 8 ORDER BY coalesce(run_at, id >> 10), id LIMIT 1"
 );
 
 /// Removes gates that no job names and of which nothing need be remembered.
@@ -75,9 +73,14 @@ impl Turn<'_> {
 
     /// Holds a waiting job at a gate.
     pub(crate) fn hold(&mut self, id: JobId, place: Place, from: State, gate: i64) -> rusqlite::Result<()> {
+        let (uses, at): (Vec<Taken>, i64) = self
+            .conn
+            .prepare_cached("SELECT limits, coalesce(run_at, id >> 10) FROM jobmill_job WHERE id = ?1")?
+            .query_row([id], |row| Ok((parse(row.get_ref(0)?.as_str_or_null()?), row.get(1)?)))?;
+        let (line, _) = line::join(self.conn, &uses, place.lane, gate, at)?;
         self.conn
-            .prepare_cached("UPDATE jobmill_job SET state = 8, gate = ?2 WHERE id = ?1 AND state IN (1, 7)")?
-            .execute(params![id, gate])?;
+            .prepare_cached("UPDATE jobmill_job SET state = 8, line = ?2 WHERE id = ?1 AND state IN (1, 7)")?
+            .execute(params![id, line])?;
         self.shift(id, place, from, State::Held)
     }
 
@@ -100,8 +103,17 @@ impl Turn<'_> {
         to: Option<State>,
         cause: Cause,
     ) -> rusqlite::Result<()> {
-        let (uses, holder) = uses_of(self.conn, job)?;
+        if from == to {
+            // It was moved, or a field of it was changed.
+            return Ok(());
+        }
+        let (uses, line) = uses_of(self.conn, job)?;
         let (now, conn) = (self.now, self.conn);
+        let holder = match line {
+            Some(line) if from == Some(State::Held) => line::leave(conn, line, lane)?,
+            Some(line) if to == Some(State::Held) => line::gate_of(conn, line, lane)?,
+            _ => None,
+        };
         for (id, cost) in uses {
             let gates = &mut self.book.gates;
             let limit = gates.get(conn, id)?.limit;
@@ -144,17 +156,35 @@ impl Turn<'_> {
         to: i64,
         state: State,
     ) -> rusqlite::Result<()> {
-        let (uses, holder) = uses_of(self.conn, job)?;
+        let (uses, line) = uses_of(self.conn, job)?;
+        let left = match line {
+            Some(line) if state == State::Held => line::leave(self.conn, line, from)?,
+            _ => None,
+        };
+        let joined = match left {
+            Some(gate) => Some(self.join_again(job, &uses, to, gate)?),
+            None => None,
+        };
         for (id, _) in uses {
             let ready = i64::from(state == State::Pending);
-            let held = i64::from(state == State::Held && holder == Some(id));
             let gate = self.book.gates.get(self.conn, id)?;
-            gate.change(from, -ready, -held);
-            gate.change(to, ready, held);
+            gate.change(from, -ready, -i64::from(left == Some(id)));
+            gate.change(to, ready, i64::from(joined == Some(id)));
             gate.changed = true;
             self.book.gates.loosen(id);
         }
         Ok(())
+    }
+
+    /// Lets a held job stand in the line of its gates in another lane, and gives the gate at which that stands.
+    fn join_again(&mut self, job: JobId, uses: &[Taken], lane: i64, gate: i64) -> rusqlite::Result<i64> {
+        let at = self
+            .conn
+            .prepare_cached("SELECT coalesce(run_at, id >> 10) FROM jobmill_job WHERE id = ?1")?
+            .query_row([job], |row| row.get(0))?;
+        let (line, gate) = line::join(self.conn, uses, lane, gate, at)?;
+        self.conn.prepare_cached("UPDATE jobmill_job SET line = ?2 WHERE id = ?1")?.execute(params![job, line])?;
+        Ok(gate)
     }
 
     /// Lets go of the gates of a job whose row is about to be deleted, of which nobody is told.
@@ -183,7 +213,7 @@ impl Turn<'_> {
         self.book.gates.note_next_wake(self.conn)
     }
 
-    /// Lets go what one gate holds and has room for, moving at most `limit` jobs, and tells how many it moved.
+    /// Lets go what one gate holds and has room for, moving at most `limit` jobs and lines, and tells how many it moved.
     fn open(&mut self, id: i64, limit: usize) -> rusqlite::Result<usize> {
         let mut moves = 0;
         let mut wake_at: Option<i64> = None;
@@ -191,65 +221,58 @@ impl Turn<'_> {
         let lanes: Vec<i64> =
             gate.lanes.iter().filter(|in_lane| in_lane.held > 0).map(|in_lane| in_lane.lane).collect();
         'lanes: for lane in lanes {
-            // Mostly the first one tells that there is no room.
-            let mut chunk = 1;
-            loop {
-                let held = self.held(id, lane, chunk)?;
-                let all = (held.len() as i64) < chunk;
-                chunk = CHUNK;
-                let before = moves;
-                for (job, uses, place) in held {
-                    if moves >= limit {
-                        self.book.gates.loosen(id);
-                        break 'lanes;
-                    }
-                    let cost = uses.iter().find(|(gate, _)| *gate == id).map_or(0, |(_, cost)| *cost);
-                    let gate = self.book.gates.get(self.conn, id)?;
-                    let (ready, blocked) = (gate.in_lane(lane).ready, blocked(gate.blocked_until, self.now).is_some());
-                    match self.book.gates.passage(self.conn, id, cost, ready, self.now)? {
-                        Passage::Open => {}
-                        // The end of one that runs, or the claim of one that is ready, brings us back here.
-                        Passage::Full => continue 'lanes,
-                        Passage::Until(_) if ready > 0 && !blocked => continue 'lanes,
-                        Passage::Until(at) => {
-                            wake_at = Some(wake_at.map_or(at, |earlier| earlier.min(at)));
-                            continue 'lanes;
-                        }
-                    }
-                    let others: Vec<Taken> = uses.into_iter().filter(|(gate, _)| *gate != id).collect();
-                    let to = self.closed_gate(&others, lane)?;
-                    self.let_go(job, place, id, to)?;
-                    moves += 1;
+            while let Some((line, head)) = line::first(self.conn, id, lane)? {
+                if moves >= limit {
+                    self.book.gates.loosen(id);
+                    break 'lanes;
                 }
-                if all || moves == before {
-                    break;
+                let Some((job, uses, at, place)) = self.first_in(line, lane)? else { break };
+                if at > head {
+                    // Another line may come first then.
+                    line::set_head(self.conn, line, lane, at)?;
+                    continue;
                 }
+                let cost = uses.iter().find(|(gate, _)| *gate == id).map_or(0, |(_, cost)| *cost);
+                let gate = self.book.gates.get(self.conn, id)?;
+                let (ready, blocked) = (gate.in_lane(lane).ready, blocked(gate.blocked_until, self.now).is_some());
+                match self.book.gates.passage(self.conn, id, cost, ready, self.now)? {
+                    Passage::Open => {}
+                    // The end of one that runs, or the claim of one that is ready, brings us back here.
+                    Passage::Full => continue 'lanes,
+                    Passage::Until(_) if ready > 0 && !blocked => continue 'lanes,
+                    Passage::Until(at) => {
+                        wake_at = Some(wake_at.map_or(at, |earlier| earlier.min(at)));
+                        continue 'lanes;
+                    }
+                }
+                let others: Vec<Taken> = uses.into_iter().filter(|(gate, _)| *gate != id).collect();
+                match self.closed_gate(&others, lane)? {
+                    Some(to) => self.move_line(line, lane, id, to)?,
+                    None => self.let_go(job, place, line)?,
+                }
+                moves += 1;
             }
         }
         self.book.gates.wake(id, wake_at);
         Ok(moves)
     }
 
-    /// The first jobs that a gate holds of a lane.
-    fn held(&self, gate: i64, lane: i64, limit: i64) -> rusqlite::Result<Vec<(JobId, Vec<Taken>, Place)>> {
+    /// The first job of a line, with its place in the order.
+    fn first_in(&self, line: i64, lane: i64) -> rusqlite::Result<Option<(JobId, Vec<Taken>, i64, Place)>> {
         self.conn
             .prepare_cached(PLAN_HELD)?
-            .query_map(named_params! { ":gate": gate, ":lane": lane, ":limit": limit }, |row| {
-                Ok((row.get(0)?, parse(row.get_ref(1)?.as_str_or_null()?), Place::read(row, 2)?))
-            })?
-            .collect()
+            .query_row([line, lane], |row| {
+                Ok((row.get(0)?, parse(row.get_ref(1)?.as_str_or_null()?), row.get(2)?, Place::read(row, 3)?))
+            })
+            .optional()
     }
 
-    /// Lets a held job go: among the others of its lane, or to another gate that does not let it through.
-    fn let_go(&mut self, job: JobId, place: Place, from: i64, to: Option<i64>) -> rusqlite::Result<()> {
-        let Some(to) = to else {
-            self.shift_from(job, place, from)?;
-            return Ok(());
-        };
-        self.conn.prepare_cached("UPDATE jobmill_job SET gate = ?2 WHERE id = ?1")?.execute(params![job, to])?;
-        for (gate, held) in [(from, -1), (to, 1)] {
+    /// Moves a line to another gate, which does not let it through.
+    fn move_line(&mut self, line: i64, lane: i64, from: i64, to: i64) -> rusqlite::Result<()> {
+        let held = line::move_to(self.conn, line, lane, to)?;
+        for (gate, held) in [(from, -held), (to, held)] {
             let gate = self.book.gates.get(self.conn, gate)?;
-            gate.change(place.lane, 0, held);
+            gate.change(lane, 0, held);
             gate.changed = true;
         }
         // It may wait there for time alone.
@@ -257,12 +280,13 @@ impl Turn<'_> {
         Ok(())
     }
 
-    fn shift_from(&mut self, job: JobId, place: Place, gate: i64) -> rusqlite::Result<()> {
-        // It keeps its `run_at`, and stands by its id again: whoever waited for longest goes first.
+    /// Lets a held job go among the others of its lane. It keeps its `run_at`, and stands by its id again: whoever waited
+    /// for longest goes first.
+    fn let_go(&mut self, job: JobId, place: Place, line: i64) -> rusqlite::Result<()> {
         self.shift(job, place, State::Held, State::Pending)?;
         self.conn
-            .prepare_cached("UPDATE jobmill_job SET state = 1, gate = NULL WHERE id = ?1 AND gate = ?2 AND state = 8")?
-            .execute(params![job, gate])
+            .prepare_cached("UPDATE jobmill_job SET state = 1, line = NULL WHERE id = ?1 AND line = ?2 AND state = 8")?
+            .execute(params![job, line])
             .map(drop)
     }
 

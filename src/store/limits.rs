@@ -61,7 +61,8 @@ pub(crate) fn usage(conn: &Connection, name: &str, key: &str, now: Timestamp) ->
 pub(crate) fn explain(conn: &Connection, job: JobId, now: Timestamp) -> rusqlite::Result<Option<Reason>> {
     conn.prepare_cached(
         "SELECT name, key, running, concurrency, blocked_until, wake_at
-         FROM jobmill_job AS job JOIN jobmill_gate AS gate ON gate.id = job.gate
+         FROM jobmill_job AS job JOIN jobmill_line_lane AS line ON line.line = job.line AND line.lane = job.lane
+         JOIN jobmill_gate AS gate ON gate.id = line.gate
          JOIN jobmill_limit AS bounds ON bounds.id = gate.limit_id
          WHERE job.id = ?1 AND job.state = 8",
     )?
@@ -106,7 +107,7 @@ pub(crate) fn explain_queue(conn: &Connection, queue: &str, now: Timestamp) -> r
 pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut wrong: Vec<String> = conn
         .prepare(
-            "WITH used AS (SELECT job.id, job.lane, job.state, job.gate AS holder, value ->> '$[0]' AS gate
+            "WITH used AS (SELECT job.id, job.lane, job.state, value ->> '$[0]' AS gate
                  FROM jobmill_job AS job, json_each(job.limits) WHERE job.limits IS NOT NULL)
              SELECT gate.id, jobs, running, count(used.id), coalesce(sum(used.state = 2), 0)
              FROM jobmill_gate AS gate LEFT JOIN used ON used.gate = gate.id
@@ -123,8 +124,9 @@ pub(crate) fn miscounted(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let in_lanes: Vec<String> = conn
         .prepare(
             "WITH used AS (SELECT job.lane AS lane, value ->> '$[0]' AS gate, job.state = 1 AS ready,
-                     job.state = 8 AND job.gate = value ->> '$[0]' AS held
-                 FROM jobmill_job AS job, json_each(job.limits) WHERE job.limits IS NOT NULL),
+                     job.state = 8 AND line.gate = value ->> '$[0]' AS held
+                 FROM jobmill_job AS job JOIN json_each(job.limits)
+                 LEFT JOIN jobmill_line_lane AS line ON line.line = job.line AND line.lane = job.lane WHERE job.limits IS NOT NULL),
              counted AS (SELECT gate, lane, sum(ready) AS ready, sum(held) AS held FROM used GROUP BY gate, lane
                  HAVING sum(ready) > 0 OR sum(held) > 0)
              SELECT gate, lane, ready, held, 'counted' FROM (
@@ -164,13 +166,26 @@ fn lost(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let strange: i64 = conn.query_row(
         "SELECT count(*) FROM jobmill_job AS job WHERE limits IS NOT NULL AND EXISTS (
                  SELECT 1 FROM json_each(limits) WHERE value ->> '$[0]' NOT IN (SELECT id FROM jobmill_gate))
-             OR state = 8 AND (limits IS NULL OR gate IS NULL OR gate NOT IN (
-                 SELECT value ->> '$[0]' FROM json_each(limits)))",
+             OR state = 8 AND (limits IS NULL OR NOT EXISTS (
+                 SELECT 1 FROM jobmill_line_lane AS standing JOIN jobmill_line AS line ON line.id = standing.line
+                 WHERE standing.line = job.line AND standing.lane = job.lane
+                     AND gates = (SELECT json_group_array(gate) FROM (
+                         SELECT value ->> '$[0]' AS gate FROM json_each(limits) ORDER BY 1))))",
         [],
         |row| row.get(0),
     )?;
     if strange > 0 {
         lost.push(format!("{strange} jobs name gates that are not there, or are held by one that is not theirs"));
+    }
+    let lines: i64 = conn.query_row(
+        "SELECT count(*) FROM (
+             SELECT line, lane, held FROM jobmill_line_lane
+             EXCEPT SELECT line, lane, count(*) FROM jobmill_job WHERE state = 8 GROUP BY line, lane)",
+        [],
+        |row| row.get(0),
+    )?;
+    if lines > 0 {
+        lost.push(format!("{lines} lines count other jobs than stand in them"));
     }
     Ok(lost)
 }

@@ -20,6 +20,7 @@ pub(crate) mod housekeeping;
 pub(crate) mod instance;
 pub(crate) mod lane;
 pub(crate) mod limits;
+pub(crate) mod line;
 pub(crate) mod list;
 pub(crate) mod operate;
 pub(crate) mod place;

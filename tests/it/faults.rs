@@ -344,10 +344,12 @@ fn bulky() -> Bulky {
     Bulky("x".repeat(2000))
 }
 
+/// Leaves the file room for so many more pages.
 fn disk_of(pages: u32) -> impl FnOnce(&mut jobmill::Transaction<'_>) -> Result<(), BoxError> {
     move |tx| {
         // The limit holds for our writer, for this closure runs on its connection.
-        tx.pragma_update(None, "max_page_count", pages)?;
+        let now: u32 = tx.pragma_query_value(None, "page_count", |row| row.get(0))?;
+        tx.pragma_update(None, "max_page_count", now.saturating_add(pages))?;
         Ok(())
     }
 }
@@ -370,7 +372,7 @@ fn an_end_that_does_not_fit_fails_nobody_else() -> jobmill::Result<()> {
         builder.handle(|_: Bulky, _: &Context| -> Result<String, Failure> { Ok("z".repeat(1 << 20)) })
     })?;
     let big = t.enqueue(&bulky())?;
-    t.client().write(disk_of(150)).expect("a limit");
+    t.client().write(disk_of(60)).expect("a limit");
     for _ in 0..2 {
         assert_eq!(t.drain().map_err(|error| error.kind()), Err(ErrorKind::Storage));
         t.enqueue(NewJob::json("small", &1))?;
@@ -397,7 +399,7 @@ fn a_full_disk_is_named_and_the_engine_goes_on_when_there_is_room() -> jobmill::
         })
         .start()?;
     let client = engine.client();
-    client.write(disk_of(120)).expect("a limit");
+    client.write(disk_of(40)).expect("a limit");
     let (acknowledged, error) = fill(client);
     assert_eq!(error.kind(), ErrorKind::Storage);
     assert!(error.to_string().contains("the disk is full"), "{error}");
@@ -439,7 +441,7 @@ fn an_engine_closes_on_a_full_disk_and_the_next_one_loses_nothing() -> jobmill::
             Ok("z".repeat(100_000))
         })
         .start()?;
-    engine.client().write(disk_of(120)).expect("a limit");
+    engine.client().write(disk_of(40)).expect("a limit");
     let (acknowledged, _) = fill(engine.client());
     let _ = begun.recv();
     // Whether the last words could be written or not: it comes back, and says so.

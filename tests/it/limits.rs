@@ -905,3 +905,48 @@ fn what_breaks_a_rule_is_refused_and_nothing_is_written() -> jobmill::Result<()>
     until("the books are right", || client.verify().is_ok_and(|wrong| wrong.is_empty()));
     Ok(())
 }
+
+/// Each time that one limit opened while the other was shut, all that waited moved from one to the other, one by one.
+#[test]
+fn those_that_wait_for_two_limits_in_turn_are_moved_together() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let run = |job: Echo, ctx: &Context| -> Result<(), Failure> {
+            if job.0 == "shut" {
+                // Each is shut before the other opens.
+                ctx.throttled(secs(70))?;
+            }
+            Ok(())
+        };
+        let limits = ["a", "b"].map(|name| Limit::new(name).rate(1000, secs(1)));
+        limits.into_iter().fold(builder.handle(run), |builder, limit| builder.limit(limit))
+    })?;
+    let changes = || -> jobmill::Result<i64> {
+        t.client().write(|tx| -> Result<i64, jobmill::Error> {
+            Ok(tx.query_row("SELECT total_changes()", [], |row| row.get(0)).expect("a count"))
+        })
+    };
+    let shut = |name: &str| t.enqueue(Echo::job("shut").limit(name).priority(Priority::Critical)).map(drop);
+    shut("a")?;
+    t.drain()?;
+    t.advance(secs(20));
+    t.client().enqueue_many((0..2000).map(|_| Echo::job("").limit("b").limit("a")))?;
+    for (opens, shuts) in [("a", "b"), ("b", "a"), ("a", "b"), ("b", "a")] {
+        t.advance(secs(30));
+        shut(shuts)?;
+        t.drain()?;
+        let before = changes()?;
+        t.advance(secs(30));
+        t.drain()?;
+        let moved = changes()? - before;
+        assert!(moved < 100, "{moved} rows were written as {opens} opened");
+        sound(t.client());
+    }
+    assert_eq!(t.client().limit_usage("a", "")?.held + t.client().limit_usage("b", "")?.held, 2000);
+    for _ in 0..200 {
+        t.advance(secs(1));
+        t.drain()?;
+    }
+    assert_eq!(t.client().stats()?.total.pending, 0);
+    sound(t.client());
+    Ok(())
+}

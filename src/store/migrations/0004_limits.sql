@@ -45,7 +45,7 @@ CREATE TABLE jobmill_job (
     result              BLOB,                        -- JSON
     flow                INTEGER,                     -- the workflow, or the stage of one, that counts it; null: none
     limits              TEXT,                        -- JSON array of pairs, a gate and what the job takes of it; null: none
-    gate                INTEGER,                     -- which of these holds it, if it is held
+    line                INTEGER,                     -- in which line it stands, if it is held
     weight              INTEGER,                     -- what it takes of the engine's capacity; null: 1
     cost                INTEGER,                     -- what it takes of the rate of its queue; null: 1
     followers           INTEGER,                     -- 1: jobs wait for its end; null: none
@@ -79,7 +79,7 @@ CREATE INDEX jobmill_job_end_reason ON jobmill_job (end_reason) WHERE end_reason
 -- Serves the claim by deadline.
 CREATE INDEX jobmill_job_deadline ON jobmill_job (lane, expires_at) WHERE state = 1 AND expires_at IS NOT NULL;
 -- Serves the jobs that a limit holds, in the order in which it lets them go.
-CREATE INDEX jobmill_job_held ON jobmill_job (gate, lane, coalesce(run_at, id >> 10), id) WHERE state = 8;
+CREATE INDEX jobmill_job_held ON jobmill_job (line, lane, coalesce(run_at, id >> 10), id) WHERE state = 8;
 
 ALTER TABLE jobmill_lane ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobmill_share ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
@@ -120,6 +120,22 @@ CREATE TABLE jobmill_gate_lane (
     held  INTEGER NOT NULL,
     PRIMARY KEY (gate, lane)
 ) STRICT, WITHOUT ROWID;
+
+-- A line is all held jobs that go by the same gates. In each lane it stands at one gate that does not let it through.
+CREATE TABLE jobmill_line (
+    id    INTEGER NOT NULL PRIMARY KEY,
+    gates TEXT    NOT NULL UNIQUE  -- JSON array of their ids, in ascending order
+) STRICT;
+CREATE TABLE jobmill_line_lane (
+    line INTEGER NOT NULL,
+    lane INTEGER NOT NULL,
+    gate INTEGER NOT NULL,
+    held INTEGER NOT NULL,  -- how many jobs stand in it
+    head INTEGER NOT NULL,  -- no job of it has an earlier place in the order
+    PRIMARY KEY (line, lane)
+) STRICT, WITHOUT ROWID;
+-- Serves the gate that has room.
+CREATE INDEX jobmill_line_gate ON jobmill_line_lane (gate, lane, head);
 
 -- What a queue bears, in all processes together.
 ALTER TABLE jobmill_queue ADD COLUMN concurrency INTEGER;

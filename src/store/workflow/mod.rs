@@ -24,7 +24,7 @@ use crate::store::operate::Standing;
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{RunAt, State};
 use crate::store::step::Step;
-use crate::store::{Turn, gate};
+use crate::store::{Turn, gate, line};
 
 /// How many jobs a turn judges, admits, refuses, cancels or sends again.
 pub(crate) const WALK_MAX: usize = 500;
@@ -67,7 +67,7 @@ pub(crate) const PLAN_MEMBERS: &str = concat!(
 
 /// Makes a job pending that waited. Its parameters go by number, for it is run once for each job.
 pub(crate) const PLAN_ADMIT: &str =
-    "UPDATE jobmill_job SET state = ?2, run_at = ?3, gate = ?4 WHERE id = ?1 AND state = 0";
+    "UPDATE jobmill_job SET state = ?2, run_at = ?3, line = ?4 WHERE id = ?1 AND state = 0";
 
 /// Makes the jobs of a stage pending that have neither limits nor a moment of their own. They are most of the jobs that wait,
 /// and one statement for a slice of them costs half of what one for each does.
@@ -334,13 +334,15 @@ impl Turn<'_> {
         attempt: u32,
     ) -> rusqlite::Result<()> {
         let mut state = if run_at.is_some() { State::Delayed } else { State::Pending };
-        let mut gate = None;
+        let mut line = None;
         if place.limited && state == State::Pending {
             let (uses, _) = gate::uses_of(self.conn, id)?;
-            gate = self.gate_ahead(&uses, place.lane)?;
-            state = if gate.is_some() { State::Held } else { state };
+            if let Some(gate) = self.gate_ahead(&uses, place.lane)? {
+                line = Some(line::join(self.conn, &uses, place.lane, gate, id.created_at().as_micros())?.0);
+                state = State::Held;
+            }
         }
-        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at, gate])?;
+        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at, line])?;
         self.take_admission(id, place, state, run_at, attempt)
     }
 

@@ -1,0 +1,90 @@
+//! Lines: all held jobs that go by the same gates. None of them can go where another cannot, but for what each costs, so a
+//! line moves from gate to gate as a whole, by one row for each lane, however many stand in it.
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::store::gate::Taken;
+
+/// Reads the line at a gate whose first job comes first.
+pub(crate) const PLAN_FIRST: &str = "SELECT line, head FROM jobmill_line_lane INDEXED BY jobmill_line_gate
+     WHERE gate = ?1 AND lane = ?2 ORDER BY head LIMIT 1";
+
+/// Lets a job stand in the line of its gates: at the gate at which the line stands or, if nobody stands in it, at this one.
+/// `place` is the job's place in the order. Gives the line, and the gate.
+pub(crate) fn join(
+    conn: &Connection,
+    uses: &[Taken],
+    lane: i64,
+    gate: i64,
+    place: i64,
+) -> rusqlite::Result<(i64, i64)> {
+    let line = line_of(conn, uses)?;
+    conn.prepare_cached(
+        "INSERT INTO jobmill_line_lane (line, lane, gate, held, head) VALUES (?1, ?2, ?3, 1, ?4)
+         ON CONFLICT (line, lane) DO UPDATE SET held = held + 1, head = min(head, excluded.head)
+         RETURNING gate",
+    )?
+    .query_row(params![line, lane, gate, place], |row| Ok((line, row.get(0)?)))
+}
+
+/// The line of these gates, in whichever order they are named.
+fn line_of(conn: &Connection, uses: &[Taken]) -> rusqlite::Result<i64> {
+    let mut gates: Vec<i64> = uses.iter().map(|(gate, _)| *gate).collect();
+    gates.sort_unstable();
+    let gates = serde_json::to_string(&gates).unwrap_or_default();
+    let found = conn
+        .prepare_cached("SELECT id FROM jobmill_line WHERE gates = ?1")?
+        .query_row([&gates], |row| row.get(0))
+        .optional()?;
+    match found {
+        Some(line) => Ok(line),
+        None => conn
+            .prepare_cached("INSERT INTO jobmill_line (gates) VALUES (?1) RETURNING id")?
+            .query_row([&gates], |row| row.get(0)),
+    }
+}
+
+/// Takes a job out of its line, and gives the gate at which it stood.
+pub(crate) fn leave(conn: &Connection, line: i64, lane: i64) -> rusqlite::Result<Option<i64>> {
+    let left: Option<(i64, i64)> = conn
+        .prepare_cached(
+            "UPDATE jobmill_line_lane SET held = held - 1 WHERE line = ?1 AND lane = ?2 RETURNING gate, held",
+        )?
+        .query_row([line, lane], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    if let Some((_, 0)) = left {
+        conn.prepare_cached("DELETE FROM jobmill_line_lane WHERE line = ?1 AND lane = ?2")?.execute([line, lane])?;
+        conn.prepare_cached(
+            "DELETE FROM jobmill_line WHERE id = ?1
+                 AND NOT EXISTS (SELECT 1 FROM jobmill_line_lane WHERE line = ?1)",
+        )?
+        .execute([line])?;
+    }
+    Ok(left.map(|(gate, _)| gate))
+}
+
+/// The gate at which a line stands in a lane.
+pub(crate) fn gate_of(conn: &Connection, line: i64, lane: i64) -> rusqlite::Result<Option<i64>> {
+    conn.prepare_cached("SELECT gate FROM jobmill_line_lane WHERE line = ?1 AND lane = ?2")?
+        .query_row([line, lane], |row| row.get(0))
+        .optional()
+}
+
+/// The line at a gate whose first job comes first in a lane, and that job's place in the order as it was last known: one
+/// that has gone since may have stood there.
+pub(crate) fn first(conn: &Connection, gate: i64, lane: i64) -> rusqlite::Result<Option<(i64, i64)>> {
+    conn.prepare_cached(PLAN_FIRST)?.query_row([gate, lane], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+}
+
+/// Notes the place of a line's first job.
+pub(crate) fn set_head(conn: &Connection, line: i64, lane: i64, head: i64) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE jobmill_line_lane SET head = ?3 WHERE line = ?1 AND lane = ?2")?
+        .execute([line, lane, head])
+        .map(drop)
+}
+
+/// Moves a line to another gate, and tells how many stand in it.
+pub(crate) fn move_to(conn: &Connection, line: i64, lane: i64, gate: i64) -> rusqlite::Result<i64> {
+    conn.prepare_cached("UPDATE jobmill_line_lane SET gate = ?3 WHERE line = ?1 AND lane = ?2 RETURNING held")?
+        .query_row([line, lane, gate], |row| row.get(0))
+}

@@ -76,10 +76,10 @@ impl<'c> Ledger<'c> for Turn<'c> {
 
     fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
         let uses = self.gates_of(&new.limits)?;
-        if row.state == State::Pending {
-            if let Some(gate) = self.gate_ahead(&uses, row.place.lane)? {
-                row.hold_at(self.conn, &uses, gate)?;
-            }
+        if row.state == State::Pending
+            && let Some(gate) = self.gate_ahead(&uses, row.place.lane)?
+        {
+            row.hold_at(self.conn, &uses, gate)?;
         }
         row.uses = uses;
         Ok(())

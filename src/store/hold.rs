@@ -32,6 +32,15 @@ const PLAN_IDLE: &str = "DELETE FROM jobmill_gate WHERE id IN (
          SELECT id FROM jobmill_gate INDEXED BY jobmill_gate_idle
          WHERE jobs = 0 AND running = 0 AND full_at <= :now_ns AND blocked_until <= :now LIMIT :limit)";
 
+/// The first job of a line.
+struct Held {
+    job: JobId,
+    uses: Vec<Taken>,
+    /// Its place in the order.
+    at: i64,
+    place: Place,
+}
+
 impl Turn<'_> {
     /// The gates of a new job with what it takes of each, made if there are none.
     pub(crate) fn gates_of(&mut self, uses: &[LimitUse]) -> rusqlite::Result<Vec<Taken>> {
@@ -226,7 +235,7 @@ impl Turn<'_> {
                     self.book.gates.loosen(id);
                     break 'lanes;
                 }
-                let Some((job, uses, at, place)) = self.first_in(line, lane)? else { break };
+                let Some(Held { job, uses, at, place }) = self.first_in(line, lane)? else { break };
                 if at > head {
                     // Another line may come first then.
                     line::set_head(self.conn, line, lane, at)?;
@@ -258,11 +267,12 @@ impl Turn<'_> {
     }
 
     /// The first job of a line, with its place in the order.
-    fn first_in(&self, line: i64, lane: i64) -> rusqlite::Result<Option<(JobId, Vec<Taken>, i64, Place)>> {
+    fn first_in(&self, line: i64, lane: i64) -> rusqlite::Result<Option<Held>> {
         self.conn
             .prepare_cached(PLAN_HELD)?
             .query_row([line, lane], |row| {
-                Ok((row.get(0)?, parse(row.get_ref(1)?.as_str_or_null()?), row.get(2)?, Place::read(row, 3)?))
+                let uses = parse(row.get_ref(1)?.as_str_or_null()?);
+                Ok(Held { job: row.get(0)?, uses, at: row.get(2)?, place: Place::read(row, 3)? })
             })
             .optional()
     }

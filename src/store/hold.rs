@@ -239,6 +239,7 @@ impl Turn<'_> {
                 if at > head {
                     // Another line may come first then.
                     line::set_head(self.conn, line, lane, at)?;
+                    moves += 1;
                     continue;
                 }
                 let cost = uses.iter().find(|(gate, _)| *gate == id).map_or(0, |(_, cost)| *cost);

@@ -9,6 +9,7 @@ use crate::model::limit::{Limit, LimitUse, blocked};
 use crate::model::time::Timestamp;
 use crate::store::audit::Line;
 use crate::store::gate::{Passage, Taken, columns, nanos, parse, text, uses_of};
+use crate::store::line::First;
 use crate::store::place::{Place, place_columns};
 use crate::store::row::State;
 use crate::store::step::Step;
@@ -230,14 +231,14 @@ impl Turn<'_> {
         let lanes: Vec<i64> =
             gate.lanes.iter().filter(|in_lane| in_lane.held > 0).map(|in_lane| in_lane.lane).collect();
         'lanes: for lane in lanes {
-            while let Some((line, head)) = line::first(self.conn, id, lane)? {
+            while let Some(First { line, head, next_head }) = line::first(self.conn, id, lane)? {
                 if moves >= limit {
                     self.book.gates.loosen(id);
                     break 'lanes;
                 }
                 let Some(Held { job, uses, at, place }) = self.first_in(line, lane)? else { break };
-                if at > head {
-                    // Another line may come first then.
+                // Where a line begins is an entry of an index, and is written only if that gives another line its turn.
+                if at > head && next_head.is_some_and(|next| next < at) {
                     line::set_head(self.conn, line, lane, at)?;
                     moves += 1;
                     continue;

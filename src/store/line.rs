@@ -5,9 +5,18 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::store::gate::Taken;
 
-/// Reads the line at a gate whose first job comes first.
+/// Reads the two lines at a gate whose first jobs come first.
 pub(crate) const PLAN_FIRST: &str = "SELECT line, head FROM jobmill_line_lane INDEXED BY jobmill_line_gate
-     WHERE gate = ?1 AND lane = ?2 ORDER BY head LIMIT 1";
+     WHERE gate = ?1 AND lane = ?2 ORDER BY head LIMIT 2";
+
+/// The line at a gate whose turn it is.
+pub(crate) struct First {
+    pub(crate) line: i64,
+    /// The place in the order of its first job as it was last known: one that has gone since may have stood there.
+    pub(crate) head: i64,
+    /// The same of the line behind it. None: it is the only one.
+    pub(crate) next_head: Option<i64>,
+}
 
 /// Lets a job stand in the line of its gates: at the gate at which the line stands or, if nobody stands in it, at this one.
 /// `place` is the job's place in the order. Gives the line, and the gate.
@@ -70,10 +79,14 @@ pub(crate) fn gate_of(conn: &Connection, line: i64, lane: i64) -> rusqlite::Resu
         .optional()
 }
 
-/// The line at a gate whose first job comes first in a lane, and that job's place in the order as it was last known: one
-/// that has gone since may have stood there.
-pub(crate) fn first(conn: &Connection, gate: i64, lane: i64) -> rusqlite::Result<Option<(i64, i64)>> {
-    conn.prepare_cached(PLAN_FIRST)?.query_row([gate, lane], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+/// The line at a gate whose first job comes first in a lane.
+pub(crate) fn first(conn: &Connection, gate: i64, lane: i64) -> rusqlite::Result<Option<First>> {
+    let mut statement = conn.prepare_cached(PLAN_FIRST)?;
+    let mut rows = statement.query([gate, lane])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let (line, head) = (row.get(0)?, row.get(1)?);
+    let next_head = rows.next()?.map(|row| row.get(1)).transpose()?;
+    Ok(Some(First { line, head, next_head }))
 }
 
 /// Notes the place of a line's first job.

@@ -76,10 +76,11 @@ impl<'c> Ledger<'c> for Turn<'c> {
 
     fn bound(&mut self, row: &mut NewRow, new: &NewJob) -> rusqlite::Result<()> {
         let uses = self.gates_of(&new.limits)?;
-        if row.state == State::Pending
-            && let Some(gate) = self.gate_ahead(&uses, row.place.lane)?
-        {
-            row.hold_at(self.conn, &uses, gate)?;
+        if row.state == State::Pending {
+            row.line = self.line_up(row.id, &uses, row.place.lane)?;
+            if row.line.is_some() {
+                row.state = State::Held;
+            }
         }
         row.uses = uses;
         Ok(())
@@ -187,7 +188,8 @@ impl<'c> Ledger<'c> for File<'c> {
         if row.state == State::Pending {
             // Whether it may go, the next turn of an engine finds out.
             let first = uses.first().map_or(0, |(gate, _)| *gate);
-            held_at = Some(row.hold_at(self.conn, &uses, first)?);
+            let joined = line::join(self.conn, &uses, row.place.lane, first, row.id.created_at().as_micros())?;
+            (row.state, row.line, held_at) = (State::Held, Some(joined.line), Some(joined.gate));
         }
         gate::enter_in(self.conn, row.place.lane, &uses, held_at, row.now)?;
         row.uses = uses;
@@ -300,16 +302,6 @@ pub(crate) struct NewRow {
     uses: Vec<Taken>,
     /// The line in which it stands, if it is held.
     line: Option<i64>,
-}
-
-impl NewRow {
-    /// Holds it at a gate, or wherever the line of its gates stands, and tells at which one that is.
-    fn hold_at(&mut self, conn: &Connection, uses: &[Taken], gate: i64) -> rusqlite::Result<i64> {
-        let (line, gate) = line::join(conn, uses, self.place.lane, gate, self.id.created_at().as_micros())?;
-        self.state = State::Held;
-        self.line = Some(line);
-        Ok(gate)
-    }
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.

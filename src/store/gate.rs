@@ -39,7 +39,7 @@ pub(crate) fn text(uses: &[Taken]) -> String {
 }
 
 /// How many jobs of a lane wait for a gate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct InLane {
     pub(crate) lane: i64,
     /// Those that may be claimed.
@@ -59,23 +59,30 @@ pub(crate) struct Gate {
     pub(crate) blocked_until: i64,
     wake_at: Option<i64>,
     pub(crate) lanes: Vec<InLane>,
-    pub(crate) changed: bool,
+    changed: bool,
 }
 
 impl Gate {
-    pub(crate) fn in_lane(&mut self, lane: i64) -> &mut InLane {
-        let at = match self.lanes.iter().position(|known| known.lane == lane) {
-            Some(at) => at,
-            None => {
-                self.lanes.push(InLane { lane, ready: 0, held: 0, changed: false });
-                self.lanes.len() - 1
-            }
-        };
-        &mut self.lanes[at]
+    /// How many of its jobs of a lane may be claimed.
+    pub(crate) fn ready(&self, lane: i64) -> i64 {
+        self.lanes.iter().find(|known| known.lane == lane).map_or(0, |known| known.ready)
     }
 
-    pub(crate) fn change(&mut self, lane: i64, ready: i64, held: i64) {
-        let known = self.in_lane(lane);
+    /// Whether it holds jobs of a lane.
+    pub(crate) fn holds(&self, lane: i64) -> bool {
+        self.lanes.iter().any(|known| known.lane == lane && known.held > 0)
+    }
+
+    /// Counts jobs of a lane that may be claimed from now on, and jobs that it holds.
+    pub(crate) fn count(&mut self, lane: i64, ready: i64, held: i64) {
+        if (ready, held) == (0, 0) {
+            return;
+        }
+        let at = self.lanes.iter().position(|known| known.lane == lane).unwrap_or_else(|| {
+            self.lanes.push(InLane { lane, ..InLane::default() });
+            self.lanes.len() - 1
+        });
+        let known = &mut self.lanes[at];
         known.ready += ready;
         known.held += held;
         known.changed = true;
@@ -124,6 +131,8 @@ pub(crate) struct Gates {
     /// By limit and key.
     names: HashMap<(i64, Box<str>), i64>,
     known: HashMap<i64, Gate>,
+    /// Those of them that are not written yet.
+    changed: Vec<i64>,
     /// Gates that may have room for those that they hold.
     loose: BTreeSet<i64>,
     /// When the first gate's time comes, in microseconds; `i64::MAX` if none waits for time. None: it must be looked up.
@@ -168,7 +177,21 @@ impl Gates {
         self.limit_names.contains_key(name)
     }
 
-    pub(crate) fn get(&mut self, conn: &Connection, id: i64) -> rusqlite::Result<&mut Gate> {
+    pub(crate) fn get(&mut self, conn: &Connection, id: i64) -> rusqlite::Result<&Gate> {
+        self.known(conn, id).map(|gate| &*gate)
+    }
+
+    /// A gate that is about to be changed.
+    pub(crate) fn change(&mut self, conn: &Connection, id: i64) -> rusqlite::Result<&mut Gate> {
+        if !self.known(conn, id)?.changed {
+            self.changed.push(id);
+        }
+        let gate = self.known(conn, id)?;
+        gate.changed = true;
+        Ok(gate)
+    }
+
+    fn known(&mut self, conn: &Connection, id: i64) -> rusqlite::Result<&mut Gate> {
         match self.known.entry(id) {
             Entry::Occupied(known) => Ok(known.into_mut()),
             Entry::Vacant(place) => Ok(place.insert(read(conn, id)?)),
@@ -214,23 +237,21 @@ impl Gates {
         self.loose.insert(id);
     }
 
-    pub(crate) fn wake(&mut self, id: i64, at: Option<i64>) {
-        if let Some(gate) = self.known.get_mut(&id)
-            && gate.wake_at != at
-        {
-            gate.wake_at = at;
-            gate.changed = true;
+    /// Notes when a gate is to be looked at. None: when one of its jobs that run ends.
+    pub(crate) fn wake(&mut self, conn: &Connection, id: i64, at: Option<i64>) -> rusqlite::Result<()> {
+        if self.get(conn, id)?.wake_at != at {
+            self.change(conn, id)?.wake_at = at;
         }
         if let (Some(at), Some(next)) = (at, &mut self.next_wake) {
             *next = at.min(*next);
         }
+        Ok(())
     }
 
     /// Writes what has changed since the last time. What this turn had no time for, another one finds.
     pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
         for id in std::mem::take(&mut self.loose) {
-            self.get(conn, id)?;
-            self.wake(id, Some(now.as_micros()));
+            self.wake(conn, id, Some(now.as_micros()))?;
         }
         self.write(conn)
     }
@@ -279,7 +300,10 @@ impl Gates {
     }
 
     fn write(&mut self, conn: &Connection) -> rusqlite::Result<()> {
-        for (id, gate) in self.known.iter_mut().filter(|(_, gate)| gate.changed) {
+        let mut changed = std::mem::take(&mut self.changed);
+        changed.sort_unstable();
+        for id in changed {
+            let Some(gate) = self.known.get_mut(&id) else { continue };
             gate.changed = false;
             conn.prepare_cached(
                 "UPDATE jobmill_gate SET jobs = ?2, running = ?3, full_at = ?4, blocked_until = ?5, wake_at = ?6
@@ -295,7 +319,7 @@ impl Gates {
             ])?;
             for in_lane in gate.lanes.iter_mut().filter(|in_lane| in_lane.changed) {
                 in_lane.changed = false;
-                write_in_lane(conn, *id, in_lane)?;
+                write_in_lane(conn, id, in_lane)?;
             }
             gate.lanes.retain(|in_lane| in_lane.ready != 0 || in_lane.held != 0);
         }

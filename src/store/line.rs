@@ -18,22 +18,26 @@ pub(crate) struct First {
     pub(crate) next_head: Option<i64>,
 }
 
+/// Where a job has come to stand.
+pub(crate) struct Joined {
+    pub(crate) line: i64,
+    pub(crate) gate: i64,
+    /// Whether nobody of its line stands before it.
+    pub(crate) leads: bool,
+}
+
 /// Lets a job stand in the line of its gates: at the gate at which the line stands or, if nobody stands in it, at this one.
-/// `place` is the job's place in the order. Gives the line, and the gate.
-pub(crate) fn join(
-    conn: &Connection,
-    uses: &[Taken],
-    lane: i64,
-    gate: i64,
-    place: i64,
-) -> rusqlite::Result<(i64, i64)> {
+/// `place` is the job's place in the order.
+pub(crate) fn join(conn: &Connection, uses: &[Taken], lane: i64, gate: i64, place: i64) -> rusqlite::Result<Joined> {
     let line = line_of(conn, uses)?;
     conn.prepare_cached(
         "INSERT INTO jobmill_line_lane (line, lane, gate, held, head) VALUES (?1, ?2, ?3, 1, ?4)
          ON CONFLICT (line, lane) DO UPDATE SET held = held + 1, head = min(head, excluded.head)
-         RETURNING gate",
+         RETURNING gate, head",
     )?
-    .query_row(params![line, lane, gate, place], |row| Ok((line, row.get(0)?)))
+    .query_row(params![line, lane, gate, place], |row| {
+        Ok(Joined { line, gate: row.get(0)?, leads: row.get::<_, i64>(1)? == place })
+    })
 }
 
 /// The line of these gates, in whichever order they are named.
@@ -53,13 +57,13 @@ fn line_of(conn: &Connection, uses: &[Taken]) -> rusqlite::Result<i64> {
     }
 }
 
-/// Takes a job out of its line, and gives the gate at which it stood.
-pub(crate) fn leave(conn: &Connection, line: i64, lane: i64) -> rusqlite::Result<Option<i64>> {
+/// Takes jobs out of their line, and gives the gate at which they stood.
+pub(crate) fn leave(conn: &Connection, line: i64, lane: i64, jobs: i64) -> rusqlite::Result<Option<i64>> {
     let left: Option<(i64, i64)> = conn
         .prepare_cached(
-            "UPDATE jobmill_line_lane SET held = held - 1 WHERE line = ?1 AND lane = ?2 RETURNING gate, held",
+            "UPDATE jobmill_line_lane SET held = held - ?3 WHERE line = ?1 AND lane = ?2 RETURNING gate, held",
         )?
-        .query_row([line, lane], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row([line, lane, jobs], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     if let Some((_, 0)) = left {
         conn.prepare_cached("DELETE FROM jobmill_line_lane WHERE line = ?1 AND lane = ?2")?.execute([line, lane])?;

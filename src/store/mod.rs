@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod batch;
+pub(crate) mod bound;
 pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
@@ -28,6 +29,7 @@ pub(crate) mod place;
 mod plans;
 pub(crate) mod queue;
 pub(crate) mod read;
+pub(crate) mod release;
 pub(crate) mod rescue;
 pub(crate) mod row;
 pub(crate) mod schedule;

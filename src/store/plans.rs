@@ -19,7 +19,9 @@ use crate::store::connect::{Durability, storage_error};
 use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
-use crate::store::{Store, Turn, batch, enqueue, fair, gate, hold, housekeeping, line, list, read, rescue, workflow};
+use crate::store::{
+    Store, Turn, batch, enqueue, fair, gate, housekeeping, line, list, read, release, rescue, workflow,
+};
 
 /// Wants everything, the users in turn or not.
 struct Greedy(bool);
@@ -178,7 +180,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("rescue", rescue::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
             ("prune", housekeeping::PLAN_PRUNE, place),
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
-            ("held", hold::PLAN_HELD, "jobmill_job_held (line=? AND lane=?)"),
+            ("held", release::PLAN_HELD, "jobmill_job_held (line=? AND lane=?)"),
             ("lines", line::PLAN_FIRST, "jobmill_line_gate (gate=? AND lane=?)"),
             ("gates, due", gate::PLAN_WAKE, "jobmill_gate_wake (wake_at<?)"),
             ("gates, next", gate::PLAN_NEXT_WAKE, "jobmill_gate_wake (wake_at>?)"),

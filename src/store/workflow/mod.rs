@@ -24,7 +24,7 @@ use crate::store::operate::Standing;
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{RunAt, State};
 use crate::store::step::Step;
-use crate::store::{Turn, gate, line};
+use crate::store::{Turn, gate};
 
 /// How many jobs a turn judges, admits, refuses, cancels or sends again.
 pub(crate) const WALK_MAX: usize = 500;
@@ -337,8 +337,8 @@ impl Turn<'_> {
         let mut line = None;
         if place.limited && state == State::Pending {
             let (uses, _) = gate::uses_of(self.conn, id)?;
-            if let Some(gate) = self.gate_ahead(&uses, place.lane)? {
-                line = Some(line::join(self.conn, &uses, place.lane, gate, id.created_at().as_micros())?.0);
+            line = self.line_up(id, &uses, place.lane)?;
+            if line.is_some() {
                 state = State::Held;
             }
         }

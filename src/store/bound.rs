@@ -1,0 +1,151 @@
+//! Setting what bounds limits and queues, and correcting what is spent of them, within a turn.
+
+use rusqlite::{OptionalExtension, named_params, params};
+
+use crate::model::history::{Action, Caller};
+use crate::model::id::JobId;
+use crate::model::limit::{Limit, blocked};
+use crate::model::time::Timestamp;
+use crate::store::audit::Line;
+use crate::store::gate::{columns, nanos, text, uses_of};
+use crate::store::{Turn, queue};
+
+/// Removes gates that no job names and of which nothing need be remembered.
+const PLAN_IDLE: &str = "DELETE FROM jobmill_gate WHERE id IN (
+         SELECT id FROM jobmill_gate INDEXED BY jobmill_gate_idle
+         WHERE jobs = 0 AND running = 0 AND full_at <= :now_ns AND blocked_until <= :now LIMIT :limit)";
+
+impl Turn<'_> {
+    /// Corrects what a running job takes of a limit, and tells whether it counts against one of that name.
+    pub(crate) fn spent(&mut self, job: JobId, limit: &str, tokens: u32) -> rusqlite::Result<bool> {
+        let Some(limit) = self.book.gates.limit(limit) else { return Ok(false) };
+        let (mut uses, _) = uses_of(self.conn, job)?;
+        let mut found = false;
+        for (id, cost) in &mut uses {
+            if self.book.gates.get(self.conn, *id)?.limit != limit {
+                continue;
+            }
+            found = true;
+            let more = i64::from(tokens) - i64::from(std::mem::replace(cost, tokens));
+            if let Some(rate) = self.book.gates.bounds(limit).rate {
+                let gate = self.book.gates.change(self.conn, *id)?;
+                gate.full_at = rate.take(gate.full_at, more, nanos(self.now));
+            }
+            self.book.gates.loosen(*id);
+        }
+        if found {
+            self.conn
+                .prepare_cached("UPDATE jobmill_job SET limits = ?2 WHERE id = ?1")?
+                .execute(params![job, text(&uses)])?;
+        }
+        Ok(found)
+    }
+
+    /// Shuts every gate with a rate that a job goes by until a moment, and its queue if that has a rate.
+    pub(crate) fn throttle(&mut self, job: JobId, until: Timestamp) -> rusqlite::Result<()> {
+        for (id, _) in uses_of(self.conn, job)?.0 {
+            let limit = self.book.gates.get(self.conn, id)?.limit;
+            if self.book.gates.bounds(limit).rate.is_none() {
+                continue;
+            }
+            let gate = self.book.gates.change(self.conn, id)?;
+            gate.blocked_until = blocked(gate.blocked_until, self.now).unwrap_or(0).max(until.as_micros());
+            self.book.gates.loosen(id);
+        }
+        let lane: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT lane FROM jobmill_job WHERE id = ?1")?
+            .query_row([job], |row| row.get(0))
+            .optional()?;
+        if let Some(queue) = lane.and_then(|lane| self.book.lanes.bounded(lane)) {
+            queue.throttle(until, self.now);
+        }
+        Ok(())
+    }
+
+    /// Sets what bounds the jobs of a limit.
+    pub(crate) fn set_limit(&mut self, limit: &Limit, caller: &Caller) -> rusqlite::Result<()> {
+        let (tokens, period_us, burst) = columns(limit.rate);
+        let changed = self
+            .conn
+            .prepare_cached(
+                "INSERT INTO jobmill_limit (name, concurrency, rate, period_us, burst)
+                 VALUES (:name, :concurrency, :rate, :period_us, :burst)
+                 ON CONFLICT (name) DO UPDATE
+                 SET concurrency = excluded.concurrency, rate = excluded.rate, period_us = excluded.period_us,
+                     burst = excluded.burst
+                 WHERE (concurrency, rate, period_us, burst)
+                     IS NOT (excluded.concurrency, excluded.rate, excluded.period_us, excluded.burst)",
+            )?
+            .execute(named_params! {
+                ":name": limit.name, ":concurrency": limit.concurrency, ":rate": tokens, ":period_us": period_us,
+                ":burst": burst,
+            })?;
+        if changed == 0 {
+            return Ok(());
+        }
+        self.audit(&Line::of_queue(Action::Limited).by(caller).note(Some(&limit.name)))?;
+        self.book.gates.flush(self.conn, self.now)?;
+        self.take_over_tokens(limit)?;
+        self.conn
+            .prepare_cached(
+                "UPDATE jobmill_gate SET wake_at = :now
+                 WHERE limit_id = (SELECT id FROM jobmill_limit WHERE name = :name)
+                     AND id IN (SELECT gate FROM jobmill_gate_lane WHERE held > 0)",
+            )?
+            .execute(named_params! { ":name": limit.name, ":now": self.now })?;
+        self.book.gates.reload(self.conn)
+    }
+
+    /// Lets the keys of a limit go on with the tokens that they have, for at another rate these take another time to come.
+    /// Nothing is remembered of a rate that is lifted, nor of a service that asked to be left alone.
+    fn take_over_tokens(&mut self, limit: &Limit) -> rusqlite::Result<()> {
+        let Some(id) = self.book.gates.limit(&limit.name) else { return Ok(()) };
+        let before = self.book.gates.bounds(id).rate;
+        if before == limit.rate {
+            return Ok(());
+        }
+        let spent: Vec<(i64, i64)> = self
+            .conn
+            .prepare_cached(
+                "SELECT id, full_at FROM jobmill_gate WHERE limit_id = ?1 AND (full_at > ?2 OR blocked_until > 0)",
+            )?
+            .query_map(params![id, nanos(self.now)], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (gate, full_at) in spent {
+            let full_at =
+                limit.rate.zip(before).map(|(rate, before)| rate.takes_over(&before, full_at, nanos(self.now)));
+            self.conn
+                .prepare_cached(
+                    "UPDATE jobmill_gate SET full_at = coalesce(?2, 0),
+                         blocked_until = CASE WHEN ?2 IS NULL THEN 0 ELSE blocked_until END WHERE id = ?1",
+                )?
+                .execute(params![gate, full_at])?;
+        }
+        Ok(())
+    }
+
+    /// Sets what bounds a queue.
+    pub(crate) fn limit_queue(&mut self, limit: &Limit, caller: &Caller) -> rusqlite::Result<()> {
+        self.book.lanes.flush(self.conn)?;
+        if queue::set(self.conn, limit)? {
+            queue::take_over_tokens(self.conn, limit, self.book.lanes.bounds_of(&limit.name), self.now)?;
+            let note = format!("queue {}", limit.name);
+            self.audit(&Line::of_queue(Action::Limited).by(caller).note(Some(&note)))?;
+            self.book.lanes.reload(self.conn)?;
+        }
+        Ok(())
+    }
+
+    /// Removes gates that no job names any more, at most `limit`, and tells how many they were.
+    pub(crate) fn forget_idle_gates(&mut self, limit: usize) -> rusqlite::Result<usize> {
+        self.book.gates.flush(self.conn, self.now)?;
+        let gone = self.conn.prepare_cached(PLAN_IDLE)?.execute(named_params! {
+            ":now": self.now, ":now_ns": nanos(self.now), ":limit": limit as i64,
+        })?;
+        if gone > 0 {
+            self.book.gates.reload(self.conn)?;
+        }
+        Ok(gone)
+    }
+}

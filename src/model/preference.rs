@@ -24,7 +24,8 @@ pub enum Preference {
         weight: u32,
     },
     /// The job that must start first if it is to be done by its [`expires_at`](crate::NewJob::expires_at). A job without one
-    /// stands where it would if it had to be done within `patience` of its coming. Users who
+    /// stands where it would if it had to be done within `patience` of its coming. Of the jobs that had to wait for their
+    /// [`run_at`](crate::NewJob::run_at), such as retries, the 256 that could run first are compared. Users who
     /// [take turns](crate::EngineBuilder::fair_by_user) have their jobs in the order of their coming all the same.
     EarliestDeadline {
         /// By when a job without a deadline should be done, at most 100 years.

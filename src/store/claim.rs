@@ -1,25 +1,22 @@
 //! Choosing the next jobs and marking them as ours.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
 use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
 use crate::model::event::Cause;
 use crate::model::history::Action;
 use crate::model::id::JobId;
-use crate::model::job::{Job, Priority, Status};
+use crate::model::job::{Job, Status};
 use crate::model::new_job::NewJob;
-use crate::model::preference::Preference;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::detail;
-use crate::store::fair::{Rotation, Turns};
+use crate::store::fair::Rotation;
 use crate::store::gate;
 use crate::store::lane::{Demand, NextDelayed};
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
+use crate::store::source::{Head, Order, Scene, Source, Stream};
 use crate::store::step::Step;
 
 /// How many heads of a lane are read at a time when several lanes compete.
@@ -29,147 +26,6 @@ const PASSED_MAX: usize = 1000;
 /// The most jobs that one turn claims.
 pub(crate) const CLAIM_MAX: usize = 512;
 
-/// In which order a stream gives the jobs of a lane, and which of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Order {
-    /// Those that may run since they were created, by id.
-    Created,
-    /// Those with a `run_at` of their own, by that.
-    RunAt,
-    /// Those of the first sort that have an `expires_at`, by that.
-    Deadline,
-}
-
-/// The jobs of one lane that are ready, in their order.
-struct Stream {
-    lane: i64,
-    order: Order,
-    /// How long each is expected to run.
-    takes: Duration,
-    heads: VecDeque<(i64, JobId)>,
-    /// The position behind which the next heads are read.
-    read_to: (i64, JobId),
-    exhausted: bool,
-    /// Whether only jobs count whose waiting has bettered their rank: the others come by their users' turns.
-    aged_only: bool,
-}
-
-impl Stream {
-    fn new(lane: i64, order: Order, takes: Duration) -> Self {
-        let (heads, read_to) = (VecDeque::new(), (0, JobId::from_raw(0)));
-        Self { lane, order, takes, heads, read_to, exhausted: false, aged_only: false }
-    }
-
-    /// The next job, read from the file if need be.
-    fn head(&mut self, conn: &Connection, now: Timestamp, chunk: usize) -> rusqlite::Result<Option<(i64, JobId)>> {
-        if self.heads.is_empty() && !self.exhausted {
-            self.read(conn, now, chunk)?;
-        }
-        Ok(self.heads.front().copied())
-    }
-
-    fn read(&mut self, conn: &Connection, now: Timestamp, chunk: usize) -> rusqlite::Result<()> {
-        let ((at, id), chunk_len) = (self.read_to, chunk as i64);
-        let mut statement;
-        let mut rows = match self.order {
-            Order::Created => {
-                statement = conn.prepare_cached(PLAN_PENDING)?;
-                statement.query(named_params! { ":lane": self.lane, ":id": id, ":chunk": chunk_len })?
-            }
-            Order::RunAt => {
-                statement = conn.prepare_cached(PLAN_DELAYED)?;
-                statement.query(named_params! {
-                    ":lane": self.lane, ":run_at": at, ":id": id, ":now": now, ":chunk": chunk_len,
-                })?
-            }
-            Order::Deadline => {
-                statement = conn.prepare_cached(PLAN_DEADLINE)?;
-                statement.query(named_params! { ":lane": self.lane, ":due": at, ":id": id, ":chunk": chunk_len })?
-            }
-        };
-        while let Some(row) = rows.next()? {
-            let id: JobId = row.get(0)?;
-            let at = if self.order == Order::Created { id.created_at().as_micros() } else { row.get(1)? };
-            self.heads.push_back((at, id));
-        }
-        self.exhausted = self.heads.len() < chunk;
-        self.read_to = self.heads.back().copied().unwrap_or(self.read_to);
-        Ok(())
-    }
-}
-
-/// Where ready jobs of a lane come from.
-enum Source {
-    /// In their order.
-    Order(Stream),
-    /// By their users' turns. Each is expected to run for so long.
-    Turns(Rotation, Duration),
-}
-
-/// The next job of a source, with what it is compared by: its rank, when its user was served last, and its order.
-struct Head {
-    key: (usize, u64, i64, JobId),
-    state: State,
-}
-
-impl Source {
-    fn lane(&self) -> i64 {
-        match self {
-            Self::Order(stream) => stream.lane,
-            Self::Turns(rotation, _) => rotation.lane,
-        }
-    }
-
-    /// The next job. None if there is none that counts.
-    fn head(
-        &mut self,
-        turn: &Scene<'_>,
-        priority: Priority,
-        turns: &Turns,
-        chunk: usize,
-    ) -> rusqlite::Result<Option<Head>> {
-        let rank = |run_at| aged_rank(priority, run_at, turn.now, turn.ageing);
-        match self {
-            Self::Order(stream) => {
-                let Some((at, id)) = stream.head(turn.conn, turn.now, chunk)? else {
-                    return Ok(None);
-                };
-                let (run_at, order) = match stream.order {
-                    Order::Deadline => (id.created_at().as_micros(), turn.preference.place_due(at, stream.takes)),
-                    _ => (at, turn.preference.place(at, stream.takes)),
-                };
-                let rank = rank(run_at);
-                if stream.aged_only && rank == priority.rank() {
-                    return Ok(None);
-                }
-                // Among the aged the oldest goes first, whoever's it is.
-                let served = if turn.fair && !stream.aged_only { turns.of("") } else { 0 };
-                let state = if stream.order == Order::RunAt { State::Delayed } else { State::Pending };
-                Ok(Some(Head { key: (rank, served, order, id), state }))
-            }
-            Self::Turns(rotation, takes) => {
-                let head = rotation.head(turn.conn, turn.now, turns)?;
-                Ok(head.map(|next| Head {
-                    key: (rank(next.run_at), turns.of(&next.user), turn.preference.place(next.run_at, *takes), next.id),
-                    state: next.state,
-                }))
-            }
-        }
-    }
-
-    fn pop(&mut self, fair: bool, turns: &mut Turns) {
-        match self {
-            Self::Order(stream) => {
-                stream.heads.pop_front();
-                if fair && !stream.aged_only {
-                    turns.served("");
-                }
-            }
-            Self::Turns(rotation, _) => rotation.pop(turns),
-        }
-    }
-}
-
 /// What came of a job that was to be claimed.
 enum Met {
     Claimed(Box<Claim>),
@@ -178,31 +34,6 @@ enum Met {
     /// The capacity has no room for it.
     TooHeavy,
 }
-
-/// What stays the same while jobs are chosen.
-struct Scene<'c> {
-    conn: &'c Connection,
-    now: Timestamp,
-    ageing: Option<Duration>,
-    preference: Preference,
-    /// Whether users take turns.
-    fair: bool,
-}
-
-/// Reads the next jobs of a lane that may run since they were created. Here and below the index is named, for SQLite
-/// would choose others once the application has had it gather statistics.
-pub(crate) const PLAN_PENDING: &str = "SELECT id FROM jobmill_job INDEXED BY jobmill_job_place
-     WHERE lane = :lane AND state = 1 AND id > :id ORDER BY id LIMIT :chunk";
-
-/// Reads the next jobs of a lane whose own time has come.
-pub(crate) const PLAN_DELAYED: &str = "SELECT id, run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
-     WHERE lane = :lane AND state = 7 AND run_at <= :now AND (run_at, id) > (:run_at, :id)
-     ORDER BY run_at, id LIMIT :chunk";
-
-/// Reads the next jobs of a lane that have a deadline.
-pub(crate) const PLAN_DEADLINE: &str = "SELECT id, expires_at FROM jobmill_job INDEXED BY jobmill_job_deadline
-     WHERE lane = :lane AND state = 1 AND expires_at IS NOT NULL AND (expires_at, id) > (:due, :id)
-     ORDER BY expires_at, id LIMIT :chunk";
 
 /// Reads when the first delayed job of a lane is due.
 pub(crate) const PLAN_NEXT_DELAYED: &str = "SELECT run_at FROM jobmill_job INDEXED BY jobmill_job_delayed
@@ -283,7 +114,7 @@ impl Turn<'_> {
                     sources.swap_remove(at);
                     continue;
                 };
-                if best.as_ref().is_none_or(|(best, _)| head.key < best.key) {
+                if best.as_ref().is_none_or(|(best, _)| head.key() < best.key()) {
                     best = Some((head, at));
                 }
                 at += 1;
@@ -297,12 +128,14 @@ impl Turn<'_> {
                 sources.retain(|source| is_apart(source.lane()));
                 continue;
             }
-            sources[at].pop(scene.fair && !is_apart(lane), &mut self.book.turns);
+            let taker = sources[at].pop(scene.fair && !is_apart(lane));
             match self.claim_one(&mut statements, demand, owner, lane, &head)? {
                 Met::Claimed(claim) => {
                     if let Some(lane) = self.book.lanes.get(lane) {
                         demand.took(lane, claim.weight);
                     }
+                    // Whose job was not started keeps the turn.
+                    taker.serve(lane, &mut self.book.turns);
                     self.out.claims.push(*claim);
                 }
                 Met::Passed => passed += 1,
@@ -383,7 +216,7 @@ impl Turn<'_> {
             let by_deadline = pending && !by_turns && scene.preference.by_deadline();
             for (ready, order) in [(pending, Order::Created), (delayed, Order::RunAt), (by_deadline, Order::Deadline)] {
                 if ready {
-                    sources.push(Source::Order(Stream { aged_only: by_turns, ..Stream::new(lane.id, order, takes) }));
+                    sources.push(Source::Order(Stream::new(lane.id, order, takes, by_turns)));
                 }
             }
         }
@@ -414,8 +247,7 @@ impl Turn<'_> {
         lane: i64,
         head: &Head,
     ) -> rusqlite::Result<Met> {
-        let (rank, .., id) = head.key;
-        let from = head.state;
+        let Head { id, rank, state: from, .. } = *head;
         let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
         // A row read and then changed costs half of one that its change gives back: RETURNING makes a table for it.
         let (mut claim, aside, uses, state) = statements.read.query_row(params![id], |row| {
@@ -552,30 +384,4 @@ fn next_delayed(conn: &Connection, lane: i64) -> rusqlite::Result<NextDelayed> {
         .query_row(named_params! { ":lane": lane }, |row| row.get(0))
         .optional()?;
     Ok(NextDelayed::NotBefore(next.unwrap_or(i64::MAX)))
-}
-
-/// The rank of a job that has been ready since `run_at`: one better for each `ageing` that it has waited.
-fn aged_rank(priority: Priority, run_at: i64, now: Timestamp, ageing: Option<Duration>) -> usize {
-    let Some(ageing) = ageing else {
-        return priority.rank();
-    };
-    let waited = now.since(Timestamp::from_micros(run_at));
-    let steps = waited.as_micros() / ageing.as_micros().max(1);
-    priority.rank().saturating_sub(usize::try_from(steps).unwrap_or(usize::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_job_counts_one_priority_higher_for_each_bound_that_it_has_waited() {
-        let minute = Some(Duration::from_secs(60));
-        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
-        let rank = |priority, waited: i64| aged_rank(priority, at(1000).as_micros(), at(1000 + waited), minute);
-        assert_eq!([0, 59, 60, 119, 120, 180, 9999].map(|s| rank(Priority::Low, s)), [3, 3, 2, 2, 1, 0, 0]);
-        assert_eq!(rank(Priority::Critical, 600), 0);
-        assert_eq!(rank(Priority::High, -5), 1);
-        assert_eq!(aged_rank(Priority::Low, 0, at(1_000_000), None), 3);
-    }
 }

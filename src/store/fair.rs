@@ -40,6 +40,12 @@ impl Turns {
         self.by_user.get(user).copied().unwrap_or(0)
     }
 
+    /// Gives a user the turn for a job of a lane. The turn there goes to the user behind.
+    pub(crate) fn serve(&mut self, lane: i64, candidate: &Candidate) {
+        self.by_lane.insert(lane, candidate.share);
+        self.served(&candidate.user);
+    }
+
     /// Notes that a user has been served.
     pub(crate) fn served(&mut self, user: &str) {
         self.last += 1;
@@ -93,12 +99,9 @@ impl Rotation {
         Ok(self.candidate.as_ref())
     }
 
-    /// Takes the next job, and gives the turn to the user after it.
-    pub(crate) fn pop(&mut self, turns: &mut Turns) {
-        if let Some(candidate) = self.candidate.take() {
-            turns.by_lane.insert(self.lane, candidate.share);
-            turns.served(&candidate.user);
-        }
+    /// Takes the next job away.
+    pub(crate) fn pop(&mut self) -> Option<Candidate> {
+        self.candidate.take()
     }
 
     /// The first ready job of the first share between two, the second included.

@@ -35,6 +35,7 @@ pub(crate) mod row;
 pub(crate) mod schedule;
 pub(crate) mod schema;
 pub(crate) mod share;
+pub(crate) mod source;
 pub(crate) mod step;
 pub(crate) mod tally;
 pub(crate) mod unique;

@@ -20,11 +20,14 @@ use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
 use crate::store::{
-    Store, Turn, batch, enqueue, fair, gate, housekeeping, line, list, read, release, rescue, workflow,
+    Store, Turn, batch, enqueue, fair, gate, housekeeping, line, list, read, release, rescue, source, workflow,
 };
 
 /// Wants everything, the users in turn or not.
-struct Greedy(bool);
+struct Greedy {
+    fair: bool,
+    by_deadline: bool,
+}
 
 impl Demand for Greedy {
     fn room(&self, _: &Lane) -> usize {
@@ -50,7 +53,7 @@ impl Demand for Greedy {
     }
 
     fn preference(&self) -> Preference {
-        Preference::EarliestDeadline { patience: Duration::ZERO }
+        if self.by_deadline { Preference::EarliestDeadline { patience: Duration::ZERO } } else { Preference::Arrival }
     }
 
     fn takes(&self, _: &Lane) -> Duration {
@@ -58,7 +61,7 @@ impl Demand for Greedy {
     }
 
     fn is_fair_by_user(&self) -> bool {
-        self.0
+        self.fair
     }
 }
 
@@ -109,7 +112,8 @@ impl Fixture {
             self.turn(|turn| turn.enqueue(&job).map(drop))?;
             self.now = self.now.saturating_add(Duration::from_millis(300));
             let now = self.now;
-            let (_, out) = self.store.turn(now, Some(&mut Greedy(number % 2 == 0)), |turn| {
+            let mut demand = Greedy { fair: number % 2 == 0, by_deadline: number % 4 < 2 };
+            let (_, out) = self.store.turn(now, Some(&mut demand), |turn| {
                 let storage = |error| storage_error("test", error);
                 turn.expire(10).map_err(storage)?;
                 turn.claim().map_err(storage)
@@ -164,10 +168,11 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
         let place = "jobmill_job_place (lane=? AND state=? AND rowid>?";
         let rowid = "jobmill_job USING INTEGER PRIMARY KEY (rowid=?)";
         for (name, sql, index) in [
-            ("claim, pending", claim::PLAN_PENDING, place),
-            ("claim, delayed", claim::PLAN_DELAYED, "jobmill_job_delayed (lane=? AND"),
+            ("claim, pending", source::PLAN_PENDING, place),
+            ("claim, delayed", source::PLAN_DELAYED, "jobmill_job_delayed (lane=? AND"),
+            ("claim, delayed with deadlines", source::PLAN_DELAYED_DUE, "jobmill_job_delayed (lane=? AND"),
             ("claim, next delayed", claim::PLAN_NEXT_DELAYED, "jobmill_job_delayed (lane=?)"),
-            ("claim, deadline", claim::PLAN_DEADLINE, "jobmill_job_deadline (lane=? AND"),
+            ("claim, deadline", source::PLAN_DEADLINE, "jobmill_job_deadline (lane=? AND"),
             ("claim, read", claim::PLAN_READ, rowid),
             ("claim, mark", claim::PLAN_CLAIM, rowid),
             ("users' turns, shares", fair::PLAN_SHARES, "jobmill_share_waiting (lane=? AND id>?)"),
@@ -286,8 +291,10 @@ fn no_statement_is_prepared_again() -> Result<()> {
     }
     for sql in [
         enqueue::PLAN_INSERT,
-        claim::PLAN_PENDING,
-        claim::PLAN_DELAYED,
+        source::PLAN_PENDING,
+        source::PLAN_DELAYED,
+        source::PLAN_DELAYED_DUE,
+        source::PLAN_DEADLINE,
         claim::PLAN_NEXT_DELAYED,
         claim::PLAN_READ,
         claim::PLAN_CLAIM,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use jobmill::testing::Harness;
-use jobmill::{Context, EngineBuilder, Failure, NewJob, Priority, Workers};
+use jobmill::{Context, EngineBuilder, Failure, Limit, LimitUse, NewJob, Priority, Workers};
 
 use crate::support::{Echo, Other, now, secs, sound};
 
@@ -131,6 +131,20 @@ fn delayed_and_retried_jobs_take_their_users_turn() -> jobmill::Result<()> {
     for user in ["a", "b", "c"] {
         assert_eq!(order[..6].matches(user).count(), 2, "{order}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_user_whose_job_a_limit_holds_does_not_lose_the_turn() -> jobmill::Result<()> {
+    let (t, served) = harness(|builder| builder.fair_by_user().limit(Limit::new("slow").rate(1, secs(60))))?;
+    // Both may go as they come, for nobody waits yet, and only one gets the token.
+    let slow = |user: &str| Echo::job("s").user(user).limit(LimitUse::of("slow")).delay(secs(1));
+    t.client().enqueue_many([slow("a"), slow("b"), Echo::job("").user("b").delay(secs(1))])?;
+    t.client().enqueue_many((0..2).map(|_| Echo::job("").user("c").delay(secs(1))))?;
+    t.advance(secs(2));
+    t.drain()?;
+    assert_eq!(served.take(), "asbcc", "b has another job, which goes in its turn");
+    sound(t.client());
     Ok(())
 }
 

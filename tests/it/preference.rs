@@ -111,6 +111,37 @@ fn what_must_start_first_to_be_done_in_time_goes_first() -> jobmill::Result<()> 
 }
 
 #[test]
+fn the_deadlines_of_jobs_that_waited_for_their_time_or_failed_once_count_too() -> jobmill::Result<()> {
+    let (t, ran) = harness(|builder| builder.prefer(Preference::EarliestDeadline { patience: secs(5000) }))?;
+    t.enqueue(Echo::job("delayed, in 900 s").delay(secs(10)).expires_in(secs(900)))?;
+    t.enqueue(Echo::job("delayed, no deadline").delay(secs(5)))?;
+    t.enqueue(Echo::job("delayed, in 300 s").delay(secs(20)).expires_in(secs(300)))?;
+    t.advance(secs(30));
+    t.enqueue(Echo::job("in 500 s").expires_in(secs(500)))?;
+    t.enqueue(Echo::job("in 100 s").expires_in(secs(100)))?;
+    t.drain()?;
+    let order = ["in 100 s", "delayed, in 300 s", "in 500 s", "delayed, in 900 s", "delayed, no deadline"];
+    assert_eq!(ran.take(), order);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn of_those_that_have_come_due_the_first_256_are_compared_by_their_deadlines() -> jobmill::Result<()> {
+    let (t, ran) = harness(|builder| builder.prefer(Preference::EarliestDeadline { patience: secs(50_000) }))?;
+    let job = |n: u64| Echo::job(n.to_string()).delay(secs(1 + n)).expires_in(secs(9000 - n));
+    t.client().enqueue_many((0..700).map(job))?;
+    t.advance(secs(1000));
+    t.drain()?;
+    let order: Vec<u64> = ran.take().iter().map(|name| name.parse().expect("a number")).collect();
+    // The later one came due, the tighter is its deadline.
+    let expected: Vec<u64> = (255..700).chain((0..255).rev()).collect();
+    assert_eq!(order, expected);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn without_a_preference_jobs_run_as_they_come() -> jobmill::Result<()> {
     let (t, ran) = harness(|builder| builder)?;
     for _ in 0..2 {

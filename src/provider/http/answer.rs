@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::model::time::Timestamp;
 use crate::provider::http::key::Secret;
-use crate::provider::http::lines::Lines;
+use crate::provider::http::lines::{Lines, broken};
 use crate::provider::{CallClass, CallError, CallResult, Fate};
 
 /// The longest that a provider may ask to be left alone for.
@@ -172,20 +172,6 @@ fn by_status(status: u16) -> (Fate, CallClass) {
 /// An answer of success that cannot be read.
 pub(crate) fn unreadable(problem: impl Into<String>) -> CallError {
     CallError::new(Fate::Ambiguous, CallClass::Server, problem)
-}
-
-/// An answer that broke off.
-pub(super) fn broken(error: std::io::Error) -> CallError {
-    let error = ureq::Error::from(error);
-    let message = match &error {
-        ureq::Error::Io(inner)
-            if matches!(inner.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) =>
-        {
-            "the answer cannot be unpacked".to_owned()
-        }
-        other => super::explain(other),
-    };
-    CallError::new(Fate::Ambiguous, CallClass::Transport, message)
 }
 
 /// A moment as HTTP writes it. A wrong day of the week does not make it unclear.

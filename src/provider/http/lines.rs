@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 
 use serde::de::IgnoredAny;
 
-use crate::provider::http::answer::broken;
 use crate::provider::http::key::Secret;
 use crate::provider::{CallClass, CallError, CallResult, Fate, ItemOutcome, ResultLine, Sink};
 
@@ -151,6 +150,20 @@ pub(crate) fn give(
 
 fn cut_off() -> CallError {
     CallError::new(Fate::Ambiguous, CallClass::Transport, "the results were cut off")
+}
+
+/// An answer that broke off.
+pub(super) fn broken(error: std::io::Error) -> CallError {
+    let error = ureq::Error::from(error);
+    let message = match &error {
+        ureq::Error::Io(inner)
+            if matches!(inner.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) =>
+        {
+            "the answer cannot be unpacked".to_owned()
+        }
+        other => super::explain(other),
+    };
+    CallError::new(Fate::Ambiguous, CallClass::Transport, message)
 }
 
 #[cfg(test)]

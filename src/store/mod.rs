@@ -105,6 +105,8 @@ pub(crate) struct Store {
     /// How often a new one was opened since it last worked, and when it may be again, on the monotonic clock.
     reopenings: u32,
     reopen_at: Duration,
+    /// Why the last one came to nothing.
+    unopened: String,
     /// A test wants the connection to fail until it is opened anew.
     broken: bool,
     book: Book,
@@ -210,6 +212,7 @@ impl Store {
             sick: 0,
             reopenings: 0,
             reopen_at: Duration::ZERO,
+            unopened: String::new(),
             broken: false,
             book: Book::default(),
             data_version: None,
@@ -391,11 +394,11 @@ impl Store {
             let wait = REOPEN_WAIT.saturating_mul(1 << self.reopenings.min(16)).min(REOPEN_WAIT_MAX);
             self.reopen_at = now + jittered(wait, self.commits + u64::from(self.reopenings));
             self.reopenings += 1;
-            self.reopen()?;
+            self.reopen().inspect_err(|error| self.unopened = error.to_string())?;
         }
         if self.adrift {
-            let why = self.contact.trouble().map_or_else(String::new, |trouble| format!(": {}", trouble.error));
-            return Err(Error::new(ErrorKind::Storage, format!("the database cannot be opened again yet{why}")));
+            let text = format!("the database cannot be opened again yet: {}", self.unopened);
+            return Err(Error::new(ErrorKind::Storage, text));
         }
         Ok(())
     }

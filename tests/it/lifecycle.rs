@@ -389,6 +389,33 @@ mod lost {
     }
 
     #[test]
+    fn a_database_that_cannot_be_opened_again_says_why_and_goes_on_when_it_can() -> jobmill::Result<()> {
+        let (_directory, path) = file();
+        let clock = jobmill::testing::ManualClock::default();
+        let engine = Engine::builder(&path).clock(clock.clone()).inline()?;
+        let client = engine.client();
+        let before = client.enqueue(Echo::job("before"))?.id();
+        let wal = path.with_file_name("jobs.db-wal");
+        std::fs::remove_file(&wal).expect("the WAL file");
+        std::fs::create_dir(&wal).expect("something in its place that SQLite cannot open");
+        for _ in 0..5 {
+            refused(client.enqueue(Echo::job("lost")), ErrorKind::Storage, "");
+        }
+        let error = client.enqueue(Echo::job("lost")).expect_err("it cannot be opened").to_string();
+        assert_eq!(error.matches("opened again yet").count(), 1, "{error}");
+        assert!(error.contains("jobs.db"), "{error}");
+        std::fs::remove_dir(&wal).expect("the way is free");
+        clock.advance(secs(60));
+        let after = client.enqueue(Echo::job("after"))?.id();
+        for id in [before, after] {
+            assert_eq!(client.get(id)?.status, Status::Pending);
+        }
+        assert_eq!(client.stats()?.depth(), 2);
+        sound(client);
+        Ok(())
+    }
+
+    #[test]
     fn a_file_that_is_deleted_is_not_made_again() -> jobmill::Result<()> {
         let (_directory, path) = file();
         let engine = Engine::builder(&path).handle(echo).start()?;

@@ -7,79 +7,62 @@ use jobmill::provider::{
     CallClass, CallError, Fate, Key, Local, OpenAi, Provider, Quirks, RefusedItem, RemoteEnd, RemoteState,
 };
 use jobmill::testing::Harness;
-use jobmill::{BatchItem, Batches, JobId, NewBatch, RequestStatus, Retention, Status, WhenUnknown};
+use jobmill::{BatchItem, Batches, NewBatch, RequestStatus, Retention, Status};
 use serde_json::{Value, json};
 
-use crate::batch::{BatchClock, items, pass, start, status, submit, with};
 use crate::support::fake::{Creation, Fake, succeeded};
 use crate::support::http::Server;
 use crate::support::provider_server::{Fault, Framing, KEY, Outcome, ProviderServer, Route, Shape};
+use crate::support::scene::{Scene, batch};
 use crate::support::{now, query, raw, secs, tamper};
-
-/// Lets hours pass, with a look every quarter of one.
-fn hours(t: &Harness, hours: u64) {
-    for _ in 0..hours * 4 {
-        t.advance(secs(900));
-        t.drain().expect("a drain");
-        t.engine().poll().expect("a poll");
-        t.drain().expect("a drain");
-    }
-}
-
-fn statuses(t: &Harness, id: JobId) -> Vec<RequestStatus> {
-    t.client().batch_requests(id, &[], None, 100).expect("requests").iter().map(|request| request.status).collect()
-}
 
 /// A batch that its provider had deleted, or whose results were past their time, was asked about for ever.
 #[test]
 fn a_batch_that_its_provider_has_not_known_for_a_day_ends_and_is_not_paid_again() -> jobmill::Result<()> {
     for ended in [false, true] {
-        let (fake, t) = start();
-        let id = submit(&t, 2);
-        t.drain()?;
+        let t = Scene::new();
+        let id = t.send(2);
         if ended {
-            fake.complete_all();
+            t.fake.complete_all();
             t.advance(secs(60));
             t.engine().poll()?;
         }
-        let kept = std::mem::take(&mut fake.inside().batches);
-        hours(&t, 20);
-        assert_eq!(status(&t, id), Status::Running, "a key of another workspace is answered the same way");
-        hours(&t, 6);
-        let batch = t.client().batch(id)?;
-        assert_eq!((batch.job.status, batch.items.failed, fake.count("create")), (Status::Failed, 2, 1));
-        let item = t.client().batch_item(id, "key-0")?;
+        let kept = std::mem::take(&mut t.fake.inside().batches);
+        t.pass_hours(20);
+        assert_eq!(t.status(id), Status::Running, "a key of another workspace is answered the same way");
+        t.pass_hours(6);
+        let batch = t.batch(id);
+        assert_eq!((batch.job.status, batch.items.failed, t.fake.count("create")), (Status::Failed, 2, 1));
+        let item = t.item(id, "key-0");
         let error = item.error.unwrap_or_default();
         assert_eq!(item.error_class.as_deref(), Some("missing"));
         assert_eq!((item.cost_nanos, batch.spent.unpriced), (None, 2), "unknown, and not nothing");
         assert!(error.contains("no such batch"), "{error}");
-        assert_eq!(statuses(&t, id), [RequestStatus::Refused]);
+        assert_eq!(t.request_statuses(id), [RequestStatus::Refused]);
         // Who would rather pay twice says so.
-        fake.inside().batches = kept;
+        t.fake.inside().batches = kept;
         t.client().retry(id)?;
         t.drain()?;
-        fake.complete_all();
-        pass(&t, 600);
-        assert_eq!((t.client().batch(id)?.items.completed, fake.count("create")), (2, 2));
+        t.complete(600);
+        assert_eq!((t.batch(id).items.completed, t.fake.count("create")), (2, 2));
     }
     Ok(())
 }
 
 #[test]
 fn a_batch_that_its_provider_knows_again_is_not_given_up() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 2);
-    t.drain()?;
+    let t = Scene::new();
+    let id = t.send(2);
     for _ in 0..3 {
-        let kept = std::mem::take(&mut fake.inside().batches);
-        hours(&t, 20);
-        fake.inside().batches = kept;
-        hours(&t, 1);
+        let kept = std::mem::take(&mut t.fake.inside().batches);
+        t.pass_hours(20);
+        t.fake.inside().batches = kept;
+        t.pass_hours(1);
     }
-    assert_eq!(status(&t, id), Status::Running);
-    fake.complete_all();
-    hours(&t, 1);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    assert_eq!(t.status(id), Status::Running);
+    t.fake.complete_all();
+    t.pass_hours(1);
+    assert_eq!((t.status(id), t.fake.count("create")), (Status::Completed, 1));
     Ok(())
 }
 
@@ -87,40 +70,36 @@ fn a_batch_that_its_provider_knows_again_is_not_given_up() -> jobmill::Result<()
 #[test]
 fn a_cancelled_batch_that_its_provider_does_not_know_ends_soon() -> jobmill::Result<()> {
     for ended in [false, true] {
-        let (fake, t) = start();
-        let id = submit(&t, 2);
-        t.drain()?;
+        let t = Scene::new();
+        let id = t.send(2);
         if ended {
-            fake.complete_all();
+            t.fake.complete_all();
             t.advance(secs(60));
             t.engine().poll()?;
         }
-        fake.inside().batches.clear();
+        t.fake.inside().batches.clear();
         t.client().cancel(id)?;
         t.drain()?;
-        assert_eq!(status(&t, id), Status::Running, "one answer is not believed");
-        pass(&t, 1200);
-        assert_eq!((status(&t, id), t.client().batch(id)?.items.cancelled), (Status::Cancelled, 2));
+        assert_eq!(t.status(id), Status::Running, "one answer is not believed");
+        t.pass(1200);
+        assert_eq!((t.status(id), t.batch(id).items.cancelled), (Status::Cancelled, 2));
     }
     Ok(())
 }
 
 #[test]
 fn a_clock_that_is_set_ahead_loses_no_batch() -> jobmill::Result<()> {
-    let fake = Fake::new("fake");
-    let t = with(&fake, Batches::new().lost_after(secs(60)));
-    fake.inside().now = t.client().batch_clock();
-    let id = submit(&t, 2);
-    t.drain()?;
-    let kept = std::mem::take(&mut fake.inside().batches);
+    let t = Scene::with(Batches::new().lost_after(secs(60)));
+    let id = t.send(2);
+    let kept = std::mem::take(&mut t.fake.inside().batches);
     for _ in 0..2 {
         t.advance(secs(30 * 86_400));
         t.engine().poll()?;
     }
-    fake.inside().batches = kept;
-    fake.complete_all();
-    hours(&t, 7);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    t.fake.inside().batches = kept;
+    t.fake.complete_all();
+    t.pass_hours(7);
+    assert_eq!((t.status(id), t.fake.count("create")), (Status::Completed, 1));
     let refused = Harness::new(|builder| builder.batches(Batches::new().lost_after(secs(0))));
     assert!(refused.is_err());
     Ok(())
@@ -137,76 +116,69 @@ fn validate(fake: &Fake, is_bad: impl Fn(u64) -> bool) {
     }
 }
 
-fn sizes(fake: &Fake) -> Vec<usize> {
-    fake.inside().batches.iter().map(|held| held.requests.len()).collect()
-}
-
 /// One bad line made a whole file fail, of which nothing had been run.
 #[test]
 fn an_item_that_its_provider_names_when_it_refuses_a_batch_fails_alone() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 8);
-    t.drain()?;
+    let t = Scene::new();
+    let id = t.send(8);
     let named = |place| RefusedItem { place, message: format!("invalid_json_line: number {place}") };
-    fake.inside().refused = vec![named(3), named(7)];
-    validate(&fake, |_| true);
-    pass(&t, 60);
-    assert_eq!(sizes(&fake), [8, 6]);
-    validate(&fake, |_| false);
-    pass(&t, 600);
-    let batch = t.client().batch(id)?;
+    t.fake.inside().refused = vec![named(3), named(7)];
+    validate(&t.fake, |_| true);
+    t.pass(60);
+    assert_eq!(t.sizes(), [8, 6]);
+    validate(&t.fake, |_| false);
+    t.pass(600);
+    let batch = t.batch(id);
     assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 6, 2));
     for (key, error) in [("key-2", "invalid_json_line: number 3"), ("key-6", "invalid_json_line: number 7")] {
-        let item = t.client().batch_item(id, key)?;
+        let item = t.item(id, key);
         assert_eq!((item.error_class.as_deref(), item.error.as_deref()), (Some("invalid"), Some(error)));
     }
-    assert_eq!(t.client().batch_item(id, "key-0")?.attempt, 1, "what was not run is no attempt");
+    assert_eq!(t.item(id, "key-0").attempt, 1, "what was not run is no attempt");
     Ok(())
 }
 
 #[test]
 fn a_bad_item_that_nobody_names_is_found_by_halves() -> jobmill::Result<()> {
-    let (fake, t) = start();
+    let t = Scene::new();
     // A place that is not in the body names nobody.
-    fake.inside().refused = vec![RefusedItem { place: 0, message: "m".to_owned() }];
-    let id = t.client().submit(NewBatch::new("fake").max_attempts(1), items(16))?.id();
-    t.drain()?;
+    t.fake.inside().refused = vec![RefusedItem { place: 0, message: "m".to_owned() }];
+    let id = t.send_as(batch().max_attempts(1), 16);
     for _ in 0..8 {
-        validate(&fake, |n| n == 11);
-        pass(&t, 60);
+        validate(&t.fake, |n| n == 11);
+        t.pass(60);
     }
-    assert_eq!(sizes(&fake), [16, 8, 8, 4, 4, 2, 2, 1, 1]);
-    let batch = t.client().batch(id)?;
+    assert_eq!(t.sizes(), [16, 8, 8, 4, 4, 2, 2, 1, 1]);
+    let batch = t.batch(id);
     assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 15, 1));
-    let item = t.client().batch_item(id, "key-11")?;
+    let item = t.item(id, "key-11");
     assert_eq!(item.error.as_deref(), Some("invalid_json_line: as the test wants"));
-    assert_eq!(t.client().batch_item(id, "key-10")?.attempt, 1);
+    assert_eq!(t.item(id, "key-10").attempt, 1);
     Ok(())
 }
 
 /// The items are not to blame one by one for what is wrong with all of them.
 #[test]
 fn a_batch_that_is_refused_whatever_it_holds_is_not_sent_for_ever() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.items = 1000;
-    fake.inside().limits.bytes = 1 << 30;
-    let id = submit(&t, 1000);
-    t.drain()?;
+    let t = Scene::new();
+    t.fake.inside().limits.items = 1000;
+    t.fake.inside().limits.bytes = 1 << 30;
+    let id = t.send(1000);
     for _ in 0..12 {
-        validate(&fake, |_| true);
-        pass(&t, 60);
+        validate(&t.fake, |_| true);
+        t.pass(60);
     }
-    let batch = t.client().batch(id)?;
+    let batch = t.batch(id);
     assert_eq!((batch.job.status, batch.items.failed), (Status::Failed, 1000));
-    assert!((64..=200).contains(&fake.count("create")), "{}", fake.count("create"));
+    assert!((64..=200).contains(&t.fake.count("create")), "{}", t.fake.count("create"));
     // Whoever has mended it is given as many tries again.
     t.client().retry(id)?;
     t.drain()?;
     for _ in 0..12 {
-        validate(&fake, |n| n == 700);
-        pass(&t, 60);
+        validate(&t.fake, |n| n == 700);
+        t.pass(60);
     }
-    assert_eq!(t.client().batch(id)?.items.completed, 999);
+    assert_eq!(t.batch(id).items.completed, 999);
     Ok(())
 }
 
@@ -214,23 +186,21 @@ fn a_batch_that_is_refused_whatever_it_holds_is_not_sent_for_ever() -> jobmill::
 #[test]
 fn what_expires_goes_again_in_smaller_requests() -> jobmill::Result<()> {
     for told in [false, true] {
-        let (fake, t) = start();
-        fake.answer(move |_, body| match (body["n"] == 0, told) {
+        let t = Scene::new();
+        t.fake.answer(move |_, body| match (body["n"] == 0, told) {
             (true, _) => Some(succeeded(&Value::Null)),
             (false, true) => Some(jobmill::provider::ItemOutcome::Expired),
             (false, false) => None,
         });
-        let id = submit(&t, 9);
-        t.drain()?;
+        let id = t.send(9);
         for _ in 0..2 {
-            fake.end_all(&RemoteEnd::Expired);
-            pass(&t, 60);
+            t.fake.end_all(&RemoteEnd::Expired);
+            t.pass(60);
         }
-        assert_eq!(sizes(&fake), [9, 5, 3, 3, 2, 2, 1], "told {told}");
-        fake.answer(|_, _| Some(succeeded(&Value::Null)));
-        fake.complete_all();
-        pass(&t, 600);
-        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 9));
+        assert_eq!(t.sizes(), [9, 5, 3, 3, 2, 2, 1], "told {told}");
+        t.fake.answer(|_, _| Some(succeeded(&Value::Null)));
+        t.complete(600);
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 9));
     }
     Ok(())
 }
@@ -239,17 +209,16 @@ fn what_expires_goes_again_in_smaller_requests() -> jobmill::Result<()> {
 #[test]
 fn a_cancellation_that_is_refused_is_asked_for_again() -> jobmill::Result<()> {
     for (class, again) in [(CallClass::Invalid, true), (CallClass::Unsupported, false)] {
-        let (fake, t) = start();
-        let id = submit(&t, 2);
-        t.drain()?;
-        fake.inside().cancels.push_back(CallError::new(Fate::Rejected, class, "not while it is validated"));
+        let t = Scene::new();
+        let id = t.send(2);
+        t.fake.inside().cancels.push_back(CallError::new(Fate::Rejected, class, "not while it is validated"));
         t.client().cancel(id)?;
-        pass(&t, 600);
-        let cancelled = fake.inside().batches[0].cancelled;
-        assert_eq!((cancelled, fake.count("cancel")), (again, 1 + usize::from(again)));
-        fake.end_all(&RemoteEnd::Cancelled);
-        pass(&t, 600);
-        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Cancelled, 2));
+        t.pass(600);
+        let cancelled = t.fake.inside().batches[0].cancelled;
+        assert_eq!((cancelled, t.fake.count("cancel")), (again, 1 + usize::from(again)));
+        t.fake.end_all(&RemoteEnd::Cancelled);
+        t.pass(600);
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Cancelled, 2));
     }
     Ok(())
 }
@@ -257,92 +226,23 @@ fn a_cancellation_that_is_refused_is_asked_for_again() -> jobmill::Result<()> {
 /// Whoever cancels reads first what there is, and does then what follows from it.
 #[test]
 fn a_request_that_is_found_at_its_provider_while_it_is_cancelled_is_not_refused() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.items = 1;
-    let id = submit(&t, 2);
-    t.drain()?;
+    let t = Scene::new();
+    t.fake.inside().limits.items = 1;
+    let id = t.send(2);
     let late = "(SELECT max(id) FROM jobmill_batch_request)";
     tamper(t.client(), &format!("UPDATE jobmill_batch_request SET state = 1, remote_id = NULL WHERE id = {late}"));
     let (client, adopt) = (t.client().clone(), format!("state = 3, remote_id = 'remote-1' WHERE id = {late}"));
-    fake.inside().on_cancel =
+    t.fake.inside().on_cancel =
         Some(Box::new(move || tamper(&client, &format!("UPDATE jobmill_batch_request SET {adopt}"))));
     t.client().cancel(id)?;
     t.drain()?;
     t.engine().maintain()?;
     t.drain()?;
-    assert!(fake.inside().batches.iter().all(|held| held.cancelled), "it is paid, so it is not forgotten");
-    fake.end_all(&RemoteEnd::Cancelled);
-    pass(&t, 1200);
-    assert_eq!(statuses(&t, id), [RequestStatus::Harvested; 2]);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Cancelled, 2));
-    Ok(())
-}
-
-/// Somebody else's batch of the same size, which never ended, was waited for without end.
-#[test]
-fn what_might_be_ours_is_waited_for_no_longer_than_a_batch_may_run() -> jobmill::Result<()> {
-    for (policy, expected) in [
-        (WhenUnknown::WaitForProof, Status::Failed),
-        (WhenUnknown::Ask, Status::Running),
-        (WhenUnknown::WaitForProof, Status::Cancelled),
-    ] {
-        let fake = Fake::new("fake");
-        let t = with(&fake, Batches::new().when_unknown(policy));
-        fake.inside().now = t.client().batch_clock();
-        fake.inside().keeps_keys = false;
-        fake.inside().creations.push_back(Creation::AnswerLost);
-        let id = submit(&t, 2);
-        t.drain()?;
-        fake.inside().batches[0].id = "somebody's".to_owned();
-        if expected == Status::Cancelled {
-            t.client().cancel(id)?;
-        }
-        hours(&t, 23);
-        assert_eq!(status(&t, id), Status::Running);
-        hours(&t, 3);
-        assert_eq!((status(&t, id), fake.count("create")), (expected, 1), "{policy:?}");
-        if expected == Status::Failed {
-            let item = t.client().batch_item(id, "key-0")?;
-            assert_eq!((item.error_class.as_deref(), item.attempt), (Some("missing"), 1));
-        }
-    }
-    Ok(())
-}
-
-/// So was a batch at a provider that cannot look for one.
-#[test]
-fn a_provider_that_cannot_look_for_a_batch_is_not_asked_for_ever() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().creations.push_back(Creation::AnswerLost);
-    let unsupported = CallError::new(Fate::Rejected, CallClass::Unsupported, "there is no list");
-    fake.inside().finds.extend(vec![unsupported; 1000]);
-    let id = submit(&t, 2);
-    hours(&t, 26);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Failed, 1));
-    let error = t.client().batch_item(id, "key-0")?.error.unwrap_or_default();
-    assert!(error.contains("there is no list"), "{error}");
-    Ok(())
-}
-
-/// One empty list and a clock that is set ahead were proof enough to send a batch again.
-#[test]
-fn a_clock_that_is_set_ahead_sends_nothing_twice() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().lags = true;
-    fake.inside().creations.push_back(Creation::AnswerLost);
-    let id = submit(&t, 2);
-    t.drain()?;
-    for _ in 0..2 {
-        t.advance(secs(86_400));
-        t.drain()?;
-    }
-    assert_eq!((fake.count("find"), fake.count("create")), (2, 1));
-    fake.inside().lags = false;
-    t.advance(secs(60));
-    t.drain()?;
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    assert!(t.fake.inside().batches.iter().all(|held| held.cancelled), "it is paid, so it is not forgotten");
+    t.fake.end_all(&RemoteEnd::Cancelled);
+    t.pass(1200);
+    assert_eq!(t.request_statuses(id), [RequestStatus::Harvested; 2]);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Cancelled, 2));
     Ok(())
 }
 
@@ -350,19 +250,17 @@ fn a_clock_that_is_set_ahead_sends_nothing_twice() -> jobmill::Result<()> {
 #[test]
 fn a_clock_that_is_set_back_holds_up_no_poll() -> jobmill::Result<()> {
     for claimed in [false, true] {
-        let (fake, t) = start();
+        let t = Scene::new();
         let right = now(&t);
         t.advance(secs(365 * 86_400));
-        let id = submit(&t, 2);
-        t.drain()?;
+        let id = t.send(2);
         if claimed {
             // As a process leaves it that dies while it asks.
             tamper(t.client(), &format!("UPDATE jobmill_batch_request SET poll_until = {}", now(&t).as_micros()));
         }
         t.clock().jump(right);
-        fake.complete_all();
-        pass(&t, 60);
-        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2), "{claimed}");
+        t.complete(60);
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2), "{claimed}");
     }
     Ok(())
 }
@@ -371,21 +269,21 @@ fn a_clock_that_is_set_back_holds_up_no_poll() -> jobmill::Result<()> {
 #[test]
 fn a_plan_that_a_cancellation_overtakes_leaves_no_empty_request() -> jobmill::Result<()> {
     for opened in [false, true] {
-        let (fake, t) = start();
-        let id = submit(&t, 2);
+        let t = Scene::new();
+        let id = t.submit(2);
         let client = t.client().clone();
         let meanwhile = move || assert!(client.cancel(id).is_ok());
         if opened {
-            fake.inside().on_encode = Some(Box::new(meanwhile));
+            t.fake.inside().on_encode = Some(Box::new(meanwhile));
         } else {
-            fake.inside().on_limits = Some(Box::new(meanwhile));
+            t.fake.inside().on_limits = Some(Box::new(meanwhile));
         }
         t.drain()?;
-        assert_eq!((status(&t, id), statuses(&t, id)), (Status::Cancelled, Vec::new()), "opened {opened}");
+        assert_eq!((t.status(id), t.request_statuses(id)), (Status::Cancelled, Vec::new()), "opened {opened}");
     }
     // One that a crash has left, of a batch that has ended meanwhile.
-    let (_, t) = start();
-    let id = submit(&t, 2);
+    let t = Scene::new();
+    let id = t.submit(2);
     t.client().cancel(id)?;
     t.drain()?;
     tamper(
@@ -393,9 +291,9 @@ fn a_plan_that_a_cancellation_overtakes_leaves_no_empty_request() -> jobmill::Re
         "INSERT INTO jobmill_batch_request (id, batch, state, provider, account, base_url, endpoint, key)
          SELECT 77, job, 0, 'fake', 'a', 'b', '', 'k' FROM jobmill_batch",
     );
-    assert_eq!(statuses(&t, id), [RequestStatus::Planning]);
+    assert_eq!(t.request_statuses(id), [RequestStatus::Planning]);
     t.engine().maintain()?;
-    assert_eq!(statuses(&t, id), []);
+    assert_eq!(t.request_statuses(id), []);
     Ok(())
 }
 
@@ -409,14 +307,14 @@ fn a_local_batch_waits_for_the_key_of_its_endpoint() -> jobmill::Result<()> {
     });
     let (here, url) = (Arc::new(AtomicBool::new(false)), server.url("/v1"));
     let is_here = here.clone();
-    let t = Harness::new(move |builder| {
+    let t = Scene::of(move |builder| {
         let is_here = is_here.clone();
         let key = Key::from_fn(move || match is_here.load(Ordering::SeqCst) {
             true => Ok("a key".to_owned()),
             false => Err("the vault is locked".into()),
         });
         builder.provider(Local::chat_openai(url.clone()).key(key).build().expect("a provider"))
-    })?;
+    });
     let item = |n| BatchItem::new(&json!({ "model": "m", "messages": [], "n": n }));
     let batch = || NewBatch::new("local").max_attempts(1);
     let first = t.client().submit(batch(), (0..20).map(item))?.id();
@@ -426,7 +324,7 @@ fn a_local_batch_waits_for_the_key_of_its_endpoint() -> jobmill::Result<()> {
         t.advance(secs(60));
         t.drain()?;
     }
-    assert_eq!((t.client().batch(first)?.items.sent, server.connections()), (20, 0));
+    assert_eq!((t.batch(first).items.sent, server.connections()), (20, 0));
     for id in [first, second] {
         let explained = t.client().explain(id)?.to_string();
         assert!(explained.contains("the function that gives the key failed"), "{explained}");
@@ -437,35 +335,25 @@ fn a_local_batch_waits_for_the_key_of_its_endpoint() -> jobmill::Result<()> {
         t.drain()?;
     }
     for (id, items) in [(first, 20), (second, 2)] {
-        assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, items));
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, items));
     }
-    assert_eq!(t.client().batch_item(first, &t.client().batch_results(first)?.next().expect("one")?.key)?.attempt, 1);
+    assert_eq!(t.item(first, &t.client().batch_results(first)?.next().expect("one")?.key).attempt, 1);
     Ok(())
 }
 
 /// The twin of a request runs on when the batch has ended, and is paid.
 #[test]
 fn a_batch_is_kept_until_its_twin_is_done() -> jobmill::Result<()> {
-    let fake = Fake::new("fake");
-    let provider = fake.clone();
-    let t = Harness::new(move |builder| {
-        builder.provider(provider.clone()).retention(Retention { completed: Some(secs(3600)), ..Retention::FOREVER })
-    })?;
-    fake.inside().now = t.client().batch_clock();
-    fake.inside().lags = true;
-    fake.inside().creations.extend([Creation::AnswerLost, Creation::AnswerLost]);
-    let id = submit(&t, 3);
-    pass(&t, 420);
-    fake.inside().lags = false;
-    pass(&t, 120);
-    fake.inside().batches[0].state = RemoteState::Ended(RemoteEnd::Completed);
-    pass(&t, 600);
-    assert_eq!((status(&t, id), t.client().batch(id)?.spent.usage.input), (Status::Completed, Some(30)));
-    hours(&t, 2);
+    let t = Scene::of(|builder| builder.retention(Retention { completed: Some(secs(3600)), ..Retention::FOREVER }));
+    let id = t.send_twice(3);
+    t.fake.inside().batches[0].state = RemoteState::Ended(RemoteEnd::Completed);
+    t.pass(600);
+    assert_eq!((t.status(id), t.batch(id).spent.usage.input), (Status::Completed, Some(30)));
+    t.pass_hours(2);
     t.engine().maintain()?;
-    fake.complete_all();
-    hours(&t, 2);
-    assert_eq!(t.client().batch(id)?.spent.usage.input, Some(60), "it was paid twice");
+    t.fake.complete_all();
+    t.pass_hours(2);
+    assert_eq!(t.batch(id).spent.usage.input, Some(60), "it was paid twice");
     t.engine().maintain()?;
     assert!(t.client().batch(id).is_err(), "it is kept no longer than need be");
     Ok(())
@@ -474,60 +362,58 @@ fn a_batch_is_kept_until_its_twin_is_done() -> jobmill::Result<()> {
 /// Between the look whether a batch is cancelled and the word that it is sent lies an upload, which takes its time.
 #[test]
 fn a_batch_that_is_cancelled_while_its_body_is_uploaded_is_not_created() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.uploads = true;
-    let id = submit(&t, 1);
-    let (client, later) = (t.client().clone(), fake.clone());
+    let t = Scene::new();
+    t.fake.inside().limits.uploads = true;
+    let id = t.submit(1);
+    let (client, later) = (t.client().clone(), t.fake.clone());
     let uploading = move || assert!(client.cancel(id).is_ok());
-    fake.inside().on_encode = Some(Box::new(move || later.inside().on_encode = Some(Box::new(uploading))));
+    t.fake.inside().on_encode = Some(Box::new(move || later.inside().on_encode = Some(Box::new(uploading))));
     t.drain()?;
-    assert_eq!((status(&t, id), fake.count("upload"), fake.count("create")), (Status::Cancelled, 1, 0));
+    assert_eq!((t.status(id), t.fake.count("upload"), t.fake.count("create")), (Status::Cancelled, 1, 0));
     Ok(())
 }
 
 /// An operator gives a request up while its provider is asked about it once more.
 #[test]
 fn what_a_poll_tells_too_late_changes_nothing() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = t.client().submit(NewBatch::new("fake").max_attempts(1), items(2))?.id();
-    t.drain()?;
-    fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    let t = Scene::new();
+    let id = t.send_as(batch().max_attempts(1), 2);
+    t.fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
     t.advance(secs(60));
     t.engine().poll()?;
-    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+    let request = t.requests(id)[0].id;
     let client = t.client().clone();
-    fake.inside().on_poll = Some(Box::new(move || client.abandon_request(request).expect("it is not known")));
+    t.fake.inside().on_poll = Some(Box::new(move || client.abandon_request(request).expect("it is not known")));
     t.advance(secs(60));
     t.engine().poll()?;
-    assert_eq!(statuses(&t, id), [RequestStatus::Ended]);
+    assert_eq!(t.request_statuses(id), [RequestStatus::Ended]);
     let due = "SELECT count(*) FROM jobmill_batch_request WHERE next_poll_at IS NOT NULL";
     assert_eq!(query::<i64>(t.client(), due), 0, "it is not asked about any more");
-    pass(&t, 60);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.failed), (Status::Failed, 2));
+    t.pass(60);
+    assert_eq!((t.status(id), t.batch(id).items.failed), (Status::Failed, 2));
     Ok(())
 }
 
 /// Two plans may see the same room at an account. The second to be frozen finds it taken.
 #[test]
 fn a_plan_that_others_have_overtaken_goes_not_beyond_the_room_at_the_account() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.items_in_flight = Some(3);
-    let id = submit(&t, 2);
-    let (client, account) = (t.client().clone(), fake.account().fingerprint);
-    fake.inside().on_encode = Some(Box::new(move || {
+    let t = Scene::new();
+    t.fake.inside().limits.items_in_flight = Some(3);
+    let id = t.submit(2);
+    let (client, account) = (t.client().clone(), t.fake.account().fingerprint);
+    t.fake.inside().on_encode = Some(Box::new(move || {
         let other = format!("77, 1, 3, 'fake', '{account}', 'b', '', 'k', 2");
         let columns = "id, batch, state, provider, account, base_url, endpoint, key, items";
         tamper(&client, &format!("INSERT INTO jobmill_batch_request ({columns}) VALUES ({other})"));
     }));
     t.drain()?;
-    let batch = t.client().batch(id)?;
-    assert_eq!((fake.count("create"), batch.items.waiting), (0, 2));
-    assert_eq!(t.client().batch_item(id, "key-0")?.attempt, 0, "what was not sent is no attempt");
+    let batch = t.batch(id);
+    assert_eq!((t.fake.count("create"), batch.items.waiting), (0, 2));
+    assert_eq!(t.item(id, "key-0").attempt, 0, "what was not sent is no attempt");
     tamper(t.client(), &format!("DELETE FROM jobmill_batch_request WHERE batch <> {}", raw(id)));
-    pass(&t, 60);
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    t.pass(60);
+    t.complete(600);
+    assert_eq!((t.status(id), t.fake.count("create")), (Status::Completed, 1));
     Ok(())
 }
 
@@ -536,10 +422,10 @@ fn a_plan_that_others_have_overtaken_goes_not_beyond_the_room_at_the_account() -
 fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jobmill::Result<()> {
     let server = ProviderServer::start(Shape::OpenAi);
     let url = server.url();
-    let mut t = Harness::new(move |builder| {
+    let mut t = Scene::of(move |builder| {
         let provider = OpenAi::builder(Key::fixed(KEY)).base_url(url.clone()).quirks(Quirks::openai());
         builder.provider(provider.build().expect("good settings"))
-    })?;
+    });
     let clock = now(&t);
     server.clock(move || clock);
     let item = |n| BatchItem::new(&json!({ "model": "m", "messages": [], "n": n })).key(format!("key-{n}"));
@@ -553,10 +439,8 @@ fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jo
     // It breaks off in the midst of a file, then at its end, where more was promised.
     server.state().framing = Framing::NoLastChunk;
     server.arrange(|lines| lines[..700].iter().flat_map(|line| [line.as_str(), "\n"]).collect::<String>().into());
-    t.client().poll_now()?;
-    t.engine().poll()?;
-    t.drain()?;
-    let batch = t.client().batch(id)?;
+    t.poll_now();
+    let batch = t.batch(id);
     assert_eq!((batch.items.completed, batch.items.failed), (700, 0));
     t.crash()?;
     server.state().framing = Framing::ShortLength;
@@ -571,7 +455,7 @@ fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jo
         t.advance(secs(60));
         t.drain()?;
     }
-    let batch = t.client().batch(id)?;
+    let batch = t.batch(id);
     assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 1080, 120));
     assert_eq!((batch.spent.usage.input, batch.strays), (Some(1080 * 10), 0), "each counts once");
     assert_eq!(server.state().batches.len(), 1);
@@ -582,15 +466,14 @@ fn a_server_of_openais_shape_that_dies_while_it_gives_results_loses_none() -> jo
 #[test]
 fn a_body_that_its_provider_does_not_find_is_uploaded_anew() -> jobmill::Result<()> {
     for times in [2, 10] {
-        let (fake, t) = start();
-        fake.inside().limits.uploads = true;
-        fake.inside().creations.extend(vec![Creation::Fails(Fate::Rejected, CallClass::NotFound); times]);
-        let id = submit(&t, 2);
-        pass(&t, 600);
-        fake.complete_all();
-        pass(&t, 600);
+        let t = Scene::new();
+        t.fake.inside().limits.uploads = true;
+        t.fake.inside().creations.extend(vec![Creation::Fails(Fate::Rejected, CallClass::NotFound); times]);
+        let id = t.submit(2);
+        t.pass(600);
+        t.complete(600);
         let expected = if times == 2 { (Status::Completed, 3) } else { (Status::Failed, 4) };
-        assert_eq!((status(&t, id), fake.count("upload")), expected);
+        assert_eq!((t.status(id), t.fake.count("upload")), expected);
     }
     Ok(())
 }

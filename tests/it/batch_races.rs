@@ -1,23 +1,20 @@
 //! LLM batches when things happen at the worst moment: between two steps, in another process, to the engine's own jobs.
 
 use jobmill::provider::{CallClass, CallError, Fate, RemoteEnd};
-use jobmill::testing::Harness;
-use jobmill::{
-    Batches, ErrorKind, ItemQuery, NewBatch, NewJob, Price, PriceTable, Query, RequestStatus, Status, Step, Unique,
-};
+use jobmill::{Batches, ErrorKind, ItemQuery, NewJob, Price, PriceTable, Query, RequestStatus, Status, Step, Unique};
 use serde_json::{Value, json};
 
-use crate::batch::{BatchClock, item, items, pass, start, status, submit, with};
-use crate::support::fake::{Creation, Fake, errored, succeeded};
+use crate::support::fake::{Creation, errored, succeeded};
+use crate::support::scene::{Scene, batch, item, items};
 use crate::support::{raw, secs, sound, tamper};
 
 /// A result that comes late takes an item from under a planner that has read it already.
 #[test]
 fn a_planner_that_loses_an_item_to_another_leaves_the_counts_right() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 4);
+    let t = Scene::new();
+    let id = t.submit(4);
     let client = t.client().clone();
-    fake.inside().on_encode = Some(Box::new(move || {
+    t.fake.inside().on_encode = Some(Box::new(move || {
         tamper(
             &client,
             "UPDATE jobmill_batch_item SET state = 3 WHERE key = 'key-2';
@@ -26,47 +23,44 @@ fn a_planner_that_loses_an_item_to_another_leaves_the_counts_right() -> jobmill:
     }));
     t.drain()?;
     sound(t.client());
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 4));
+    t.complete(600);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 4));
     Ok(())
 }
 
 #[test]
 fn a_cancelled_batch_that_was_never_created_comes_to_its_end() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().creations.push_back(Creation::Fails(Fate::Ambiguous, CallClass::Transport));
-    let id = submit(&t, 2);
-    t.drain()?;
+    let t = Scene::new();
+    t.fake.inside().creations.push_back(Creation::Fails(Fate::Ambiguous, CallClass::Transport));
+    let id = t.send(2);
     t.client().cancel(id)?;
-    pass(&t, 1200);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Cancelled, 1));
+    t.pass(1200);
+    assert_eq!((t.status(id), t.fake.count("create")), (Status::Cancelled, 1));
     Ok(())
 }
 
 /// A repetition under the same key is a way to find out, not a sign that nothing was sent.
 #[test]
 fn a_cancelled_batch_that_may_be_at_a_provider_which_knows_keys_is_cancelled_there() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.idempotent = true;
-    fake.inside().creations.push_back(Creation::AnswerLost);
-    let id = submit(&t, 2);
-    t.drain()?;
+    let t = Scene::new();
+    t.fake.inside().limits.idempotent = true;
+    t.fake.inside().creations.push_back(Creation::AnswerLost);
+    let id = t.send(2);
     t.client().cancel(id)?;
-    pass(&t, 600);
-    assert!(fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
-    fake.end_all(&RemoteEnd::Cancelled);
-    pass(&t, 1200);
-    let batch = t.client().batch(id)?;
-    assert_eq!((batch.job.status, batch.items.completed, fake.inside().batches.len()), (Status::Cancelled, 2, 1));
+    t.pass(600);
+    assert!(t.fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
+    t.fake.end_all(&RemoteEnd::Cancelled);
+    t.pass(1200);
+    let batch = t.batch(id);
+    assert_eq!((batch.job.status, batch.items.completed, t.fake.inside().batches.len()), (Status::Cancelled, 2, 1));
     Ok(())
 }
 
 /// The engine's own jobs stand in the same lists as all others: an operator may cancel or delete them.
 #[test]
 fn what_a_planner_left_half_done_is_taken_up_when_its_job_is_gone() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 2);
+    let t = Scene::new();
+    let id = t.submit(2);
     let planner = t.client().list(Query::new().queues(["system"]))?.jobs[0].id;
     // As a shutdown leaves it that comes between the binding and the end of the plan.
     tamper(
@@ -82,19 +76,17 @@ fn what_a_planner_left_half_done_is_taken_up_when_its_job_is_gone() -> jobmill::
     );
     t.client().delete(planner)?;
     t.engine().maintain()?;
-    pass(&t, 60);
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
+    t.pass(60);
+    t.complete(600);
+    assert_eq!((t.status(id), t.fake.count("create")), (Status::Completed, 1));
     Ok(())
 }
 
 #[test]
 fn a_cancelled_batch_ends_though_the_job_that_cancels_is_gone() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::RateLimited));
-    let id = submit(&t, 2);
-    t.drain()?;
+    let t = Scene::new();
+    t.fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::RateLimited));
+    let id = t.send(2);
     t.client().cancel(id)?;
     for job in t.client().list(Query::new().queues(["system"]))?.jobs {
         if job.kind.as_deref() == Some("jobmill.batch.cancel") {
@@ -102,61 +94,55 @@ fn a_cancelled_batch_ends_though_the_job_that_cancels_is_gone() -> jobmill::Resu
         }
     }
     t.engine().maintain()?;
-    pass(&t, 600);
-    assert_eq!((status(&t, id), fake.inside().batches.len()), (Status::Cancelled, 0));
+    t.pass(600);
+    assert_eq!((t.status(id), t.fake.inside().batches.len()), (Status::Cancelled, 0));
     Ok(())
 }
 
 /// The job that cancels may come late, when the batch has ended and goes once more.
 #[test]
 fn a_late_cancellation_does_not_reach_a_batch_that_was_retried() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.answer(|_, _| Some(errored(jobmill::provider::ItemError::Invalid, "bad")));
-    let id = submit(&t, 2);
-    t.drain()?;
-    fake.inside().cancels.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
-    fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    let t = Scene::new();
+    t.fake.answer(|_, _| Some(errored(jobmill::provider::ItemError::Invalid, "bad")));
+    let id = t.send(2);
+    t.fake.inside().cancels.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
+    t.fake.inside().polls.push_back(CallError::new(Fate::Rejected, CallClass::Server, "503"));
     t.client().cancel(id)?;
     t.drain()?;
-    fake.complete_all();
-    fake.inside().polls.clear();
-    t.client().poll_now()?;
-    t.engine().poll()?;
-    t.drain()?;
-    assert_eq!((status(&t, id), fake.count("cancel")), (Status::Cancelled, 1));
-    fake.answer(|_, _| Some(succeeded(&Value::Null)));
+    t.fake.complete_all();
+    t.fake.inside().polls.clear();
+    t.poll_now();
+    assert_eq!((t.status(id), t.fake.count("cancel")), (Status::Cancelled, 1));
+    t.fake.answer(|_, _| Some(succeeded(&Value::Null)));
     t.client().retry(id)?;
     t.advance(secs(600));
     t.drain()?;
-    assert_eq!(t.client().batch(id)?.items.cancelled, 0);
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
+    assert_eq!(t.batch(id).items.cancelled, 0);
+    t.complete(600);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2));
     Ok(())
 }
 
 /// Providers are brought by users too, and the one thread asks for all.
 #[test]
 fn a_provider_that_panics_when_it_is_asked_is_asked_again() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 2);
-    t.drain()?;
-    fake.complete_all();
-    fake.inside().on_poll = Some(Box::new(|| panic!("as the test wants")));
-    pass(&t, 900);
-    assert_eq!(status(&t, id), Status::Completed);
+    let t = Scene::new();
+    let id = t.send(2);
+    t.fake.complete_all();
+    t.fake.inside().on_poll = Some(Box::new(|| panic!("as the test wants")));
+    t.pass(900);
+    assert_eq!(t.status(id), Status::Completed);
     Ok(())
 }
 
 /// A batch's rows go some time after its job.
 #[test]
 fn a_deleted_batch_is_seen_by_nobody() -> jobmill::Result<()> {
-    let (fake, t) = start();
+    let t = Scene::new();
     let ada = t.client().for_user("ada")?;
-    let id = ada.submit(NewBatch::new("fake"), items(2))?.id();
+    let id = ada.submit(batch(), items(2))?.id();
     t.drain()?;
-    fake.complete_all();
-    pass(&t, 600);
+    t.complete(600);
     assert_eq!(ada.batch_results(id)?.count(), 2);
     ada.delete(id)?;
     for client in [&ada, &t.client().for_user("bob")?, t.client()] {
@@ -175,23 +161,16 @@ fn a_deleted_batch_is_seen_by_nobody() -> jobmill::Result<()> {
 /// A step's kind is a kind like any other, which everybody may enqueue.
 #[test]
 fn only_the_job_of_its_own_step_takes_an_item_further() -> jobmill::Result<()> {
-    let fake = Fake::new("fake");
-    let provider = fake.clone();
     let (told, heard) = crossbeam_channel::unbounded();
-    let t = Harness::new(move |builder| {
-        let told = told.clone();
-        builder.provider(provider.clone()).batch_step("step", move |reply, ctx| {
-            told.send((reply.key, ctx.id())).expect("a test");
-            Ok(Step::Done)
-        })
-    })?;
-    fake.inside().now = t.client().batch_clock();
+    let t = Scene::with_step(move |reply, ctx| {
+        told.send((reply.key, ctx.id())).expect("a test");
+        Ok(Step::Done)
+    });
     t.client().pause("default")?;
     let ada = t.client().for_user("ada")?;
-    let id = ada.submit(NewBatch::new("fake").step("step"), items(1))?.id();
+    let id = ada.submit(batch().step("step"), items(1))?.id();
     t.drain()?;
-    fake.complete_all();
-    pass(&t, 60);
+    t.complete(60);
     let own = ada.list(Query::new().kinds(["step"]))?.jobs[0].id;
     let item = ada.batch_item(id, "key-0")?.id;
     let forged = NewJob::json("step", &json!({ "item": item, "step_number": 0 })).queue("other");
@@ -202,44 +181,35 @@ fn only_the_job_of_its_own_step_takes_an_item_further() -> jobmill::Result<()> {
     t.client().resume("default")?;
     t.drain()?;
     assert_eq!(heard.try_recv(), Ok(("key-0".to_owned(), own)));
-    assert_eq!(status(&t, id), Status::Completed);
+    assert_eq!(t.status(id), Status::Completed);
     Ok(())
 }
 
 /// An older sending may succeed when the item has been frozen into another request.
 #[test]
 fn a_request_that_loses_an_item_before_it_is_sent_is_made_anew() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().lags = true;
-    fake.inside().creations.extend([Creation::AnswerLost, Creation::AnswerLost]);
-    let id = submit(&t, 3);
-    pass(&t, 420);
-    fake.inside().lags = false;
-    pass(&t, 120);
-    assert_eq!(t.client().batch_requests(id, &[], None, 10)?.len(), 2, "a twin");
+    let t = Scene::new();
+    let id = t.send_twice(3);
+    assert_eq!(t.requests(id).len(), 2, "a twin");
     // One expires in both. The others expire in the first, and succeed in the second when they are on their way again.
     let expired = || Some(jobmill::provider::ItemOutcome::Expired);
-    fake.answer(move |_, _| expired());
-    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
-    fake.inside().batches[0].state = jobmill::provider::RemoteState::Ended(RemoteEnd::Expired);
-    t.client().poll_now()?;
-    t.engine().poll()?;
-    t.drain()?;
+    t.fake.answer(move |_, _| expired());
+    t.fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
+    t.fake.inside().batches[0].state = jobmill::provider::RemoteState::Ended(RemoteEnd::Expired);
+    t.poll_now();
     assert_eq!(t.client().batch_requests(id, &[RequestStatus::Submitting], None, 10)?.len(), 2, "of half the size");
-    fake.answer(move |_, body| if body["n"] == 0 { expired() } else { Some(succeeded(&Value::Null)) });
-    fake.complete_all();
-    t.client().poll_now()?;
-    t.engine().poll()?;
-    t.drain()?;
-    assert_eq!(t.client().batch(id)?.items.completed, 2);
-    fake.answer(|_, _| Some(succeeded(&Value::Null)));
+    t.fake.answer(move |_, body| if body["n"] == 0 { expired() } else { Some(succeeded(&Value::Null)) });
+    t.fake.complete_all();
+    t.poll_now();
+    assert_eq!(t.batch(id).items.completed, 2);
+    t.fake.answer(|_, _| Some(succeeded(&Value::Null)));
     for _ in 0..20 {
-        pass(&t, 60);
-        fake.complete_all();
+        t.pass(60);
+        t.fake.complete_all();
     }
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 3));
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 3));
     assert_eq!(
-        fake.inside().batches.last().map(|held| held.requests.len()),
+        t.fake.inside().batches.last().map(|held| held.requests.len()),
         Some(1),
         "what succeeded is not paid again"
     );
@@ -249,7 +219,7 @@ fn a_request_that_loses_an_item_before_it_is_sent_is_made_anew() -> jobmill::Res
 /// A submission that is cut off leaves a part of a batch, which nobody has asked to be sent.
 #[test]
 fn a_batch_that_was_never_complete_cannot_be_retried() -> jobmill::Result<()> {
-    let (fake, t) = start();
+    let t = Scene::new();
     let client = t.client().clone();
     let mut retried = None;
     let meddling = (0..4000).map(|n| {
@@ -260,122 +230,57 @@ fn a_batch_that_was_never_complete_cannot_be_retried() -> jobmill::Result<()> {
         }
         item(n)
     });
-    let refused = t.client().submit(NewBatch::new("fake"), meddling).expect_err("it was ended meanwhile");
+    let refused = t.client().submit(batch(), meddling).expect_err("it was ended meanwhile");
     assert_eq!(refused.kind(), ErrorKind::Conflict);
     assert_eq!(retried.expect("a retry").map_err(|error| error.kind()), Err(ErrorKind::Conflict));
-    pass(&t, 60);
-    assert_eq!(fake.count("create"), 0);
+    t.pass(60);
+    assert_eq!(t.fake.count("create"), 0);
     Ok(())
 }
 
 /// The key under which an engine's job would be unique is one that others may hold.
 #[test]
 fn nobody_else_can_stand_in_for_the_job_of_a_step() -> jobmill::Result<()> {
-    let fake = Fake::new("fake");
-    let provider = fake.clone();
-    let t = Harness::new(move |builder| builder.provider(provider.clone()).batch_step("step", |_, _| Ok(Step::Done)))?;
-    fake.inside().now = t.client().batch_clock();
+    let t = Scene::with_step(|_, _| Ok(Step::Done));
     let ada = t.client().for_user("ada")?;
-    let id = ada.submit(NewBatch::new("fake").step("step"), items(1))?.id();
+    let id = ada.submit(batch().step("step"), items(1))?.id();
     t.drain()?;
     let item = ada.batch_item(id, "key-0")?.id;
     let forged = NewJob::json("step", &json!({ "item": item, "step_number": 0 })).delay(secs(1_000_000));
     t.client().for_user("bob")?.enqueue(forged.unique(Unique::key(format!("{item}/0"))))?;
-    fake.complete_all();
-    pass(&t, 60);
-    assert_eq!(status(&t, id), Status::Completed);
-    Ok(())
-}
-
-#[test]
-fn that_a_repetition_is_refused_tells_nothing_of_the_first_sending() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().limits.idempotent = true;
-    fake.inside().creations.extend([
-        Creation::AnswerLost,
-        Creation::Fails(Fate::Rejected, CallClass::RateLimited),
-        Creation::Fails(Fate::Rejected, CallClass::Account),
-    ]);
-    let id = submit(&t, 2);
-    pass(&t, 60);
-    assert!(fake.count("create") > 1);
-    t.client().cancel(id)?;
-    pass(&t, 600);
-    assert!(fake.inside().batches[0].cancelled, "it is paid, so it is not forgotten");
-    Ok(())
-}
-
-/// The item of the first result may have been completed by another sending.
-#[test]
-fn a_batch_is_proved_ours_by_an_item_that_needs_it_no_more() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().keeps_keys = false;
-    fake.inside().creations.push_back(Creation::AnswerLost);
-    let id = submit(&t, 3);
-    t.drain()?;
-    tamper(
-        t.client(),
-        "UPDATE jobmill_batch_item SET state = 3 WHERE key = 'key-0';
-         UPDATE jobmill_batch SET sent = sent - 1, completed = completed + 1;",
-    );
-    fake.complete_all();
-    pass(&t, 1200);
-    assert_eq!((status(&t, id), fake.count("create")), (Status::Completed, 1));
-    Ok(())
-}
-
-/// An operator decides while the creation is still under way.
-#[test]
-fn what_a_creation_made_is_kept_though_an_operator_has_named_another() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::RateLimited));
-    let id = submit(&t, 2);
-    t.drain()?;
-    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
-    let client = t.client().clone();
-    let meddling = move || client.adopt_request(request, "remote-77").expect("nobody knows yet");
-    fake.inside().on_encode = Some(Box::new(meddling));
-    pass(&t, 60);
-    let requests = t.client().batch_requests(id, &[], None, 10)?;
-    let held: Vec<_> = requests.iter().map(|request| request.remote_id.as_deref()).collect();
-    assert_eq!(held, [Some("remote-77"), Some("remote-0")]);
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 2));
+    t.complete(60);
+    assert_eq!(t.status(id), Status::Completed);
     Ok(())
 }
 
 /// Two planners may be at one batch, each with what it knew of the budget when it began.
 #[test]
 fn a_plan_that_others_have_overtaken_goes_not_beyond_the_budget() -> jobmill::Result<()> {
-    let fake = Fake::new("fake");
     let prices = PriceTable::new("1", "EUR").model("m", Price::new(1000.0, 1000.0).batch_factor(1.0));
-    let t = with(&fake, Batches::new().prices(prices));
-    fake.inside().now = t.client().batch_clock();
-    fake.inside().limits.items = 1;
-    let id = t.client().submit(NewBatch::new("fake").budget(1.0), items(2))?.id();
+    let t = Scene::with(Batches::new().prices(prices));
+    t.fake.inside().limits.items = 1;
+    let id = t.submit_as(batch().budget(1.0), 2);
     let client = t.client().clone();
-    fake.inside().on_encode = Some(Box::new(move || {
+    t.fake.inside().on_encode = Some(Box::new(move || {
         tamper(&client, "UPDATE jobmill_batch SET cost_nanos = budget_nanos - 1000");
     }));
-    pass(&t, 60);
-    assert_eq!(fake.count("create"), 0);
-    assert_eq!(t.client().batch(id)?.items.failed, 2);
+    t.pass(60);
+    assert_eq!(t.fake.count("create"), 0);
+    assert_eq!(t.batch(id).items.failed, 2);
     Ok(())
 }
 
 /// A planner that was thought dead, or whose batch was cancelled and retried while it reckoned, binds to what is no more.
 #[test]
 fn a_planner_whose_request_was_taken_from_it_binds_nothing_to_it() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    let id = submit(&t, 3);
+    let t = Scene::new();
+    let id = t.submit(3);
     let client = t.client().clone();
     let meddling = move || tamper(&client, "UPDATE jobmill_batch_request SET state = 6");
-    fake.inside().on_encode = Some(Box::new(meddling));
-    pass(&t, 60);
-    fake.complete_all();
-    pass(&t, 600);
-    assert_eq!((status(&t, id), t.client().batch(id)?.items.completed), (Status::Completed, 3));
+    t.fake.inside().on_encode = Some(Box::new(meddling));
+    t.pass(60);
+    t.complete(600);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 3));
     Ok(())
 }
 
@@ -383,35 +288,23 @@ fn a_planner_whose_request_was_taken_from_it_binds_nothing_to_it() -> jobmill::R
 #[test]
 fn a_batch_that_its_provider_knows_no_more_can_be_given_up() -> jobmill::Result<()> {
     for ended in [false, true] {
-        let (fake, t) = start();
-        let id = t.client().submit(NewBatch::new("fake").max_attempts(1), items(2))?.id();
-        t.drain()?;
-        let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
+        let t = Scene::new();
+        let id = t.send_as(batch().max_attempts(1), 2);
+        let request = t.requests(id)[0].id;
         let early = t.client().abandon_request(request).expect_err("its provider tells of it");
         assert_eq!(early.kind(), ErrorKind::Conflict);
         if ended {
-            fake.complete_all();
+            t.fake.complete_all();
             t.advance(secs(60));
             t.engine().poll()?;
         }
-        fake.inside().batches.clear();
-        pass(&t, 600);
-        assert_eq!(status(&t, id), Status::Running, "nobody knows what became of it");
+        t.fake.inside().batches.clear();
+        t.pass(600);
+        assert_eq!(t.status(id), Status::Running, "nobody knows what became of it");
         t.client().abandon_request(request)?;
-        pass(&t, 1200);
-        let batch = t.client().batch(id)?;
-        assert_eq!((batch.job.status, batch.items.failed, fake.count("create")), (Status::Failed, 2, 1));
+        t.pass(1200);
+        let batch = t.batch(id);
+        assert_eq!((batch.job.status, batch.items.failed, t.fake.count("create")), (Status::Failed, 2, 1));
     }
-    Ok(())
-}
-
-#[test]
-fn a_batch_is_adopted_by_an_id_only() -> jobmill::Result<()> {
-    let (fake, t) = start();
-    fake.inside().creations.push_back(Creation::AnswerLost);
-    let id = submit(&t, 1);
-    t.drain()?;
-    let request = t.client().batch_requests(id, &[], None, 1)?[0].id;
-    assert_eq!(t.client().adopt_request(request, "").expect_err("a refusal").kind(), ErrorKind::Invalid);
     Ok(())
 }

@@ -7,6 +7,7 @@ mod batch;
 mod batch_ends;
 mod batch_flow;
 mod batch_races;
+mod batch_unknown;
 mod bulk;
 mod callback;
 mod cancel;

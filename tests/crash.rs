@@ -6,7 +6,7 @@ mod support {
 
     #[path = "../it/support/http.rs"]
     pub(crate) mod http;
-    #[path = "../it/support/provider_server.rs"]
+    #[path = "../it/support/provider_server/mod.rs"]
     pub(crate) mod provider_server;
 
     /// How long a test waits for what must come. Nothing is measured by it.
@@ -29,7 +29,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
-use crate::support::provider_server::{Fault, KEY, ProviderServer, Route, Shape};
+use crate::support::provider_server::script::{Fault, Route, Shape};
+use crate::support::provider_server::{KEY, ProviderServer};
 
 /// Where a child finds what it is to do.
 const ORDERS: &str = "JOBMILL_CRASH_ORDERS";

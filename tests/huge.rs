@@ -7,7 +7,7 @@ mod support {
 
     #[path = "../it/support/http.rs"]
     pub(crate) mod http;
-    #[path = "../it/support/provider_server.rs"]
+    #[path = "../it/support/provider_server/mod.rs"]
     pub(crate) mod provider_server;
 
     /// How long a test waits for what must come. Nothing is measured by it.
@@ -21,7 +21,8 @@ use jobmill::provider::{Anthropic, Key};
 use jobmill::{BatchItem, Batches, Clock, Engine, NewBatch, Status, SystemClock};
 use serde_json::json;
 
-use crate::support::provider_server::{KEY, ProviderServer, Shape};
+use crate::support::provider_server::script::Shape;
+use crate::support::provider_server::{KEY, ProviderServer};
 
 /// Where a child finds its provider.
 const URL: &str = "JOBMILL_HUGE_URL";

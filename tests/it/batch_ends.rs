@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, succeeded};
 use crate::support::http::Server;
-use crate::support::provider_server::{Fault, Framing, KEY, Outcome, ProviderServer, Route, Shape};
+use crate::support::provider_server::script::{Fault, Framing, Outcome, Route, Shape};
+use crate::support::provider_server::{KEY, ProviderServer};
 use crate::support::scene::{Scene, batch};
 use crate::support::{now, query, raw, secs, tamper};
 

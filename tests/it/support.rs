@@ -1,7 +1,9 @@
 //! Payloads, handlers and helpers that several features share.
 
+pub(crate) mod another;
 pub(crate) mod fake;
 pub(crate) mod http;
+pub(crate) mod provider;
 pub(crate) mod provider_server;
 pub(crate) mod receiver;
 pub(crate) mod scene;

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use serde::de::IgnoredAny;
 
 use crate::provider::http::key::Secret;
+use crate::provider::http::sending::explain;
 use crate::provider::{CallClass, CallError, CallResult, Fate, ItemOutcome, ResultLine, Sink};
 
 /// The longest line that is read as a whole.
@@ -161,7 +162,7 @@ pub(super) fn broken(error: std::io::Error) -> CallError {
         {
             "the answer cannot be unpacked".to_owned()
         }
-        other => super::explain(other),
+        other => explain(other),
     };
     CallError::new(Fate::Ambiguous, CallClass::Transport, message)
 }

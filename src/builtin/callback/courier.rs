@@ -1,26 +1,21 @@
 //! The courier, who delivers one message at a time: a POST, whose answer is read no further than it counts.
 
-use std::borrow::Cow;
-use std::io::{ErrorKind, Read};
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::fmt::rfc2822;
-use ureq::http::{HeaderMap, Response};
+use ureq::Agent;
 use ureq::tls::TlsConfig;
 use ureq::unversioned::transport::{Connector, RustlsConnector, TcpConnector};
-use ureq::{Agent, Body, Timeout};
 
 use crate::builtin::callback::Callbacks;
-use crate::builtin::callback::doorman::{Doorman, Names, Refused};
+use crate::builtin::callback::doorman::{Doorman, Names};
 use crate::builtin::callback::signature::signatures;
-
+use crate::builtin::callback::verdict::{Delivered, Undelivered, judge, unanswered};
 use crate::error::Result;
 use crate::model::callback::Target;
 use crate::model::time::Timestamp;
 
-/// The longest that a receiver may ask us to wait.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(86_400);
 /// What an answer's head may have, in bytes. The rules of common servers are 8 or 16 KiB.
 const MAX_HEAD_BYTES: usize = 16 << 10;
 /// How much of an answer's body is read, and for how long, before the connection is closed. Nothing in it counts, but a
@@ -30,9 +25,6 @@ const BODY_PATIENCE: Duration = Duration::from_millis(100);
 /// How much is sent at a time. Some systems give each piece of a write the whole time again, and the client gives it to
 /// each write that was done in part, so a receiver who reads slowly gains little if a write is small.
 const WRITE_BYTES: usize = 4 << 10;
-/// The longest text that is kept of an error. A receiver's certificate is told in it, which may be of any length.
-const MAX_ERROR_BYTES: usize = 500;
-
 /// What is to be delivered. The id stays the same at each attempt, so that the receiver can drop repeats.
 #[derive(Clone, Debug)]
 pub(crate) struct Message {
@@ -41,33 +33,6 @@ pub(crate) struct Message {
     pub(crate) url: String,
     /// JSON.
     pub(crate) body: Vec<u8>,
-}
-
-/// The receiver has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Delivered {
-    pub(crate) status: u16,
-}
-
-/// The receiver does not have it, or did not say so.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Undelivered {
-    /// The status of the answer, if one came.
-    pub(crate) status: Option<u16>,
-    /// What went wrong, without secrets and without anything that the receiver wrote.
-    pub(crate) error: String,
-    /// Whether another attempt may do better.
-    pub(crate) retry: bool,
-    /// How long the receiver asks us to wait before it. No more than a day.
-    pub(crate) retry_after: Option<Duration>,
-}
-
-impl Undelivered {
-    fn without_answer(error: impl Into<Cow<'static, str>>, retry: bool) -> Self {
-        let mut error = error.into().into_owned();
-        error.truncate(error.floor_char_boundary(MAX_ERROR_BYTES));
-        Self { status: None, error, retry, retry_after: None }
-    }
 }
 
 /// Delivers messages, from any thread.
@@ -143,74 +108,15 @@ impl Courier {
                 while matches!(body.read(&mut buffer), Ok(count) if count > 0) {}
                 outcome
             }
-            Err(error) => Err(self.explain(&error)),
+            Err(error) => Err(unanswered(&error, self.callbacks.timeout)),
         }
     }
-
-    fn explain(&self, error: &ureq::Error) -> Undelivered {
-        use ureq::Error;
-        let text: Cow<'static, str> = match error {
-            Error::Other(inner) if inner.is::<Refused>() => {
-                return Undelivered::without_answer(inner.to_string(), false);
-            }
-            // What was checked before is at fault, so it will be the next time as well.
-            Error::BadUri(_) | Error::Http(_) => return Undelivered::without_answer("not a valid request", false),
-            Error::Timeout(Timeout::Resolve) => {
-                format!("timed out after {:?} while looking up the host", self.callbacks.timeout).into()
-            }
-            Error::Timeout(_) => format!("timed out after {:?}", self.callbacks.timeout).into(),
-            Error::HostNotFound => "the host was not found".into(),
-            Error::Io(inner) => match inner.kind() {
-                ErrorKind::ConnectionRefused => "the connection was refused".into(),
-                ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
-                    "the connection broke".into()
-                }
-                ErrorKind::UnexpectedEof => "the connection was closed before the answer".into(),
-                _ => format!("the connection failed: {inner}").into(),
-            },
-            Error::Protocol(_) | Error::LargeResponseHeader(..) => "the answer is not valid HTTP".into(),
-            other => format!("the connection failed: {other}").into(),
-        };
-        Undelivered::without_answer(text, true)
-    }
-}
-
-/// What an answer means.
-fn judge(response: &Response<Body>, now: Timestamp) -> Result<Delivered, Undelivered> {
-    let status = response.status().as_u16();
-    let (rule, retry) = match status {
-        200..=299 => return Ok(Delivered { status }),
-        300..=399 => (", and redirects are not followed", false),
-        408 | 429 | 500..=599 => ("", true),
-        _ => ("", false),
-    };
-    let retry_after = if matches!(status, 429 | 503) { retry_after(response.headers(), now) } else { None };
-    Err(Undelivered {
-        status: Some(status),
-        error: format!("the receiver answered {status}{rule}"),
-        retry,
-        retry_after,
-    })
-}
-
-/// How long a receiver asks us to wait: in seconds, or until a moment. Zero and what has passed ask for nothing.
-fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    let text = headers.get("retry-after")?.to_str().ok()?.trim();
-    let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        // So many digits that they do not fit are a long time too.
-        Duration::from_secs(text.parse().unwrap_or(u64::MAX))
-    } else {
-        // A wrong day of the week does not make the moment unclear.
-        let parser = rfc2822::DateTimeParser::new().relaxed_weekday(true);
-        Timestamp::from_micros(parser.parse_timestamp(text).ok()?.as_microsecond()).since(now)
-    };
-    (!wait.is_zero()).then(|| wait.min(MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     use std::net::IpAddr;
     use std::sync::Mutex;
 
@@ -576,43 +482,6 @@ mod tests {
     }
 
     #[test]
-    fn retry_after_is_read_in_seconds_and_as_a_moment() {
-        let read = |text: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert("retry-after", text.parse().expect("a header"));
-            retry_after(&headers, Timestamp::from_micros(784_111_777_000_000))
-        };
-        let (secs, day) = (|secs| Some(Duration::from_secs(secs)), Some(MAX_RETRY_AFTER));
-        let table = [
-            ("1", secs(1)),
-            (" 120 ", secs(120)),
-            ("86400", day),
-            ("86401", day),
-            ("99999999999999999999999999", day),
-            ("0", None),
-            ("-1", None),
-            ("+1", None),
-            ("1.5", None),
-            ("", None),
-            ("soon", None),
-            ("Sun, 06 Nov 1994 08:49:38 GMT", secs(1)),
-            ("Sun, 06 Nov 1994 09:49:37 GMT", secs(3600)),
-            // The wrong day of the week.
-            ("Fri, 06 Nov 1994 08:50:37 GMT", secs(60)),
-            ("Sun, 06 Nov 1994 08:49:37 GMT", None),
-            ("Thu, 01 Jan 1970 00:00:00 GMT", None),
-            ("Thu, 30 Dec 9999 00:00:00 GMT", day),
-            ("Sun, 06 Nov 0001 08:49:37 GMT", None),
-            ("Sun, 99 Nov 1994 08:49:37 GMT", None),
-            ("1994-11-06T08:50:37Z", None),
-        ];
-        for (text, expected) in table {
-            assert_eq!(read(text), expected, "{text:?}");
-        }
-        assert_eq!(retry_after(&HeaderMap::new(), NOW), None);
-    }
-
-    #[test]
     fn a_receiver_who_asks_us_to_wait_is_heard() {
         let server = Server::start(|number, connection| {
             let wait = ["30", "Mon, 21 Sep 2026 14:14:20 GMT"][number];
@@ -802,12 +671,6 @@ mod tests {
         let heard = hear.recv_timeout(LONG).expect("a greeting");
         assert_eq!(heard.first(), Some(&0x16), "a handshake of TLS");
         assert!(!heard.windows(4).any(|window| window == b"POST" || window == b"job-"));
-    }
-
-    #[test]
-    fn errors_are_kept_short() {
-        let long = Undelivered::without_answer("\u{e9}".repeat(MAX_ERROR_BYTES), true);
-        assert!(long.error.len() <= MAX_ERROR_BYTES);
     }
 
     #[test]

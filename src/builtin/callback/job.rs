@@ -1,6 +1,7 @@
 //! The job that delivers a callback.
 
-use crate::builtin::callback::courier::{Courier, Delivered, Message, Undelivered};
+use crate::builtin::callback::courier::{Courier, Message};
+use crate::builtin::callback::verdict::{Delivered, Undelivered};
 use crate::handler::context::Context;
 use crate::handler::{Failure, Handler, Outcome};
 use crate::model::delivery::{Delivery, Try};

@@ -5,6 +5,7 @@ pub(crate) mod courier;
 pub(crate) mod doorman;
 pub(crate) mod job;
 mod signature;
+mod verdict;
 
 use std::fmt;
 use std::sync::Arc;

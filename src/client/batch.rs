@@ -6,7 +6,7 @@ use std::io::{BufRead, Write};
 use crate::client::{Client, not_found};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::batch::{Batch, BatchItemRecord, BatchRequest, ItemResult, PollCycle, RequestStatus};
-use crate::model::cursor::{Cursor, Order};
+use crate::model::cursor::{Cursor, Order, cursor_setters};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::new_batch::{BATCH_KIND, BatchItem, NewBatch, ReadyItem};
@@ -76,28 +76,15 @@ impl ItemQuery {
         self
     }
 
-    /// Only items behind this one.
-    pub fn after(mut self, id: BatchItemId) -> Self {
-        self.cursor.after = Some(id);
-        self
-    }
-
-    /// Only items before this one.
-    pub fn before(mut self, id: BatchItemId) -> Self {
-        self.cursor.before = Some(id);
-        self
-    }
-
-    /// Sets the order. Defaults to that of the batch.
-    pub fn order(mut self, order: Order) -> Self {
-        self.cursor.order = order;
-        self
-    }
-
-    /// Sets how many items a page has, from 1 to 1000. Defaults to 50.
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.cursor.limit = limit;
-        self
+    cursor_setters! {
+        /// Only items behind this one.
+        after(id: BatchItemId),
+        /// Only items before this one.
+        before(id: BatchItemId),
+        /// Sets the order. Defaults to that of the batch.
+        order(order: Order),
+        /// Sets how many items a page has, from 1 to 1000. Defaults to 50.
+        limit(limit: usize),
     }
 }
 

@@ -51,3 +51,15 @@ impl<I: Copy + PartialOrd> Cursor<I> {
         }
     }
 }
+
+/// Setters of a query's field `cursor`, each with what its query says of it.
+macro_rules! cursor_setters {
+    ($($(#[$doc:meta])+ $setter:ident($given:ident: $sort:ty)),+ $(,)?) => {$(
+        $(#[$doc])+
+        pub fn $setter(mut self, $given: $sort) -> Self {
+            self.cursor.$setter = $given.into();
+            self
+        }
+    )+};
+}
+pub(crate) use cursor_setters;

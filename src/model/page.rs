@@ -1,7 +1,7 @@
 //! Which jobs to list, and in which pages.
 
 use crate::error::{Error, Result};
-use crate::model::cursor::{self, Cursor, Order};
+use crate::model::cursor::{self, Cursor, Order, cursor_setters};
 use crate::model::failure_reason::FailureReason;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
@@ -150,28 +150,15 @@ impl Query {
         self
     }
 
-    /// Keeps jobs created before the one with this id.
-    pub fn before(mut self, id: JobId) -> Self {
-        self.cursor.before = Some(id);
-        self
-    }
-
-    /// Keeps jobs created after the one with this id.
-    pub fn after(mut self, id: JobId) -> Self {
-        self.cursor.after = Some(id);
-        self
-    }
-
-    /// Sets the order. Defaults to [`Order::Descending`].
-    pub fn order(mut self, order: Order) -> Self {
-        self.cursor.order = order;
-        self
-    }
-
-    /// Sets how many jobs a page holds, from 1 to 1000. Defaults to 50.
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.cursor.limit = limit;
-        self
+    cursor_setters! {
+        /// Keeps jobs created before the one with this id.
+        before(id: JobId),
+        /// Keeps jobs created after the one with this id.
+        after(id: JobId),
+        /// Sets the order. Defaults to [`Order::Descending`].
+        order(order: Order),
+        /// Sets how many jobs a page holds, from 1 to 1000. Defaults to 50.
+        limit(limit: usize),
     }
 
     pub(crate) fn check(&self) -> Result<()> {

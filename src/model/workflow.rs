@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::model::cursor::{self, Cursor, Order};
+use crate::model::cursor::{self, Cursor, Order, cursor_setters};
 use crate::model::draw::{Graph, Line, Spot};
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Progress, Status};
@@ -155,28 +155,15 @@ impl WorkflowQuery {
         self
     }
 
-    /// Keeps workflows older than this one.
-    pub fn before(mut self, id: WorkflowId) -> Self {
-        self.cursor.before = Some(id);
-        self
-    }
-
-    /// Keeps workflows newer than this one.
-    pub fn after(mut self, id: WorkflowId) -> Self {
-        self.cursor.after = Some(id);
-        self
-    }
-
-    /// Sets the order. Defaults to [`Order::Descending`].
-    pub fn order(mut self, order: Order) -> Self {
-        self.cursor.order = order;
-        self
-    }
-
-    /// Sets how many workflows a page holds, from 1 to 1000. Defaults to 50.
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.cursor.limit = limit;
-        self
+    cursor_setters! {
+        /// Keeps workflows older than this one.
+        before(id: WorkflowId),
+        /// Keeps workflows newer than this one.
+        after(id: WorkflowId),
+        /// Sets the order. Defaults to [`Order::Descending`].
+        order(order: Order),
+        /// Sets how many workflows a page holds, from 1 to 1000. Defaults to 50.
+        limit(limit: usize),
     }
 
     pub(crate) fn check(&self) -> Result<()> {

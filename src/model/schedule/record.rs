@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::error::Result;
-use crate::model::cursor::{Cursor, Order};
+use crate::model::cursor::{Cursor, Order, cursor_setters};
 use crate::model::id::{JobId, ScheduleId};
 use crate::model::schedule::Schedule;
 use crate::model::time::Timestamp;
@@ -168,28 +168,15 @@ impl ScheduleQuery {
         self
     }
 
-    /// Keeps schedules that are older than this one.
-    pub fn before(mut self, id: ScheduleId) -> Self {
-        self.cursor.before = Some(id);
-        self
-    }
-
-    /// Keeps schedules that are newer than this one.
-    pub fn after(mut self, id: ScheduleId) -> Self {
-        self.cursor.after = Some(id);
-        self
-    }
-
-    /// Sets the order. Defaults to the newest first.
-    pub fn order(mut self, order: Order) -> Self {
-        self.cursor.order = order;
-        self
-    }
-
-    /// Sets how many schedules a page has, from 1 to 1000. Defaults to 50.
-    pub fn limit(mut self, limit: usize) -> Self {
-        self.cursor.limit = limit;
-        self
+    cursor_setters! {
+        /// Keeps schedules that are older than this one.
+        before(id: ScheduleId),
+        /// Keeps schedules that are newer than this one.
+        after(id: ScheduleId),
+        /// Sets the order. Defaults to the newest first.
+        order(order: Order),
+        /// Sets how many schedules a page has, from 1 to 1000. Defaults to 50.
+        limit(limit: usize),
     }
 
     /// The page that follows one that ended with `last`.

@@ -19,7 +19,7 @@ fn send_invoice(job: SendInvoice, _ctx: &Context) -> Result<String, Failure> {
 }
 
 fn main() -> jobmill::Result<()> {
-    let path = std::env::temp_dir().join("quickstart.db");
+    let path = std::env::temp_dir().join(format!("quickstart-{}.db", std::process::id()));
     let engine = Engine::builder(path).handle(send_invoice).start()?;
     let id = engine.client().enqueue(&SendInvoice { customer: 7 })?.id();
     let job = engine.client().wait(id, Duration::from_secs(10))?;

@@ -189,6 +189,53 @@ fn many_missed_ticks_are_made_up_for_in_several_turns() {
     assert_eq!(t.client().ticks(id).expect("lines")[0].number, 700);
 }
 
+/// What is late is made up for in several turns, and where they stopped stands in the file.
+#[test]
+fn a_backlog_that_is_cut_off_goes_on_where_it_stopped() -> jobmill::Result<()> {
+    let mut failures = 0;
+    for (n, fault) in [(1, Fault::After), (2, Fault::Before), (3, Fault::After), (4, Fault::Before), (5, Fault::After)]
+    {
+        let mut t = harness();
+        let weekdays = Schedule::cron("test", "0 9 * * MON-FRI", stuck()).missed(Missed::All(1000));
+        let id = put(&t, &weekdays);
+        let first = t.client().schedule_by_id(id)?.next_tick.expect("a tick");
+        t.clock().jump(at("2031-01-01T00:00:00Z"));
+        t.faults().fail_from(n, fault);
+        failures += usize::from(t.drain().is_err());
+        t.faults().heal();
+        t.crash()?;
+        t.drain()?;
+        let all = weekdays.preview(moment(0), 1000)?;
+        let mut all: Vec<Timestamp> = all.iter().copied().chain(weekdays.preview(all[999], 1000)?).collect();
+        all.retain(|tick| *tick <= t.clock().now());
+        let expected: Vec<i64> = all[all.len() - 1000..].iter().map(|tick| since_start(*tick)).collect();
+        assert_eq!(ran_for(t.client()), expected, "{fault:?} {n}");
+        let record = t.client().schedule_by_id(id)?;
+        assert_eq!((record.enqueued, record.missed), (1000, all.len() as u64 - 1000), "{fault:?} {n}");
+        assert_eq!((all[0], record.next_tick), (first, Some(at("2031-01-01T09:00:00Z"))));
+        assert_eq!(t.client().verify()?, Vec::<String>::new());
+    }
+    assert!(failures >= 4, "{failures}");
+    Ok(())
+}
+
+/// All that a turn looked at was how many jobs it enqueued, and each of these schedules enqueues one.
+#[test]
+fn a_turn_reckons_no_more_than_it_may_of_what_many_schedules_have_missed() -> jobmill::Result<()> {
+    let t = harness();
+    for number in 0..40 {
+        put(&t, &Schedule::cron(format!("test {number}"), "* * * * * *", stuck()));
+    }
+    t.clock().jump(at("2036-01-01T00:00:00Z"));
+    let before = t.faults().commits();
+    t.drain()?;
+    assert_eq!(ran_for(t.client()).len(), 40);
+    let turns = t.faults().commits() - before;
+    // Each of them counts a thousand missed ticks.
+    assert!(turns >= 40 / 2, "{turns} turns");
+    Ok(())
+}
+
 #[test]
 fn more_schedules_than_a_turn_ticks_are_all_ticked() -> jobmill::Result<()> {
     let t = harness();

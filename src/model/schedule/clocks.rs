@@ -294,12 +294,19 @@ fn every_change_of_every_clock_agrees_with_a_look_at_each_minute() {
                 let ticks: Vec<Timestamp> = ticks.take_while(|tick| *tick <= until).collect();
                 let expected = every_tick(&CronLine::read(text).expect("a line"), &minutes);
                 assert_eq!(ticks, expected, "{text} in {zone_name} around {from}");
-                // Whoever asks in between is told the same.
+                // Whoever asks in between is told the same, and whoever looks back.
+                for (before, tick) in ticks.iter().skip(1).zip(&ticks) {
+                    assert_eq!(calendar.last_before(*before), Some(*tick), "{text} in {zone_name} before {before}");
+                }
                 for step in 0..8 {
                     let asked = Timestamp::from_micros(from.as_micros() + step * 3_600_000_000 + 1_234_567);
                     let next = expected.iter().find(|tick| **tick > asked);
                     if next.is_some() {
                         assert_eq!(calendar.next_after(asked).as_ref(), next, "{text} in {zone_name} after {asked}");
+                    }
+                    let last = expected.iter().rev().find(|tick| **tick < asked);
+                    if last.is_some() {
+                        assert_eq!(calendar.last_before(asked).as_ref(), last, "{text} in {zone_name} before {asked}");
                     }
                 }
             }
@@ -432,6 +439,78 @@ fn thirty_million_late_ticks_take_no_longer_than_one() {
     assert_eq!(every_second.lost, Some(lost), "a calendar is not counted to its end");
     let interval = planned(&Schedule::every("a", Duration::from_secs(1), job()), from, "2026-01-01", 9);
     assert_eq!(interval.lost.and_then(|lost| lost.count), Some(31_536_000));
+}
+
+/// Ten years were missed, and the newest thousand ticks run, a few at a time: each plan reckoned each of them from what lay
+/// between two of them, which took a second.
+#[test]
+fn what_is_late_is_reckoned_in_few_steps_however_much_it_is() {
+    const LINES: [&str; 9] = [
+        "* * * * * *",
+        "0 9 * * MON-FRI",
+        "0 0 29 2 *",
+        "* 0-3 1 * *",
+        "* * * 1 1 *",
+        "0 0 L * *",
+        "0 0 * * FRI#2",
+        "0,1,2 0 0 1 1,7 *",
+        "*/7 * * * *",
+    ];
+    let steps_max = |most: usize| 2 * most + 1000 + 10;
+    for line in LINES {
+        let policies = [
+            (Missed::Skip, 1),
+            (Missed::One, 1),
+            (Missed::All(1), 1),
+            (Missed::All(100), 100),
+            (Missed::All(1000), 1000),
+        ];
+        for (missed, most) in policies {
+            for (grace, jitter) in [(None, 0), (Some(9 * 365 * 86_400), 0), (Some(0), 0), (Some(9 * 365 * 86_400), 30)]
+            {
+                let schedule = Schedule::cron("a", line, job()).time_zone("Europe/Paris").missed(missed);
+                let schedule = schedule.jitter(Duration::from_secs(jitter));
+                let schedule = match grace {
+                    Some(grace) => schedule.grace(Duration::from_secs(grace)),
+                    None => schedule,
+                };
+                let timetable = Timetable::of(&schedule, Timestamp::EPOCH, None).expect("a timetable");
+                let first = timetable.next_after(at("2016-03-01")).expect("a tick");
+                let before = timetable.reckoned();
+                let made = plan(&timetable, schedule.missed, schedule.grace, first, at("2026-03-01"), 7);
+                let steps = timetable.reckoned() - before;
+                assert!(steps <= steps_max(most), "{line}, {missed:?}, {grace:?}: {steps} steps");
+                assert!(made.run.len() <= most.min(7));
+            }
+        }
+    }
+}
+
+/// Each plan goes on where the last one stopped, which the next tick alone tells, and none is run twice or left out.
+#[test]
+fn a_backlog_that_is_made_up_for_in_parts_is_the_same_as_one_at_once() {
+    let (first, now) = (at("2020-01-01T09:00Z"), at("2026-01-01"));
+    let schedule = Schedule::cron("a", "0 9 * * MON-FRI", job()).missed(Missed::All(1000));
+    let timetable = Timetable::of(&schedule, Timestamp::EPOCH, None).expect("a timetable");
+    let at_once = plan(&timetable, schedule.missed, None, first, now, usize::MAX);
+    assert_eq!((at_once.run.len(), at_once.lost.and_then(|lost| lost.count)), (1000, Some(566)));
+    let (mut run, mut next, mut lost) = (Vec::new(), Some(first), Vec::new());
+    while let Some(first) = next.filter(|next| *next <= now) {
+        // Time passes meanwhile, and no tick comes with it.
+        let part = plan(
+            &timetable,
+            schedule.missed,
+            None,
+            first,
+            now.saturating_add(Duration::from_secs(run.len() as u64)),
+            7,
+        );
+        run.extend(part.run);
+        lost.extend(part.lost);
+        next = part.next;
+    }
+    assert_eq!(run, at_once.run);
+    assert_eq!((lost, next), (at_once.lost.into_iter().collect(), at_once.next));
 }
 
 #[test]

@@ -18,6 +18,9 @@ use crate::store::{Book, Turn};
 /// How often it is looked whether jobs have ended elsewhere for which ticks wait.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// How many moments looked up in a calendar are as much work as a job that is enqueued.
+const LOOKS_PER_JOB: usize = 10;
+
 /// Reads the schedules that are due, the one that is due for longest first.
 pub(crate) const PLAN_DUE: &str = concat!(
     "SELECT ",
@@ -110,8 +113,8 @@ struct Ticking {
 }
 
 impl Turn<'_> {
-    /// Deals with schedules that are due, and with ticks whose job has ended, enqueueing about `limit` jobs at most. If
-    /// they are not `open`, what has ended in this turn is left for later.
+    /// Deals with schedules that are due, and with ticks whose job has ended: as much work as it is to enqueue `limit` jobs,
+    /// and that of one schedule at most beyond it. If they are not `open`, what has ended in this turn is left for later.
     pub(crate) fn tick(&mut self, limit: usize, open: bool) -> rusqlite::Result<()> {
         if self.book.agenda.any_waiting && !self.out.ended.is_empty() {
             if open {
@@ -204,7 +207,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Deals with the ticks of a schedule that is due, and tells how many jobs were enqueued.
+    /// Deals with the ticks of a schedule that is due, and tells how much work it was, in jobs.
     fn run_schedule(&mut self, standing: Standing, limit: usize) -> rusqlite::Result<usize> {
         let (Some(first), Some(mut ticking)) = (standing.tick, self.begin(standing)?) else {
             return Ok(0);
@@ -220,7 +223,8 @@ impl Turn<'_> {
             self.run_tick(&mut ticking, tick)?;
         }
         self.ticked(&ticking, Some(first), plan.next)?;
-        Ok(usize::try_from(ticking.enqueued).unwrap_or(0))
+        let looks = ticking.ready.timetable.reckoned();
+        Ok(usize::try_from(ticking.enqueued).unwrap_or(0) + looks / LOOKS_PER_JOB)
     }
 
     /// Enqueues the tick that has waited, if the job that it has waited for has ended.

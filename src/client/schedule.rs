@@ -147,7 +147,8 @@ impl Client {
         Ok(done)
     }
 
-    /// Deletes a schedule and its history. Jobs that it has enqueued stay.
+    /// Deletes a schedule and its history. Jobs that it has enqueued stay, and are listed by
+    /// [`Query::schedule`](crate::Query::schedule) as before.
     ///
     /// # Errors
     /// `NotFound` if there is no such schedule; `Forbidden` if the client is bound to a user.

@@ -656,6 +656,47 @@ fn schedules_are_listed_in_pages() -> jobmill::Result<()> {
 }
 
 #[test]
+fn the_jobs_of_a_schedule_are_listed_by_it() -> jobmill::Result<()> {
+    let t = harness();
+    let other = put(&t, &Schedule::every("other", secs(10), stuck().user("ada")));
+    let id = put(&t, &every(10));
+    for _ in 0..6 {
+        pass(&t, 10);
+        t.enqueue(job())?;
+    }
+    let by_hand = t.client().run_schedule_now(id)?;
+    let backfilled = t.client().backfill(id, Timestamp::EPOCH..moment(0)).expect_err("too many");
+    assert_eq!(backfilled.kind(), ErrorKind::Invalid);
+    t.client().backfill(id, moment(0).saturating_sub(secs(20))..moment(0))?;
+    let all = t.client().list(Query::new().limit(1000))?.jobs;
+    let expected: Vec<JobId> = all.iter().filter(|job| job.schedule == Some(id)).map(|job| job.id).collect();
+    assert_eq!(expected.len(), 6 + 1 + 2);
+    assert_eq!(expected[2], by_hand, "the newest first");
+    for limit in 1..10 {
+        let (mut found, mut next) = (Vec::new(), Some(Query::new().schedule(id).limit(limit)));
+        while let Some(query) = next {
+            let page = t.client().list(query)?;
+            found.extend(page.jobs.into_iter().map(|job| job.id));
+            next = page.next;
+        }
+        assert_eq!(found, expected, "{limit} a page");
+    }
+    let count = |query: Query| t.client().list(query).map(|page| page.jobs.len());
+    assert_eq!(count(Query::new().schedule(id).statuses([Status::Completed]))?, 6);
+    assert_eq!(count(Query::new().schedule(id).statuses([Status::Pending]))?, 3);
+    assert_eq!(count(Query::new().schedule(other).statuses([Status::Completed]))?, 0);
+    assert_eq!(count(Query::new().schedule(other).user("ada").kinds(["nobody's"]))?, 6);
+    assert_eq!(t.client().for_user("ada")?.list(Query::new().schedule(id))?.jobs, []);
+    // What is done to all of them is done to these alone, and asks each again.
+    assert_eq!(t.client().select(Query::new().schedule(other))?.cancel()?.changed, 6);
+    assert_eq!(t.client().select(Query::new().schedule(id).statuses([Status::Completed]))?.delete()?.changed, 6);
+    t.client().delete_schedule(id)?;
+    assert_eq!(count(Query::new().schedule(id))?, 3, "they stay when it goes");
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
 fn a_clock_that_ran_ahead_doubles_no_tick_and_silences_none() -> jobmill::Result<()> {
     for restarts in [false, true] {
         let mut t = harness();

@@ -45,3 +45,8 @@ CREATE TABLE jobmill_tick (
     job      INTEGER,
     PRIMARY KEY (schedule, place)
 ) STRICT, WITHOUT ROWID;
+
+-- Of a job that a schedule has made, at a tick or otherwise.
+ALTER TABLE jobmill_job ADD COLUMN schedule INTEGER;
+-- Serves the jobs of a schedule, in their order. Jobs of none cost nothing here.
+CREATE INDEX jobmill_job_schedule ON jobmill_job (schedule) WHERE schedule IS NOT NULL;

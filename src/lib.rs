@@ -51,8 +51,8 @@ pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
 pub use model::failure_reason::FailureReason;
 pub use model::health::{
-    DatabaseHealth, DispatcherHealth, EngineState, Health, PollerHealth, Problem, QueueHealth, ThreadState,
-    WorkersHealth,
+    DatabaseHealth, DispatcherHealth, EngineState, Health, PollerHealth, Problem, QueueHealth, SchedulesHealth,
+    ThreadState, WorkersHealth,
 };
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};

@@ -52,7 +52,7 @@ use rusqlite::{CachedStatement, Connection, ffi, named_params};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::event::Transition;
+use crate::model::event::{Ticks, Transition};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
@@ -156,6 +156,8 @@ pub(crate) struct Outbox {
     pub(crate) stop: Vec<JobId>,
     /// All that has changed.
     pub(crate) transitions: Vec<Transition>,
+    /// What became of ticks of schedules.
+    pub(crate) ticks: Vec<Ticks>,
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -607,7 +609,8 @@ impl Turn<'_> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
         self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
-        let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
+        let Outbox { ended, transitions, ticks, .. } = &self.out;
+        let (ended, transitions, ticks) = (ended.len(), transitions.len(), ticks.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -620,6 +623,7 @@ impl Turn<'_> {
             run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
             self.out.ended.truncate(ended);
             self.out.transitions.truncate(transitions);
+            self.out.ticks.truncate(ticks);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

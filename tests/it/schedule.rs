@@ -697,6 +697,69 @@ fn the_jobs_of_a_schedule_are_listed_by_it() -> jobmill::Result<()> {
 }
 
 #[test]
+fn ticks_are_counted_by_what_became_of_them_and_how_late_they_were() -> jobmill::Result<()> {
+    let t = harness();
+    let plain = put(&t, &every(10));
+    put(&t, &Schedule::every("queued", secs(10), stuck().queue("q")).overlap(Overlap::Queue));
+    let rates = || t.client().metrics(jobmill::Window::Hour).map(|metrics| (metrics.total, metrics.kinds));
+    assert_eq!((rates()?.0.ticked, t.client().prometheus()?.contains("jobmill_schedule_ticks_total{")), (0, false));
+    pass(&t, 13);
+    pass(&t, 10);
+    pass(&t, 10);
+    pass(&t, 30);
+    let (total, kinds) = rates()?;
+    // Of the first, one at 10, 20, 30 and 60; of the other, one runs, one waits, and the last one that is late is skipped.
+    assert_eq!((kinds["report"].ticked, kinds["report"].ticks_missed, kinds["report"].ticks_skipped), (4, 2, 0));
+    let stuck = &kinds["nobody's"];
+    assert_eq!((stuck.ticked, stuck.ticks_missed, stuck.ticks_skipped), (1, 2, 2));
+    assert_eq!((total.ticked, total.ticks_missed, total.ticks_skipped), (5, 4, 2));
+    assert_eq!((total.tick_lateness.count(), total.tick_lateness.sum()), (5, secs(5 * 3)));
+    // What has waited for another job ticks when that ends, and is no later for it.
+    cancel_all(t.client());
+    t.drain()?;
+    let stuck = &rates()?.1["nobody's"];
+    assert_eq!((stuck.ticked, stuck.tick_lateness.count()), (2, 1));
+    // By hand is no tick.
+    t.client().run_schedule_now(plain)?;
+    let record = t.client().schedule_by_id(plain)?;
+    assert_eq!((rates()?.1["report"].ticked, record.enqueued), (4, 5));
+    // A change that misses a tick counts it.
+    t.clock().advance(secs(20));
+    put(&t, &every(7));
+    assert_eq!(rates()?.1["report"].ticks_missed, 2 + 2);
+    let text = t.client().prometheus()?;
+    let ticks =
+        "jobmill_schedule_ticks_total{queue=\"default\",kind=\"report\",priority=\"default\",outcome=\"missed\"} 4";
+    assert!(text.contains(ticks), "{text}");
+    let late = "jobmill_schedule_tick_late_seconds_count{queue=\"q\",kind=\"nobody's\",priority=\"default\"} 1";
+    assert!(text.contains(late), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_health_tells_when_the_next_tick_is_due_and_how_late_the_oldest_is() -> jobmill::Result<()> {
+    let t = harness();
+    let health = || t.engine().health().schedules;
+    assert_eq!((health().active, health().next_at, health().late_by), (0, None, Duration::ZERO));
+    let id = put(&t, &every(10));
+    put(&t, &every(30));
+    let paused = put(&t, &Schedule::every("paused", secs(1), job()));
+    t.client().pause_schedule(paused)?;
+    put(&t, &Schedule::at("once", moment(5), stuck()));
+    assert_eq!((health().active, health().next_at, health().late_by), (2, Some(moment(5)), Duration::ZERO));
+    t.advance(secs(7));
+    assert_eq!((health().active, health().next_at, health().late_by), (2, Some(moment(5)), secs(2)));
+    let text = t.engine().health().to_string();
+    assert!(text.contains("schedules: 2 active, a tick due since 2026-01-01T00:00:05.000000Z, for 2s"), "{text}");
+    t.drain()?;
+    assert_eq!((health().active, health().next_at, health().late_by), (1, Some(moment(30)), Duration::ZERO));
+    assert!(t.engine().health().to_string().contains("schedules: 1 active, the next tick at 2026-01-01T00:00:30"));
+    t.client().delete_schedule(id)?;
+    assert_eq!((health().active, health().next_at), (0, None));
+    Ok(())
+}
+
+#[test]
 fn a_clock_that_ran_ahead_doubles_no_tick_and_silences_none() -> jobmill::Result<()> {
     for restarts in [false, true] {
         let mut t = harness();

@@ -6,8 +6,10 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::event::Fate;
 use crate::model::history::{Action, Caller};
 use crate::model::id::{JobId, ScheduleId, row_after};
+use crate::model::new_job::NewJob;
 use crate::model::schedule::policy::Overlap;
 use crate::model::schedule::record::{Backfilled, Scheduled, TickOutcome};
 use crate::model::schedule::timetable::{COUNT_MAX, Timetable};
@@ -142,7 +144,7 @@ impl Turn<'_> {
                 } else {
                     let before = old.map(|old| old.into_schedule(String::new(), schedule.job.clone()));
                     let before = before.and_then(|old| Timetable::of(&old, standing.anchor, Some(id)).ok());
-                    self.miss(&standing, come, before.as_ref())?;
+                    self.miss(&standing, &schedule.job, come, before.as_ref())?;
                 }
             }
             self.set_next(&Standing { anchor, ..standing }, tick, tick.map(|tick| timetable.due_at(tick)))
@@ -152,12 +154,13 @@ impl Turn<'_> {
     }
 
     /// Writes that the ticks of a schedule have been missed that had come, from this one on, when it was replaced.
-    fn miss(&mut self, standing: &Standing, come: Timestamp, before: Option<&Timetable>) -> Result<()> {
+    fn miss(&mut self, standing: &Standing, job: &NewJob, come: Timestamp, before: Option<&Timetable>) -> Result<()> {
         let past = self.now.saturating_add(Duration::from_micros(1));
         let to = before.and_then(|before| before.newest_before(past, come)).unwrap_or(come);
         let count = before.map_or(Some(1), |before| before.count(come, to));
         let number = standing.lines + 1;
         self.history_line(standing.id, number, come, TickOutcome::Missed { to, count }).map_err(storage)?;
+        self.count_ticks(job, Fate::Missed(count.unwrap_or(COUNT_MAX))).map_err(storage)?;
         self.conn
             .prepare_cached("UPDATE jobmill_schedule SET missed = missed + :count, lines = :lines WHERE id = :id")
             .and_then(|mut statement| {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, named_params};
 
+use crate::model::event::{Fate, Ticks};
 use crate::model::id::JobId;
+use crate::model::new_job::NewJob;
 use crate::model::schedule::Ready;
 use crate::model::schedule::policy::{Overlap, plan};
 use crate::model::schedule::record::TickOutcome;
@@ -12,6 +14,7 @@ use crate::model::schedule::timetable::COUNT_MAX;
 use crate::model::time::Timestamp;
 use crate::model::unique::{TickKey, Unique};
 use crate::store::enqueue::Enqueued;
+use crate::store::place::LaneKey;
 use crate::store::schedule::{Standing, is_under_way, ready, standing_columns};
 use crate::store::{Book, Turn};
 
@@ -216,7 +219,9 @@ impl Turn<'_> {
         let plan = plan(&ready.timetable, ready.missed, ready.grace, first, self.now, limit);
         self.release_waiting(&mut ticking)?;
         if let Some(lost) = plan.lost {
-            ticking.missed += lost.count.unwrap_or(COUNT_MAX).cast_signed();
+            let count = lost.count.unwrap_or(COUNT_MAX);
+            ticking.missed += count.cast_signed();
+            self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
             self.line(&mut ticking, lost.from, TickOutcome::Missed { to: lost.to, count: lost.count })?;
         }
         for tick in plan.run {
@@ -232,7 +237,7 @@ impl Turn<'_> {
         let Some(tick) = ticking.standing.waiting else { return Ok(()) };
         if self.running(ticking)?.is_none() {
             ticking.standing.waiting = None;
-            self.enqueue_tick(ticking, tick)?;
+            self.enqueue_tick(ticking, tick, None)?;
         }
         Ok(())
     }
@@ -252,7 +257,8 @@ impl Turn<'_> {
             Overlap::Skip | Overlap::Queue => self.running(ticking)?,
         };
         let Some(job) = running else {
-            return self.enqueue_tick(ticking, tick);
+            let late = self.now.since(ticking.ready.timetable.due_at(tick));
+            return self.enqueue_tick(ticking, tick, Some(late));
         };
         if ticking.ready.overlap == Overlap::Queue && ticking.standing.waiting.is_none() {
             ticking.standing.waiting = Some(tick);
@@ -260,14 +266,17 @@ impl Turn<'_> {
             return Ok(());
         }
         ticking.skipped += 1;
+        self.count_ticks(&ticking.ready.job, Fate::Skipped)?;
         self.line(ticking, tick, TickOutcome::Skipped { job })
     }
 
-    fn enqueue_tick(&mut self, ticking: &mut Ticking, tick: Timestamp) -> rusqlite::Result<()> {
+    /// Enqueues the job of a tick that comes so late. None: it has waited for another job.
+    fn enqueue_tick(&mut self, ticking: &mut Ticking, tick: Timestamp, late: Option<Duration>) -> rusqlite::Result<()> {
         let key = TickKey { schedule: ticking.standing.id, at: tick, by_hand: None };
         let outcome = match self.enqueue_for(&mut ticking.ready, key)? {
             Enqueued::New(job) => {
                 ticking.enqueued += 1;
+                self.count_ticks(&ticking.ready.job, Fate::Enqueued(late))?;
                 ticking.standing.last_tick = Some(tick);
                 ticking.standing.last_job = Some(job);
                 TickOutcome::Enqueued { job }
@@ -281,6 +290,13 @@ impl Turn<'_> {
     pub(super) fn enqueue_for(&mut self, ready: &mut Ready, key: TickKey) -> rusqlite::Result<Enqueued> {
         ready.job.unique = Some(Unique::tick(key));
         self.enqueue(&ready.job)
+    }
+
+    /// Notes what became of ticks, to be counted with the lane of their jobs.
+    pub(super) fn count_ticks(&mut self, job: &NewJob, fate: Fate) -> rusqlite::Result<()> {
+        let lane = self.book.lanes.find_or_create(self.conn, LaneKey::of(job))?;
+        self.out.ticks.push(Ticks { lane, fate });
+        Ok(())
     }
 
     fn line(&self, ticking: &mut Ticking, tick: Timestamp, outcome: TickOutcome) -> rusqlite::Result<()> {

@@ -71,7 +71,7 @@ pub use model::retention::Retention;
 pub use model::retry::Backoff;
 pub use model::schedule::policy::{Missed, Overlap};
 pub use model::schedule::record::{
-    Backfilled, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
+    Backfilled, MissedBy, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
 };
 pub use model::schedule::{Schedule, Trigger};
 pub use model::stats::{Stats, StatusCounts};

@@ -5,8 +5,9 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, NewJob, Order, Outcome,
-    Overlap, Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp, Unique,
+    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, MissedBy, NewJob, Order,
+    Outcome, Overlap, Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp,
+    Unique,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,9 +79,15 @@ fn history(client: &Client, id: ScheduleId) -> Vec<String> {
             TickOutcome::Backfilled { to, count } => format!("{from} to {} backfilled {count}", since_start(to)),
             TickOutcome::Duplicate { .. } => format!("{from} had run"),
             TickOutcome::Skipped { .. } => format!("{from} skipped"),
-            TickOutcome::Missed { to, count } => {
+            TickOutcome::Missed { to, count, by } => {
                 let count = count.map_or("many".to_owned(), |count| count.to_string());
-                format!("{from} to {} missed {count}", since_start(to))
+                let by = match by {
+                    MissedBy::Policy => "",
+                    MissedBy::Pause => ", paused",
+                    MissedBy::Change => ", changed",
+                    other => panic!("{other:?}"),
+                };
+                format!("{from} to {} missed {count}{by}", since_start(to))
             }
             other => format!("{from} {other:?}"),
         }
@@ -413,6 +420,48 @@ fn a_paused_schedule_goes_on_with_the_next_tick() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A tick that had come, and waited for its delay or for an engine, was lost without a trace when its schedule was paused.
+#[test]
+fn ticks_that_have_come_when_their_schedule_is_paused_are_told_of() -> jobmill::Result<()> {
+    let t = harness();
+    let id = put(&t, &Schedule::every("test", secs(10), stuck()).overlap(Overlap::Queue));
+    let lines = || history(t.client(), id);
+    t.client().pause_schedule(id)?;
+    t.client().resume_schedule(id)?;
+    assert_eq!(lines(), Vec::<String>::new(), "none has come");
+    t.advance(secs(35));
+    t.client().pause_schedule(id)?;
+    assert_eq!(lines(), ["10 to 30 missed 3, paused"]);
+    t.client().pause_schedule(id)?;
+    t.client().resume_schedule(id)?;
+    pass(&t, 5);
+    pass(&t, 10);
+    t.advance(secs(10));
+    t.client().pause_schedule(id)?;
+    let expected = ["10 to 30 missed 3, paused", "40 ran", "50 skipped", "60 to 60 missed 1, paused"];
+    assert_eq!(lines(), expected);
+    let record = t.client().schedule_by_id(id)?;
+    assert_eq!((record.enqueued, record.missed, record.skipped, record.waiting_tick), (1, 4, 1, None));
+    let total = t.client().metrics(jobmill::Window::Hour)?.total;
+    assert_eq!((total.ticked, total.ticks_missed, total.ticks_skipped), (1, 4, 1));
+    let json = serde_json::to_value(t.client().ticks(id)?[0]).expect("JSON");
+    assert_eq!((&json["outcome"], &json["by"], &json["count"]), (&"missed".into(), &"pause".into(), &1.into()));
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+
+    let delayed = put(&t, &Schedule::cron("delayed", "* * * * *", job()).jitter(secs(59)));
+    t.clock().jump(moment(120));
+    assert!(t.client().schedule_by_id(delayed)?.next_at > Some(moment(120)), "it has come, and is not due");
+    t.client().pause_schedule(delayed)?;
+    assert_eq!(history(t.client(), delayed), ["120 to 120 missed 1, paused"]);
+
+    // Where the history goes, the counters tell.
+    let deleted = put(&t, &Schedule::every("deleted", secs(10), job()));
+    t.advance(secs(25));
+    t.client().delete_schedule(deleted)?;
+    assert_eq!(t.client().metrics(jobmill::Window::Hour)?.kinds["report"].ticks_missed, 1 + 2);
+    Ok(())
+}
+
 #[test]
 fn an_operator_runs_a_schedule_by_hand() -> jobmill::Result<()> {
     let t = harness();
@@ -525,7 +574,7 @@ fn a_tick_that_has_come_is_kept_or_counted_when_its_schedule_is_changed() -> job
     t.client().schedule(&every(7))?;
     let record = t.client().schedule_by_id(id)?;
     assert_eq!((record.next_tick, record.missed), (Some(moment(457)), 3));
-    assert_eq!(history(t.client(), id), ["100 ran", "200 to 400 missed 3"]);
+    assert_eq!(history(t.client(), id), ["100 ran", "200 to 400 missed 3, changed"]);
     pass(&t, 7);
     assert_eq!(ran_for(t.client()), [100, 457]);
     assert_eq!(t.client().verify()?, Vec::<String>::new());

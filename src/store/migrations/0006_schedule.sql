@@ -37,8 +37,8 @@ CREATE TABLE jobmill_tick (
     place    INTEGER NOT NULL,
     number   INTEGER NOT NULL,
     at       INTEGER NOT NULL,
-    -- 0 enqueued, 1 by hand, 2 backfilled, 3 had its job already, 4 skipped, 5 missed
-    outcome  INTEGER NOT NULL CHECK (outcome BETWEEN 0 AND 5),
+    -- 0 enqueued, 1 by hand, 2 backfilled, 3 had its job already, 4 skipped, 5 missed, 6 by a pause, 7 by a change
+    outcome  INTEGER NOT NULL CHECK (outcome BETWEEN 0 AND 7),
     tick     INTEGER NOT NULL,
     until    INTEGER,             -- the last tick, if the line tells of several
     count    INTEGER,             -- how many these are; null: not counted

@@ -9,7 +9,7 @@ use crate::model::id::JobId;
 use crate::model::new_job::NewJob;
 use crate::model::schedule::Ready;
 use crate::model::schedule::policy::{Overlap, plan};
-use crate::model::schedule::record::TickOutcome;
+use crate::model::schedule::record::{MissedBy, TickOutcome};
 use crate::model::schedule::timetable::COUNT_MAX;
 use crate::model::time::Timestamp;
 use crate::model::unique::{TickKey, Unique};
@@ -199,6 +199,9 @@ impl Turn<'_> {
             Ok(ready) => Ok(Some(Ticking { standing, ready, enqueued: 0, missed: 0, skipped: 0 })),
             Err(error) => {
                 log::error!("{} is paused, for it cannot be read: {error}", standing.id);
+                if let Some(tick) = standing.tick {
+                    self.miss(&standing, tick, tick, Some(1), MissedBy::Pause)?;
+                }
                 self.conn
                     .prepare_cached(
                         "UPDATE jobmill_schedule SET paused_at = :now, tick = NULL, next_at = NULL, waiting = NULL
@@ -222,7 +225,11 @@ impl Turn<'_> {
             let count = lost.count.unwrap_or(COUNT_MAX);
             ticking.missed += count.cast_signed();
             self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
-            self.line(&mut ticking, lost.from, TickOutcome::Missed { to: lost.to, count: lost.count })?;
+            self.line(
+                &mut ticking,
+                lost.from,
+                TickOutcome::Missed { to: lost.to, count: lost.count, by: MissedBy::Policy },
+            )?;
         }
         for tick in plan.run {
             self.run_tick(&mut ticking, tick)?;

@@ -536,6 +536,7 @@ impl Desk {
                 if let Some(claim) = out.claims.last() {
                     self.pulse.claimed(claim.job.run_at, self.clock.now());
                 }
+                out.warnings.iter().for_each(|warning| log::warn!("{warning}"));
                 self.press.tell(&out.transitions, &out.ticks, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);

@@ -158,6 +158,8 @@ pub(crate) struct Outbox {
     pub(crate) transitions: Vec<Transition>,
     /// What became of ticks of schedules.
     pub(crate) ticks: Vec<Ticks>,
+    /// Warnings for the log: a turn that fails is taken again, and would say them twice.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -609,8 +611,8 @@ impl Turn<'_> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
         self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
-        let Outbox { ended, transitions, ticks, .. } = &self.out;
-        let (ended, transitions, ticks) = (ended.len(), transitions.len(), ticks.len());
+        let Outbox { ended, transitions, ticks, warnings, .. } = &self.out;
+        let (ended, transitions, ticks, warnings) = (ended.len(), transitions.len(), ticks.len(), warnings.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -624,6 +626,7 @@ impl Turn<'_> {
             self.out.ended.truncate(ended);
             self.out.transitions.truncate(transitions);
             self.out.ticks.truncate(ticks);
+            self.out.warnings.truncate(warnings);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

@@ -4,6 +4,7 @@ pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod provider_server;
 pub(crate) mod receiver;
+pub(crate) mod said;
 pub(crate) mod work;
 
 use std::path::PathBuf;

@@ -231,12 +231,17 @@ impl Turn<'_> {
         })
     }
 
-    fn schedule_name(&self, id: ScheduleId) -> Result<String> {
+    pub(super) fn schedule_name(&self, id: ScheduleId) -> rusqlite::Result<Option<String>> {
         self.conn
-            .prepare_cached("SELECT name FROM jobmill_schedule WHERE id = :id")
-            .and_then(|mut statement| statement.query_row(named_params! { ":id": id }, |row| row.get(0)).optional())
-            .map_err(storage)?
-            .ok_or_else(|| not_found(id))
+            .prepare_cached("SELECT name FROM jobmill_schedule WHERE id = :id")?
+            .query_row(named_params! { ":id": id }, |row| row.get(0))
+            .optional()
+    }
+
+    /// Notes what an operator does to the schedule of this id.
+    fn audit_by_id(&self, action: Action, id: ScheduleId, caller: &Caller) -> Result<()> {
+        let name = self.schedule_name(id).map_err(storage)?.ok_or_else(|| not_found(id))?;
+        self.audit_schedule(action, &name, caller)
     }
 
     /// Pauses a schedule. Ticks that have come are missed, and the one that waits for a job is skipped.
@@ -258,7 +263,7 @@ impl Turn<'_> {
         }
         self.drop_come(&standing, ready.as_ref(), MissedBy::Pause).map_err(storage)?;
         self.set_next(&Standing { paused_at: Some(self.now), ..standing }, None, None).map_err(storage)?;
-        self.audit_schedule(Action::SchedulePaused, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::SchedulePaused, id, caller)
     }
 
     /// Lets a paused schedule go on with the first tick from now on.
@@ -271,7 +276,7 @@ impl Turn<'_> {
         let tick = ready.timetable.next_after(self.now);
         let next_at = tick.map(|tick| ready.timetable.due_at(tick));
         self.set_next(&Standing { paused_at: None, ..standing }, tick, next_at).map_err(storage)?;
-        self.audit_schedule(Action::ScheduleResumed, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::ScheduleResumed, id, caller)
     }
 
     /// Enqueues the job of a schedule now.
@@ -295,7 +300,7 @@ impl Turn<'_> {
             )
             .and_then(|mut statement| statement.execute(named_params! { ":id": id, ":lines": number, ":job": job }))
             .map_err(storage)?;
-        self.audit_schedule(Action::ScheduleRun, &self.schedule_name(id)?, caller)?;
+        self.audit_by_id(Action::ScheduleRun, id, caller)?;
         Ok(job)
     }
 
@@ -329,12 +334,12 @@ impl Turn<'_> {
 
     /// Notes that somebody has asked for a backfill.
     pub(crate) fn audit_backfill(&self, id: ScheduleId, caller: &Caller) -> Result<()> {
-        self.audit_schedule(Action::ScheduleBackfilled, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::ScheduleBackfilled, id, caller)
     }
 
     /// Deletes a schedule and its history. Its jobs stay.
     pub(crate) fn delete_schedule(&mut self, id: ScheduleId, caller: &Caller) -> Result<()> {
-        let name = self.schedule_name(id)?;
+        let name = self.schedule_name(id).map_err(storage)?.ok_or_else(|| not_found(id))?;
         let standing = self.schedule_standing(id)?;
         // Its history goes with it, and the counters stay.
         let ready = ready(self.conn, &standing).map_err(storage)?.ok();

@@ -134,12 +134,17 @@ impl Turn<'_> {
                  VALUES (:schedule, :place, :number, :at, :outcome, :tick, :until, :count, :job)",
             )?
             .execute(named_params! {
-                ":schedule": schedule, ":place": number.rem_euclid(Schedule::HISTORY as i64), ":number": number,
+                ":schedule": schedule, ":place": place(number), ":number": number,
                 ":at": self.now, ":outcome": code, ":tick": tick, ":until": until,
                 ":count": count.map(u64::cast_signed), ":job": job,
             })
             .map(drop)
     }
+}
+
+/// The place of a line in the ring.
+fn place(number: i64) -> i64 {
+    number.rem_euclid(Schedule::HISTORY as i64)
 }
 
 /// The outcome that a line tells of.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::model::event::{Fate, Ticks};
 use crate::model::id::JobId;
@@ -15,7 +15,7 @@ use crate::model::time::Timestamp;
 use crate::model::unique::{TickKey, Unique};
 use crate::store::enqueue::Enqueued;
 use crate::store::place::LaneKey;
-use crate::store::schedule::{Standing, is_under_way, ready, standing_columns};
+use crate::store::schedule::{MISSED, SKIPPED, Standing, is_under_way, place, ready, standing_columns};
 use crate::store::{Book, Turn};
 
 /// How often it is looked whether jobs have ended elsewhere for which ticks wait.
@@ -225,6 +225,13 @@ impl Turn<'_> {
             let count = lost.count.unwrap_or(COUNT_MAX);
             ticking.missed += count.cast_signed();
             self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
+            if !matches!(self.newest_line(&ticking)?, Some((MISSED, _))) {
+                let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
+                let count = lost.count.map_or_else(|| "many".to_owned(), |count| count.to_string());
+                let warning =
+                    format!("the schedule {name} has missed {count} ticks, from {} to {}", lost.from, lost.to);
+                self.out.warnings.push(warning);
+            }
             self.line(
                 &mut ticking,
                 lost.from,
@@ -274,6 +281,10 @@ impl Turn<'_> {
         }
         ticking.skipped += 1;
         self.count_ticks(&ticking.ready.job, Fate::Skipped)?;
+        if self.newest_line(ticking)? != Some((SKIPPED, Some(job))) {
+            let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
+            self.out.warnings.push(format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended"));
+        }
         self.line(ticking, tick, TickOutcome::Skipped { job })
     }
 
@@ -304,6 +315,20 @@ impl Turn<'_> {
         let lane = self.book.lanes.find_or_create(self.conn, LaneKey::of(job))?;
         self.out.ticks.push(Ticks { lane, fate });
         Ok(())
+    }
+
+    /// The outcome that the newest line of a schedule's history tells of, by its number, and the job. What goes on as it has
+    /// been is not said again.
+    fn newest_line(&self, ticking: &Ticking) -> rusqlite::Result<Option<(i64, Option<JobId>)>> {
+        let Standing { id, lines, .. } = ticking.standing;
+        self.conn
+            .prepare_cached(
+                "SELECT outcome, job FROM jobmill_tick WHERE schedule = :id AND place = :place AND number = :number",
+            )?
+            .query_row(named_params! { ":id": id, ":place": place(lines), ":number": lines }, |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
     }
 
     fn line(&self, ticking: &mut Ticking, tick: Timestamp, outcome: TickOutcome) -> rusqlite::Result<()> {

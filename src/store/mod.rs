@@ -485,6 +485,11 @@ impl Store {
         self.book.is_tick_due(now)
     }
 
+    /// Whether schedules were reckoned under a clock that ran ahead of `now`, as far as memory tells.
+    pub(crate) fn ran_ahead(&self, now: Timestamp) -> bool {
+        self.book.ran_ahead(now)
+    }
+
     /// Whether somebody else may have left a signal for one of our running jobs.
     pub(crate) fn may_have_signals(&self) -> bool {
         self.book.look_for_signals && self.book.owner.is_some()
@@ -500,11 +505,6 @@ impl Store {
         let others = [book.next_expiry, book.gates.next_wake(), book.lanes.next_opening(now), book.agenda.due_at()];
         let due = delayed.chain(others.into_iter().flatten()).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
-    }
-
-    /// When the newest row was created, by the clock of that time.
-    pub(crate) fn newest_at(&self) -> Timestamp {
-        JobId::from_raw(self.book.last_id).created_at()
     }
 
     /// The writer's connection, between turns. For housekeeping.

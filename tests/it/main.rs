@@ -39,6 +39,7 @@ mod provider;
 mod recovery;
 mod run;
 mod schedule;
+mod schedule_clock;
 mod schedule_log;
 mod stats;
 mod support;

@@ -19,10 +19,8 @@ use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::connect::storage_error;
 use crate::store::enqueue::Enqueued;
+use crate::store::schedule::tick::{AHEAD, RECKONED_EVERY};
 use crate::store::schedule::{Standing, is_under_way, ready, standing_columns};
-
-/// By how much something must lie ahead of the clock to have been written under one that ran ahead.
-const AHEAD: Duration = Duration::from_secs(3);
 
 fn storage(error: rusqlite::Error) -> Error {
     storage_error("cannot change the schedule", error)
@@ -106,6 +104,7 @@ impl Turn<'_> {
             })
             .map_err(storage)?;
         self.book.agenda.note(next_at);
+        self.reckon(RECKONED_EVERY).map_err(storage)?;
         self.audit_schedule(Action::ScheduleCreated, &schedule.name, caller)?;
         Ok(id)
     }
@@ -198,6 +197,7 @@ impl Turn<'_> {
         next_at: Option<Timestamp>,
     ) -> rusqlite::Result<()> {
         self.book.agenda.note(next_at);
+        self.reckon(RECKONED_EVERY)?;
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_schedule SET anchor = :anchor, tick = :tick, next_at = :next_at, computed_at = :now,
@@ -386,6 +386,11 @@ impl Turn<'_> {
             self.set_next(standing, next, next.map(|next| ready.timetable.due_at(next)))?;
             count += 1;
         }
-        Ok((seen.last().filter(|_| seen.len() == limit).map(|last| last.id), count))
+        let left = seen.last().filter(|_| seen.len() == limit).map(|last| last.id);
+        if left.is_none() {
+            // All are right now, and nobody need look at them again.
+            self.reckon(Duration::ZERO)?;
+        }
+        Ok((left, count))
     }
 }

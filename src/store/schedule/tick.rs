@@ -21,6 +21,10 @@ use crate::store::{Book, Turn};
 /// How often it is looked whether jobs have ended elsewhere for which ticks wait.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// By how much something must lie ahead of the clock to have been written under one that ran ahead.
+pub(super) const AHEAD: Duration = Duration::from_secs(3);
+/// How often it is noted that schedules are reckoned: often enough for one that ran ahead to be told.
+pub(super) const RECKONED_EVERY: Duration = Duration::from_secs(1);
 /// How many moments looked up in a calendar are as much work as a job that is enqueued.
 const LOOKS_PER_JOB: usize = 10;
 
@@ -64,6 +68,8 @@ pub(crate) struct Agenda {
     unseen: bool,
     /// When that was last looked at, in microseconds.
     looked_at: i64,
+    /// Until when schedules were reckoned, by whoever did it last, in microseconds; as the file has it, to the second.
+    reckoned_at: i64,
 }
 
 impl Agenda {
@@ -72,6 +78,11 @@ impl Agenda {
         self.next_at = conn.prepare_cached(PLAN_NEXT)?.query_row([], |row| row.get(0))?;
         self.any_waiting = any_waiting(conn)?;
         self.unseen = self.any_waiting;
+        self.reckoned_at = conn
+            .prepare_cached("SELECT value FROM jobmill_meta WHERE key = 'schedules_reckoned_at'")?
+            .query_row([], |row| row.get(0))
+            .optional()?
+            .unwrap_or(0);
         Ok(())
     }
 
@@ -100,6 +111,11 @@ fn any_waiting(conn: &Connection) -> rusqlite::Result<bool> {
 }
 
 impl Book {
+    /// Whether schedules were reckoned under a clock that ran ahead of `now`, by whomever, and have not been put right.
+    pub(crate) fn ran_ahead(&self, now: Timestamp) -> bool {
+        self.agenda.reckoned_at > now.saturating_add(AHEAD).as_micros()
+    }
+
     /// Whether a schedule is due at `now`, as far as memory tells.
     pub(crate) fn is_tick_due(&self, now: Timestamp) -> bool {
         self.agenda.due_at().is_some_and(|at| at <= now.as_micros())
@@ -138,6 +154,7 @@ impl Turn<'_> {
         if self.book.agenda.unseen {
             self.look_for_released(limit)?;
         }
+        self.reckon(RECKONED_EVERY)?;
         let mut left = limit;
         for standing in self.due_schedules(limit)? {
             if left == 0 {
@@ -146,6 +163,22 @@ impl Turn<'_> {
             left = left.saturating_sub(self.run_schedule(standing, left)?.max(1));
         }
         self.book.agenda.next_at = self.conn.prepare_cached(PLAN_NEXT)?.query_row([], |row| row.get(0))?;
+        Ok(())
+    }
+
+    /// Notes that schedules are reckoned now, if that was noted longer ago than `lag`, or later than now.
+    pub(super) fn reckon(&mut self, lag: Duration) -> rusqlite::Result<()> {
+        let (now, known) = (self.now.as_micros(), self.book.agenda.reckoned_at);
+        if !lag.is_zero() && now <= known.saturating_add(lag.as_micros() as i64) {
+            return Ok(());
+        }
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_meta (key, value) VALUES ('schedules_reckoned_at', :now)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )?
+            .execute(named_params! { ":now": now })?;
+        self.book.agenda.reckoned_at = now;
         Ok(())
     }
 

@@ -40,6 +40,7 @@ mod recovery;
 mod run;
 mod schedule;
 mod schedule_clock;
+mod schedule_edges;
 mod schedule_log;
 mod stats;
 mod support;

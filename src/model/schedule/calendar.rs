@@ -40,7 +40,8 @@ pub(super) fn zone(name: &str) -> Result<TimeZone> {
     if name.len() > MAX_ZONE_BYTES {
         return Err(unknown());
     }
-    ZONES.get(name).map_err(|_| unknown())
+    // The library knows a name for no zone at all, whose clock shows UTC.
+    ZONES.get(name).ok().filter(|zone| !zone.is_unknown()).ok_or_else(unknown)
 }
 
 impl Calendar {

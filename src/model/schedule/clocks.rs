@@ -182,6 +182,15 @@ fn lines_mean_what_cron_means() {
             ("0 0 13 * +FRI", "2026-02-01", &["2026-02-13", "2026-03-13", "2026-11-13"]),
             ("0 0 29 2 *", "2026-01-01", &["2028-02-29", "2032-02-29"]),
             ("0 0 29 2 *", "2097-01-01", &["2104-02-29"]),
+            ("0 0 29 2 +MON", "2026-01-01", &["2044-02-29", "2072-02-29"]),
+            ("0 0 31 2 MON", "2026-01-01", &["2026-02-02", "2026-02-09"]),
+            ("0 0 LW * *", "2026-01-01", &["2026-01-30", "2026-02-27"]),
+            ("0 0 1W * *", "2026-08-01", &["2026-08-03", "2026-09-01"]),
+            ("0 0 * * MON#5", "2026-01-01", &["2026-03-30", "2026-06-29"]),
+            ("  0   0\t* * MON ", "2026-01-01", &["2026-01-05"]),
+            ("@DAILY", "2026-01-01", &["2026-01-02"]),
+            ("@annually", "2026-01-01", &["2027-01-01"]),
+            ("59 59 23 31 12 *", "2026-01-01", &["2026-12-31T23:59:59Z"]),
             ("30 0 0 * * *", "2026-01-01T00:00:30Z", &["2026-01-02T00:00:30Z"]),
             ("0 0 1 1 *", "2254-06-01", &["2255-01-01"]),
         ],
@@ -197,19 +206,28 @@ fn nothing_comes_after_the_end_of_time() -> crate::error::Result<()> {
     Ok(())
 }
 
-const ZONES: [&str; 12] = [
-    "Europe/Berlin",
-    "America/New_York",
-    "Australia/Lord_Howe",
-    "Africa/Casablanca",
-    "Asia/Beirut",
-    "America/Sao_Paulo",
-    "Pacific/Apia",
-    "Asia/Kathmandu",
-    "Europe/Dublin",
-    "Antarctica/Troll", // two hours
-    "Asia/Pyongyang",   // half an hour, once
-    "Africa/Cairo",
+/// Zones, with the year from which on their changes are looked at.
+const ZONES: [(&str, &str); 20] = [
+    ("Europe/Berlin", "2010-01-01"),
+    ("America/New_York", "2010-01-01"),
+    ("Australia/Lord_Howe", "2010-01-01"),
+    ("Africa/Casablanca", "2010-01-01"),
+    ("Asia/Beirut", "2010-01-01"),
+    ("America/Sao_Paulo", "2010-01-01"),
+    ("Pacific/Apia", "2010-01-01"),
+    ("Asia/Kathmandu", "1980-01-01"), // a quarter of an hour, once
+    ("Europe/Dublin", "2010-01-01"),
+    ("Antarctica/Troll", "2010-01-01"), // two hours
+    ("Asia/Pyongyang", "2010-01-01"),   // half an hour, once
+    ("Africa/Cairo", "2010-01-01"),
+    ("Pacific/Kwajalein", "1990-01-01"), // a day, once
+    ("Antarctica/Casey", "2009-01-01"),  // three hours
+    ("America/Caracas", "2000-01-01"),   // half an hour, there and back
+    ("Europe/Moscow", "2010-06-01"),     // a change that stays
+    ("America/Nuuk", "2022-06-01"),      // two changes that make one
+    ("Asia/Gaza", "2010-01-01"),
+    ("Europe/London", "1970-01-01"),
+    ("Asia/Colombo", "1995-01-01"),
 ];
 
 /// What the clock of a zone shows in each minute of a stretch.
@@ -277,9 +295,9 @@ fn every_change_of_every_clock_agrees_with_a_look_at_each_minute() {
         "10 0,23 * * *",
     ];
     // Far enough around each change for what it does to these.
-    for zone_name in ZONES {
+    for (zone_name, since) in ZONES {
         let zone = zone(zone_name).expect("a zone");
-        let since = jiff::Timestamp::from_second(at("2010-01-01").as_micros() / 1_000_000).expect("a moment");
+        let since = jiff::Timestamp::from_second(at(since).as_micros() / 1_000_000).expect("a moment");
         let changes: Vec<i64> = zone.following(since).take(4).map(|change| change.timestamp().as_second()).collect();
         // Far in the future clocks go by a rule instead of a table.
         let far = jiff::Timestamp::from_second(at("2190-01-01").as_micros() / 1_000_000).expect("a moment");
@@ -540,6 +558,20 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (cron(&"1,".repeat(200)), "cron: must be ASCII"),
         (cron("@daily").time_zone("Europe/Atlantis"), "time_zone: must be an IANA name"),
         (cron("@daily").time_zone(""), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("Etc/Unknown"), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("Europe/Berlin "), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("CET-1CEST"), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("+01:00"), "time_zone: must be an IANA name"),
+        (cron("0 0 31 2 +MON"), "cron: never comes"),
+        (cron("0 0 29 2 +MON#1"), "cron: never comes"),
+        (cron("@daily @daily"), "cron: must have five fields"),
+        (cron("0 0 * * MON#6"), "cron: the day of week cannot be read"),
+        (cron("0 0 32 * *"), "cron: the day of month cannot be read"),
+        (cron("0 0 * * * 2026"), "cron: the day of week cannot be read"),
+        (cron("@every 5m"), "cron: must have five fields"),
+        (Schedule::every("a", Duration::from_nanos(1), job()), "every: must be 10 ms or longer"),
+        (Schedule::every("é".repeat(65), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
+        (Schedule::every("n".repeat(10_000), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
         (cron("@daily").time_zone("../etc/passwd"), "time_zone: must be an IANA name"),
         (cron("@daily").time_zone("Z".repeat(1 << 20)), "time_zone: must be an IANA name"),
         (every(1000).time_zone("UTC"), "time_zone: must not be set"),

@@ -51,8 +51,8 @@ pub use model::event::{Cause, Change, Event};
 pub use model::explain::{Explanation, Reason};
 pub use model::failure_reason::FailureReason;
 pub use model::health::{
-    DatabaseHealth, DispatcherHealth, EngineState, Health, PollerHealth, Problem, QueueHealth, ThreadState,
-    WorkersHealth,
+    DatabaseHealth, DispatcherHealth, EngineState, Health, PollerHealth, Problem, QueueHealth, SchedulesHealth,
+    ThreadState, WorkersHealth,
 };
 pub use model::histogram::Histogram;
 pub use model::history::{Action, HistoryEntry};
@@ -71,7 +71,7 @@ pub use model::retention::Retention;
 pub use model::retry::Backoff;
 pub use model::schedule::policy::{Missed, Overlap};
 pub use model::schedule::record::{
-    Backfilled, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
+    Backfilled, MissedBy, SchedulePage, ScheduleQuery, ScheduleRecord, Scheduled, Tick, TickOutcome,
 };
 pub use model::schedule::{Schedule, Trigger};
 pub use model::stats::{Stats, StatusCounts};

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
-use crate::model::event::{Cause, Transition};
+use crate::model::event::{Cause, Fate, Ticks, Transition};
 use crate::model::tally::Tally;
 
 /// Counts what this process commits, by lane, until it is written.
@@ -28,6 +28,27 @@ impl Recorder {
         for run in transitions.chunk_by(|left, right| left.lane == right.lane) {
             let tally = tallies.entry(run[0].lane).or_default();
             run.iter().for_each(|transition| count(tally, transition));
+        }
+    }
+
+    /// Counts the ticks of schedules that a turn has committed.
+    pub(crate) fn observe_ticks(&self, ticks: &[Ticks]) {
+        if ticks.is_empty() {
+            return;
+        }
+        let mut tallies = self.tallies.lock();
+        for Ticks { lane, fate } in ticks {
+            let tally = tallies.entry(*lane).or_default();
+            match fate {
+                Fate::Enqueued(late) => {
+                    tally.ticked += 1;
+                    if let Some(late) = late {
+                        tally.tick_lateness.record(*late);
+                    }
+                }
+                Fate::Missed(count) => tally.ticks_missed += count,
+                Fate::Skipped => tally.ticks_skipped += 1,
+            }
         }
     }
 
@@ -163,6 +184,18 @@ mod tests {
         let tally = &recorder.take()[&1];
         assert_eq!((tally.waited.count(), tally.waited.sum()), (1, WAITED));
         assert_eq!((tally.ran.count(), tally.ran.sum()), (1, RAN));
+    }
+
+    #[test]
+    fn ticks_count_as_what_became_of_them() {
+        let recorder = Recorder::default();
+        recorder.observe_ticks(&[]);
+        assert!(recorder.is_empty());
+        let fates = [Fate::Enqueued(Some(WAITED)), Fate::Enqueued(None), Fate::Missed(7), Fate::Skipped];
+        recorder.observe_ticks(&fates.map(|fate| Ticks { lane: 2, fate }));
+        let tally = &recorder.take()[&2];
+        assert_eq!((tally.ticked, tally.ticks_missed, tally.ticks_skipped), (2, 7, 1));
+        assert_eq!((tally.tick_lateness.count(), tally.tick_lateness.sum()), (1, WAITED));
     }
 
     #[test]

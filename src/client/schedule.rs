@@ -94,8 +94,8 @@ impl Client {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no schedule {id}")))
     }
 
-    /// Lets a schedule tick no more until it is resumed. A tick that waits for the end of the last job is skipped. One that
-    /// is paused already stays so.
+    /// Lets a schedule tick no more until it is resumed. A tick that waits for the end of the last job is skipped, and one
+    /// that has come and has no job yet is missed; the history tells of both. A schedule that is paused already stays so.
     ///
     /// # Errors
     /// `NotFound` if there is no such schedule; `Forbidden` if the client is bound to a user.
@@ -147,7 +147,8 @@ impl Client {
         Ok(done)
     }
 
-    /// Deletes a schedule and its history. Jobs that it has enqueued stay.
+    /// Deletes a schedule and its history. Ticks that have come and have no job yet get none. Jobs that it has enqueued stay, and are listed by
+    /// [`Query::schedule`](crate::Query::schedule) as before.
     ///
     /// # Errors
     /// `NotFound` if there is no such schedule; `Forbidden` if the client is bound to a user.

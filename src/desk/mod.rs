@@ -536,7 +536,8 @@ impl Desk {
                 if let Some(claim) = out.claims.last() {
                     self.pulse.claimed(claim.job.run_at, self.clock.now());
                 }
-                self.press.tell(&out.transitions, &core.store);
+                out.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                self.press.tell(&out.transitions, &out.ticks, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);
                 for item in items {

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::events::Hub;
 use crate::metrics::Recorder;
 use crate::model::alert::Alert;
-use crate::model::event::{Change, Event, Transition};
+use crate::model::event::{Change, Event, Ticks, Transition};
 use crate::model::tally::Tally;
 use crate::store::Store;
 
@@ -45,9 +45,10 @@ impl Press {
     }
 
     /// Tells what a turn has changed.
-    pub(crate) fn tell(&self, transitions: &[Transition], store: &Store) {
+    pub(crate) fn tell(&self, transitions: &[Transition], ticks: &[Ticks], store: &Store) {
         if self.counts() {
             self.recorder.observe(transitions);
+            self.recorder.observe_ticks(ticks);
         }
         if transitions.is_empty() || !self.hub.has_listeners() {
             return;

@@ -399,6 +399,11 @@ impl EngineBuilder {
         self.retention.check()?;
         Threshold::check_all(&self.thresholds)?;
         self.schedules.iter().try_for_each(Schedule::check)?;
+        let mut names = std::collections::HashSet::new();
+        if let Some(twice) = self.schedules.iter().find(|schedule| !names.insert(schedule.name())) {
+            // Each would replace the other at every start.
+            return Err(Error::invalid("schedule", format_args!("must not be two of the name {:?}", twice.name())));
+        }
         if let Some(callbacks) = &self.callbacks {
             callbacks.check()?;
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::desk::Desk;
 use crate::engine::clock_watch::{ClockWatch, Noticed};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::liveness::{Liveness, find_dead};
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
@@ -27,6 +27,8 @@ const RESCUE_EVERY: Duration = Duration::from_millis(200);
 /// How often an engine without a lock tells that it lives, and after which silence it counts as dead.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How often schedules are put right that another engine has reckoned under a clock ahead of ours, at most.
+const PUT_RIGHT_EVERY: Duration = Duration::from_secs(60);
 /// How often the size of the WAL file is looked at.
 const WAL_EVERY: Duration = Duration::from_secs(1);
 /// How often the caches of a busy process are emptied.
@@ -84,6 +86,8 @@ pub(crate) struct Maintenance {
     clock_watch: ClockWatch,
     /// Schedules behind this one are still to be put right, after the clock was set back.
     schedules_from: Option<ScheduleId>,
+    /// Not before this it is looked again whether another engine's clock ran ahead.
+    ahead_at: Duration,
 }
 
 impl Maintenance {
@@ -121,6 +125,7 @@ impl Maintenance {
             wal_path: wal_path.into(),
             clock_watch: ClockWatch::default(),
             schedules_from: None,
+            ahead_at: now,
         }
     }
 
@@ -138,6 +143,11 @@ impl Maintenance {
         }
         if now >= self.rescue_at {
             self.rescue_at = now + RESCUE_EVERY;
+            if now >= self.ahead_at && self.desk.with_store(|store| store.ran_ahead(self.desk.clock().now())) {
+                // If the clocks of two machines differ, they put each other right for ever.
+                self.ahead_at = now + PUT_RIGHT_EVERY;
+                self.schedules_from = self.schedules_from.or(Some(ScheduleId::from_raw(0)));
+            }
             let outcome = self.rescue();
             self.log_failure("rescue", outcome);
         }
@@ -187,9 +197,17 @@ impl Maintenance {
         }
     }
 
-    /// Looks whether the clock has jumped, and does what that calls for.
+    /// Looks whether the clock has jumped, or ran ahead for an engine that is gone, and does what that calls for.
     pub(crate) fn look_at_clock(&mut self) -> Result<()> {
         self.watch_clock(false);
+        let now = self.desk.clock().now();
+        let ran_ahead = self.desk.with_store(|store| {
+            store.look()?;
+            Ok::<_, Error>(store.ran_ahead(now))
+        })?;
+        if ran_ahead {
+            self.schedules_from = self.schedules_from.or(Some(ScheduleId::from_raw(0)));
+        }
         while self.schedules_from.is_some() {
             self.put_schedules_right()?;
         }
@@ -232,17 +250,13 @@ impl Maintenance {
     /// Looks at the schedules at the start: at those that nobody can run, and whether the clock ran ahead when they were
     /// reckoned.
     pub(crate) fn look_at_schedules(&mut self) -> Result<()> {
-        let (unhandled, newest_at) = self.desk.with_store(|store| {
+        let unhandled = self.desk.with_store(|store| {
             store.look()?;
-            let unhandled = read_schedules::unhandled(store.connection())
-                .map_err(|error| storage_error("cannot read the schedules", error))?;
-            Ok((unhandled, store.newest_at()))
+            read_schedules::unhandled(store.connection())
+                .map_err(|error| storage_error("cannot read the schedules", error))
         })?;
         for (kind, names) in unhandled {
             log::warn!("no open engine has a handler for the kind {kind}, of the schedules {}", names.join(", "));
-        }
-        if newest_at > self.desk.clock().now() {
-            self.schedules_from = Some(ScheduleId::from_raw(0));
         }
         self.look_at_clock()
     }

@@ -7,8 +7,11 @@ use crate::client::Client;
 use crate::clock::{Clock, SystemClock};
 use crate::engine::pool::Pool;
 use crate::engine::vitals::Vitals;
-use crate::model::health::{DatabaseHealth, DispatcherHealth, EngineState, Health, QueueHealth, ThreadState};
+use crate::model::health::{
+    DatabaseHealth, DispatcherHealth, EngineState, Health, QueueHealth, SchedulesHealth, ThreadState,
+};
 use crate::model::job_type::JobType;
+use crate::store::schedule::read as read_schedules;
 
 /// How long a question about the health waits for a reader at most.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -117,6 +120,12 @@ fn gather(parts: &Parts, health: &mut Health, monotonic: Duration) {
             let oldest_wait = stats.oldest_waiting.get(&name).map(|since| health.at.since(*since));
             health.queues.insert(name, QueueHealth { pending: counts.pending, running: counts.running, oldest_wait });
         }
+    }
+    let schedules =
+        parts.client.reader().snapshot_within(PATIENCE, "cannot read the schedules", read_schedules::outlook);
+    if let Ok((active, next_at)) = schedules {
+        let late_by = next_at.map_or(Duration::ZERO, |next_at| health.at.since(next_at));
+        health.schedules = SchedulesHealth { active, next_at, late_by };
     }
     let wal_bytes = std::fs::metadata(contact.wal_path()).map_or(0, |file| file.len());
     let trouble = contact.trouble();

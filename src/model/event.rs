@@ -101,6 +101,24 @@ pub(crate) struct Transition {
     pub(crate) ran: Option<Duration>,
 }
 
+/// What became of some ticks of one schedule, as a turn notes it to be counted after its commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticks {
+    /// The lane of their jobs.
+    pub(crate) lane: i64,
+    pub(crate) fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The job of one was enqueued, so long after it was due. None: it has waited for another job.
+    Enqueued(Option<Duration>),
+    /// So many were missed.
+    Missed(u64),
+    /// One was skipped.
+    Skipped,
+}
+
 /// One change of one job, as it was committed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -147,6 +147,19 @@ pub struct QueueHealth {
     pub oldest_wait: Option<Duration>,
 }
 
+/// The schedules in brief.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SchedulesHealth {
+    /// Schedules that tick: neither paused nor at their end.
+    pub active: u64,
+    /// When the next of their ticks is due, or was.
+    pub next_at: Option<Timestamp>,
+    /// For how long the tick has been due that is due for longest. Zero if none is.
+    #[serde(rename = "late_by_us", serialize_with = "as_micros")]
+    pub late_by: Duration,
+}
+
 /// The database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -268,6 +281,8 @@ pub struct Health {
     pub lag: Option<Duration>,
     /// LLM batches that are not at their end.
     pub batches: u64,
+    /// The schedules. None of them, if they cannot be read.
+    pub schedules: SchedulesHealth,
     /// The database.
     pub database: DatabaseHealth,
 }
@@ -293,6 +308,7 @@ impl Health {
             queues: BTreeMap::new(),
             lag: None,
             batches: 0,
+            schedules: SchedulesHealth::default(),
             database: DatabaseHealth::default(),
         }
     }
@@ -388,6 +404,13 @@ impl fmt::Display for Health {
         }
         writeln!(f, ", {} batches under way", self.batches)?;
         writeln!(f, "listener: {}", self.listener)?;
+        let schedules = &self.schedules;
+        write!(f, "schedules: {} active", schedules.active)?;
+        match schedules.next_at {
+            Some(at) if schedules.late_by.is_zero() => writeln!(f, ", the next tick at {at}")?,
+            Some(at) => writeln!(f, ", a tick due since {at}, for {:?}", schedules.late_by)?,
+            None => writeln!(f)?,
+        }
         let word = if self.database.reachable { "reachable" } else { "not reachable" };
         write!(f, "database: {word}, WAL of {} bytes", self.database.wal_bytes)
     }

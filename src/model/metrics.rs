@@ -103,10 +103,19 @@ pub struct Rates {
     pub returned: u64,
     /// Attempts whose process died.
     pub rescued: u64,
+    /// Ticks of schedules whose jobs were enqueued.
+    pub ticked: u64,
+    /// Ticks of schedules that were missed and not made up for.
+    pub ticks_missed: u64,
+    /// Ticks of schedules that were skipped, for the last job had not ended.
+    pub ticks_skipped: u64,
     /// How long jobs waited from when they could run to their start, once for each attempt.
     pub waited: Histogram,
     /// How long attempts ran.
     pub ran: Histogram,
+    /// How late ticks of schedules were: from when each was due, its jitter included, to the enqueueing of its job. Those
+    /// that waited for the end of another job are left out.
+    pub tick_lateness: Histogram,
 }
 
 impl Rates {
@@ -122,8 +131,12 @@ impl Rates {
             snoozed,
             returned,
             rescued,
+            ticked,
+            ticks_missed,
+            ticks_skipped,
             waited,
             ran,
+            tick_lateness,
         } = tally;
         Self {
             covered,
@@ -137,8 +150,12 @@ impl Rates {
             snoozed,
             returned,
             rescued,
+            ticked,
+            ticks_missed,
+            ticks_skipped,
             waited,
             ran,
+            tick_lateness,
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::model::cursor::{self, Cursor, Order, cursor_setters};
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::{JobId, WorkflowId};
+use crate::model::id::{JobId, ScheduleId, WorkflowId};
 use crate::model::job::{Job, Priority, Status};
 use crate::model::job_type::JobType;
 use crate::model::stop_reason::StopReason;
@@ -36,6 +36,7 @@ pub struct Query {
     pub(crate) source_id: Option<String>,
     pub(crate) tags: Vec<String>,
     pub(crate) workflow: Option<WorkflowId>,
+    pub(crate) schedule: Option<ScheduleId>,
     pub(crate) created_from: Option<Timestamp>,
     pub(crate) created_until: Option<Timestamp>,
     pub(crate) cursor: Cursor<JobId>,
@@ -147,6 +148,13 @@ impl Query {
     /// Keeps jobs of this workflow: its own, those of its stages, and its callbacks.
     pub fn workflow(mut self, id: WorkflowId) -> Self {
         self.workflow = Some(id);
+        self
+    }
+
+    /// Keeps jobs that this schedule has made: at its ticks, by a backfill and by hand. They tell which one it was even if
+    /// it has been deleted since.
+    pub fn schedule(mut self, id: ScheduleId) -> Self {
+        self.schedule = Some(id);
         self
     }
 

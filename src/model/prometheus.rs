@@ -11,7 +11,7 @@ use crate::model::stats::StatusCounts;
 use crate::model::tally::Tally;
 
 /// How many pairs of a queue and a kind are told apart, and how many queues. The pairs that had the most jobs are; what
-/// the others did is summed up under [`OTHER`]. So no more than 26 462 series come of a file, whatever names it holds.
+/// the others did is summed up under [`OTHER`]. So no more than 37 370 series come of a file, whatever names it holds.
 pub(crate) const MAX_PAIRS: usize = 100;
 
 /// The queue and the kind of what is not told apart.
@@ -101,6 +101,24 @@ impl Exposition<'_> {
             "jobmill_attempt_running_seconds",
             "How long attempts ran.",
             groups.iter().map(|group| (&*group.labels, &group.ever.ran)),
+        );
+        // Most queues and kinds have no schedules, and no series of them.
+        let ticked = |group: &&Group| {
+            let Tally { ticked, ticks_missed, ticks_skipped, .. } = group.ever;
+            ticked + ticks_missed + ticks_skipped > 0
+        };
+        text.family("jobmill_schedule_ticks_total", "counter", "Ticks of schedules, by what became of them.");
+        for Group { labels, ever, .. } in groups.iter().filter(ticked) {
+            for (outcome, count) in
+                [("enqueued", ever.ticked), ("missed", ever.ticks_missed), ("skipped", ever.ticks_skipped)]
+            {
+                text.sample(&labelled(labels, "outcome", outcome), count);
+            }
+        }
+        text.histogram(
+            "jobmill_schedule_tick_late_seconds",
+            "How late ticks of schedules were when their jobs were enqueued.",
+            groups.iter().filter(ticked).map(|group| (&*group.labels, &group.ever.tick_lateness)),
         );
 
         let help = "How long the job has waited that could have run first, 0 if none waits.";
@@ -313,6 +331,9 @@ mod tests {
         assert_eq!(series[&format!("jobmill_attempts_retried_total{{{lane}}}")], 15.0);
         assert_eq!(series[&format!("jobmill_attempt_running_seconds{{{lane}}}")], 2.0);
         assert_eq!(series[&format!("sum of jobmill_attempt_running_seconds{{{lane}}}")], 2.03);
+        let missed = "jobmill_schedule_ticks_total{kind=letter,outcome=missed,priority=high,queue=mail}";
+        assert_eq!(series[missed], 9.0);
+        assert_eq!(series[&format!("jobmill_schedule_tick_late_seconds{{{lane}}}")], 1.0);
         assert_eq!(series["jobmill_queue_oldest_waiting_seconds{queue=mail}"], 1.5);
         assert_eq!(series["jobmill_queue_paused{queue=web}"], 1.0);
         assert_eq!(series["jobmill_queue_paused{queue=mail}"], 0.0);
@@ -430,6 +451,6 @@ mod tests {
         let oldest_waiting = names.iter().map(|name| (name.clone(), Duration::ZERO)).collect();
         let text = Exposition { lanes: &lanes, oldest_waiting: &oldest_waiting, paused: &names }.to_text();
         let series = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert_eq!(series, 26_462);
+        assert_eq!(series, 37_370);
     }
 }

@@ -36,12 +36,24 @@ pub(crate) struct Tally {
     pub(crate) returned: u64,
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) rescued: u64,
+    /// Ticks of schedules whose jobs were enqueued.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) ticked: u64,
+    /// Ticks that were missed and not made up for.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) ticks_missed: u64,
+    /// Ticks that were skipped, for the last job had not ended.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) ticks_skipped: u64,
     /// From when a job could run to its start.
     #[serde(skip_serializing_if = "Histogram::is_empty")]
     pub(crate) waited: Histogram,
     /// How long attempts ran.
     #[serde(skip_serializing_if = "Histogram::is_empty")]
     pub(crate) ran: Histogram,
+    /// From when a tick was due to the enqueueing of its job.
+    #[serde(skip_serializing_if = "Histogram::is_empty")]
+    pub(crate) tick_lateness: Histogram,
 }
 
 fn is_zero(count: &u64) -> bool {
@@ -62,8 +74,12 @@ impl Tally {
             snoozed,
             returned,
             rescued,
+            ticked,
+            ticks_missed,
+            ticks_skipped,
             waited,
             ran,
+            tick_lateness,
         } = other;
         for (sum, more) in [
             (&mut self.enqueued, enqueued),
@@ -76,11 +92,15 @@ impl Tally {
             (&mut self.snoozed, snoozed),
             (&mut self.returned, returned),
             (&mut self.rescued, rescued),
+            (&mut self.ticked, ticked),
+            (&mut self.ticks_missed, ticks_missed),
+            (&mut self.ticks_skipped, ticks_skipped),
         ] {
             *sum = sum.saturating_add(*more);
         }
         self.waited.merge(waited);
         self.ran.merge(ran);
+        self.tick_lateness.merge(tick_lateness);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -157,11 +177,15 @@ impl Tally {
             snoozed: 2,
             returned: 6,
             rescued: 1,
+            ticked: 40,
+            ticks_missed: 9,
+            ticks_skipped: 8,
             ..Self::default()
         };
         tally.waited.record(Duration::from_millis(2));
         tally.ran.record(Duration::from_millis(30));
         tally.ran.record(Duration::from_secs(2));
+        tally.tick_lateness.record(Duration::from_millis(7));
         tally
     }
 }
@@ -179,7 +203,7 @@ mod tests {
         let once = serde_json::to_value(Tally::sample())?;
         let twice = serde_json::to_value(twice)?;
         let once = once.as_object().unwrap();
-        assert_eq!(once.len(), 12, "the sample fills each field");
+        assert_eq!(once.len(), 16, "the sample fills each field");
         for (field, value) in once {
             match value.as_u64() {
                 Some(count) => assert_eq!(twice[field], 2 * count, "{field}"),

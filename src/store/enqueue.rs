@@ -8,6 +8,7 @@ use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Job, Status};
 use crate::model::new_job::{NewJob, When, source_id};
 use crate::model::time::Timestamp;
+use crate::model::unique::Unique;
 use crate::store::gate::Taken;
 use crate::store::place::{LaneKey, Place};
 use crate::store::row::{Claim, RunAt, State};
@@ -308,9 +309,9 @@ pub(crate) struct NewRow {
 pub(crate) const PLAN_INSERT: &str =
     "INSERT INTO jobmill_job (id, lane, state, max_attempts, payload, run_at, expires_at,
          timeout_us, backoff, share, agent_id, unique_key, tags, metadata, attempt, claim, owner, started_at,
-         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, line, weight, cost)
+         completed_at, source_id, stop_reason, callback_url, detail, flow, limits, line, weight, cost, schedule)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22,
-         ?23, ?24, ?25, ?26, ?27)";
+         ?23, ?24, ?25, ?26, ?27, ?28)";
 
 fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> rusqlite::Result<Enqueued> {
     let conn = ledger.conn();
@@ -375,6 +376,7 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         row.line,
         (new.weight != 1).then_some(new.weight),
         (new.cost != 1).then_some(new.cost),
+        new.unique.as_ref().and_then(Unique::of_tick).map(|tick| tick.schedule),
     ])?;
     if detail & detail::HAS_ROW > 0 {
         detail::insert(conn, id, new)?;
@@ -418,7 +420,7 @@ fn waits_for_others(new: &NewJob, state: State) -> bool {
 
 /// The record of a job that was claimed as it was written.
 fn running(row: &NewRow, new: &NewJob, workflow: Option<i64>, now: Timestamp) -> Job {
-    let tick = new.unique.as_ref().and_then(|unique| unique.of_tick());
+    let tick = new.unique.as_ref().and_then(Unique::of_tick);
     Job {
         id: row.id,
         job_type: new.job_type,

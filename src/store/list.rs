@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::cursor::Order;
 use crate::model::failure_reason::FailureReason;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, ScheduleId};
 use crate::model::page::{Page, Query};
 use crate::model::stop_reason::StopReason;
 use crate::store::flow;
@@ -71,6 +71,8 @@ pub(crate) const PLAN_SOURCE: [&str; 2] =
 pub(crate) const PLAN_STOP_REASON: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_stop_reason WHERE stop_reason = ?4");
 pub(crate) const PLAN_FLOW: [&str; 2] = plans!("id" from "jobmill_job INDEXED BY jobmill_job_flow WHERE flow = ?4");
+pub(crate) const PLAN_SCHEDULE: [&str; 2] =
+    plans!("id" from "jobmill_job INDEXED BY jobmill_job_schedule WHERE schedule = ?4");
 pub(crate) const PLAN_FAILURE: [&str; 2] =
     plans!("id" from "jobmill_job INDEXED BY jobmill_job_end_reason WHERE end_reason = ?4");
 pub(crate) const PLAN_TAG: [&str; 2] = plans!("job" from "jobmill_tag WHERE tag = ?4");
@@ -87,6 +89,7 @@ enum Range<'q> {
     Failure(FailureReason),
     Tag(&'q str),
     Flow(i64),
+    Schedule(ScheduleId),
 }
 
 /// Ids from one index range, in the page's order, read a chunk at a time.
@@ -151,6 +154,9 @@ impl Stream<'_> {
             Range::Flow(flow) => {
                 pick(PLAN_FLOW)?.query_map(params![after, before, limit, flow], id)?.collect::<Result<_, _>>()?
             }
+            Range::Schedule(schedule) => pick(PLAN_SCHEDULE)?
+                .query_map(params![after, before, limit, schedule], id)?
+                .collect::<Result<_, _>>()?,
         };
         self.exhausted = ids.len() < self.chunk;
         if let Some(last) = ids.last() {
@@ -365,6 +371,7 @@ fn facets(query: &Query) -> Vec<Vec<Range<'_>>> {
         let reasons: HashSet<FailureReason> = query.failure_reasons.iter().copied().collect();
         facets.push(reasons.into_iter().map(Range::Failure).collect());
     }
+    facets.extend(query.schedule.iter().map(|schedule| vec![Range::Schedule(*schedule)]));
     facets.extend(query.tags.iter().map(|tag| vec![Range::Tag(tag)]));
     facets
 }
@@ -410,11 +417,12 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         stop_reason: Option<String>,
         flow: Option<i64>,
         failure: Option<FailureReason>,
+        schedule: Option<ScheduleId>,
     }
     let facts = conn
         .prepare_cached(
             "SELECT lane.id, queue, kind, priority, job_type, background, owned, state, user_id, agent_id, source_id,
-                 stop_reason, end_reason, flow
+                 stop_reason, end_reason, flow, schedule
              FROM jobmill_job AS job JOIN jobmill_lane AS lane ON lane.id = job.lane
              LEFT JOIN jobmill_share AS share ON share.id = job.share
              WHERE job.id = :id",
@@ -429,6 +437,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
                 stop_reason: row.get(11)?,
                 failure: row.get(12)?,
                 flow: row.get(13)?,
+                schedule: row.get(14)?,
             })
         })
         .optional()?;
@@ -449,6 +458,7 @@ pub(crate) fn passes(conn: &Connection, query: &Query, id: JobId) -> rusqlite::R
         && is(query.user.as_deref(), &facts.user)
         && (query.agents.is_empty() || facts.agent.is_some_and(|agent| query.agents.contains(&agent)))
         && is(query.source_id.as_deref(), &facts.source)
+        && (query.schedule.is_none() || query.schedule == facts.schedule)
         && (query.failure_reasons.is_empty() || facts.failure.is_some_and(|it| query.failure_reasons.contains(&it)))
         && is(query.stop_reason.as_ref().map(StopReason::as_str), &facts.stop_reason);
     if !by_row {

@@ -55,7 +55,7 @@ use rusqlite::{CachedStatement, Connection, ffi, named_params};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::event::Transition;
+use crate::model::event::{Ticks, Transition};
 use crate::model::id::JobId;
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
@@ -161,6 +161,10 @@ pub(crate) struct Outbox {
     pub(crate) stop: Vec<JobId>,
     /// All that has changed.
     pub(crate) transitions: Vec<Transition>,
+    /// What became of ticks of schedules.
+    pub(crate) ticks: Vec<Ticks>,
+    /// Warnings for the log: a turn that fails is taken again, and would say them twice.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -487,6 +491,11 @@ impl Store {
         self.book.is_tick_due(now)
     }
 
+    /// Whether schedules were reckoned under a clock that ran ahead of `now`, as far as memory tells.
+    pub(crate) fn ran_ahead(&self, now: Timestamp) -> bool {
+        self.book.ran_ahead(now)
+    }
+
     /// Whether somebody else may have left a signal for one of our running jobs.
     pub(crate) fn may_have_signals(&self) -> bool {
         self.book.look_for_signals && self.book.owner.is_some()
@@ -502,11 +511,6 @@ impl Store {
         let others = [book.next_expiry, book.gates.next_wake(), book.lanes.next_opening(now), book.agenda.due_at()];
         let due = delayed.chain(others.into_iter().flatten()).filter(|at| *at > now.as_micros()).min()?;
         (due != i64::MAX).then(|| Timestamp::from_micros(due))
-    }
-
-    /// When the newest row was created, by the clock of that time.
-    pub(crate) fn newest_at(&self) -> Timestamp {
-        JobId::from_raw(self.book.last_id).created_at()
     }
 
     /// The writer's connection, between turns. For housekeeping.
@@ -613,7 +617,8 @@ impl Turn<'_> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
         self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
-        let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
+        let Outbox { ended, transitions, ticks, warnings, .. } = &self.out;
+        let (ended, transitions, ticks, warnings) = (ended.len(), transitions.len(), ticks.len(), warnings.len());
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -626,6 +631,8 @@ impl Turn<'_> {
             run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
             self.out.ended.truncate(ended);
             self.out.transitions.truncate(transitions);
+            self.out.ticks.truncate(ticks);
+            self.out.warnings.truncate(warnings);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

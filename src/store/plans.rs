@@ -253,6 +253,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("source", list::PLAN_SOURCE, "jobmill_job_source (source_id=? AND rowid>? AND rowid<?)"),
             ("stop reason", list::PLAN_STOP_REASON, "jobmill_job_stop_reason (stop_reason=? AND rowid>? AND rowid<?)"),
             ("workflow", list::PLAN_FLOW, "jobmill_job_flow (flow=? AND rowid>? AND rowid<?)"),
+            ("schedule", list::PLAN_SCHEDULE, "jobmill_job_schedule (schedule=? AND rowid>? AND rowid<?)"),
             ("failure", list::PLAN_FAILURE, "jobmill_job_end_reason (end_reason=? AND rowid>? AND rowid<?)"),
             ("tag", list::PLAN_TAG, "jobmill_tag USING PRIMARY KEY (tag=? AND job>? AND job<?)"),
         ] {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, unbounded};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, NewJob, Order, Outcome,
-    Overlap, Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp, Unique,
+    Action, Client, Clock, Context, Durability, Engine, ErrorKind, Failure, JobId, Missed, MissedBy, NewJob, Order,
+    Outcome, Overlap, Payload, Query, Schedule, ScheduleId, ScheduleQuery, Scheduled, Status, TickOutcome, Timestamp,
+    Unique,
 };
 use serde::{Deserialize, Serialize};
 
@@ -78,9 +79,15 @@ fn history(client: &Client, id: ScheduleId) -> Vec<String> {
             TickOutcome::Backfilled { to, count } => format!("{from} to {} backfilled {count}", since_start(to)),
             TickOutcome::Duplicate { .. } => format!("{from} had run"),
             TickOutcome::Skipped { .. } => format!("{from} skipped"),
-            TickOutcome::Missed { to, count } => {
+            TickOutcome::Missed { to, count, by } => {
                 let count = count.map_or("many".to_owned(), |count| count.to_string());
-                format!("{from} to {} missed {count}", since_start(to))
+                let by = match by {
+                    MissedBy::Policy => "",
+                    MissedBy::Pause => ", paused",
+                    MissedBy::Change => ", changed",
+                    other => panic!("{other:?}"),
+                };
+                format!("{from} to {} missed {count}{by}", since_start(to))
             }
             other => format!("{from} {other:?}"),
         }
@@ -187,6 +194,53 @@ fn many_missed_ticks_are_made_up_for_in_several_turns() {
     assert_eq!(lines.len(), Schedule::HISTORY, "the newest lines are kept");
     assert_eq!((lines[0].as_str(), lines[99].as_str()), ("601 ran", "700 ran"));
     assert_eq!(t.client().ticks(id).expect("lines")[0].number, 700);
+}
+
+/// What is late is made up for in several turns, and where they stopped stands in the file.
+#[test]
+fn a_backlog_that_is_cut_off_goes_on_where_it_stopped() -> jobmill::Result<()> {
+    let mut failures = 0;
+    for (n, fault) in [(1, Fault::After), (2, Fault::Before), (3, Fault::After), (4, Fault::Before), (5, Fault::After)]
+    {
+        let mut t = harness();
+        let weekdays = Schedule::cron("test", "0 9 * * MON-FRI", stuck()).missed(Missed::All(1000));
+        let id = put(&t, &weekdays);
+        let first = t.client().schedule_by_id(id)?.next_tick.expect("a tick");
+        t.clock().jump(at("2031-01-01T00:00:00Z"));
+        t.faults().fail_from(n, fault);
+        failures += usize::from(t.drain().is_err());
+        t.faults().heal();
+        t.crash()?;
+        t.drain()?;
+        let all = weekdays.preview(moment(0), 1000)?;
+        let mut all: Vec<Timestamp> = all.iter().copied().chain(weekdays.preview(all[999], 1000)?).collect();
+        all.retain(|tick| *tick <= t.clock().now());
+        let expected: Vec<i64> = all[all.len() - 1000..].iter().map(|tick| since_start(*tick)).collect();
+        assert_eq!(ran_for(t.client()), expected, "{fault:?} {n}");
+        let record = t.client().schedule_by_id(id)?;
+        assert_eq!((record.enqueued, record.missed), (1000, all.len() as u64 - 1000), "{fault:?} {n}");
+        assert_eq!((all[0], record.next_tick), (first, Some(at("2031-01-01T09:00:00Z"))));
+        assert_eq!(t.client().verify()?, Vec::<String>::new());
+    }
+    assert!(failures >= 4, "{failures}");
+    Ok(())
+}
+
+/// All that a turn looked at was how many jobs it enqueued, and each of these schedules enqueues one.
+#[test]
+fn a_turn_reckons_no_more_than_it_may_of_what_many_schedules_have_missed() -> jobmill::Result<()> {
+    let t = harness();
+    for number in 0..40 {
+        put(&t, &Schedule::cron(format!("test {number}"), "* * * * * *", stuck()));
+    }
+    t.clock().jump(at("2036-01-01T00:00:00Z"));
+    let before = t.faults().commits();
+    t.drain()?;
+    assert_eq!(ran_for(t.client()).len(), 40);
+    let turns = t.faults().commits() - before;
+    // Each of them counts a thousand missed ticks.
+    assert!(turns >= 40 / 2, "{turns} turns");
+    Ok(())
 }
 
 #[test]
@@ -366,6 +420,48 @@ fn a_paused_schedule_goes_on_with_the_next_tick() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A tick that had come, and waited for its delay or for an engine, was lost without a trace when its schedule was paused.
+#[test]
+fn ticks_that_have_come_when_their_schedule_is_paused_are_told_of() -> jobmill::Result<()> {
+    let t = harness();
+    let id = put(&t, &Schedule::every("test", secs(10), stuck()).overlap(Overlap::Queue));
+    let lines = || history(t.client(), id);
+    t.client().pause_schedule(id)?;
+    t.client().resume_schedule(id)?;
+    assert_eq!(lines(), Vec::<String>::new(), "none has come");
+    t.advance(secs(35));
+    t.client().pause_schedule(id)?;
+    assert_eq!(lines(), ["10 to 30 missed 3, paused"]);
+    t.client().pause_schedule(id)?;
+    t.client().resume_schedule(id)?;
+    pass(&t, 5);
+    pass(&t, 10);
+    t.advance(secs(10));
+    t.client().pause_schedule(id)?;
+    let expected = ["10 to 30 missed 3, paused", "40 ran", "50 skipped", "60 to 60 missed 1, paused"];
+    assert_eq!(lines(), expected);
+    let record = t.client().schedule_by_id(id)?;
+    assert_eq!((record.enqueued, record.missed, record.skipped, record.waiting_tick), (1, 4, 1, None));
+    let total = t.client().metrics(jobmill::Window::Hour)?.total;
+    assert_eq!((total.ticked, total.ticks_missed, total.ticks_skipped), (1, 4, 1));
+    let json = serde_json::to_value(t.client().ticks(id)?[0]).expect("JSON");
+    assert_eq!((&json["outcome"], &json["by"], &json["count"]), (&"missed".into(), &"pause".into(), &1.into()));
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+
+    let delayed = put(&t, &Schedule::cron("delayed", "* * * * *", job()).jitter(secs(59)));
+    t.clock().jump(moment(120));
+    assert!(t.client().schedule_by_id(delayed)?.next_at > Some(moment(120)), "it has come, and is not due");
+    t.client().pause_schedule(delayed)?;
+    assert_eq!(history(t.client(), delayed), ["120 to 120 missed 1, paused"]);
+
+    // Where the history goes, the counters tell.
+    let deleted = put(&t, &Schedule::every("deleted", secs(10), job()));
+    t.advance(secs(25));
+    t.client().delete_schedule(deleted)?;
+    assert_eq!(t.client().metrics(jobmill::Window::Hour)?.kinds["report"].ticks_missed, 1 + 2);
+    Ok(())
+}
+
 #[test]
 fn an_operator_runs_a_schedule_by_hand() -> jobmill::Result<()> {
     let t = harness();
@@ -478,7 +574,7 @@ fn a_tick_that_has_come_is_kept_or_counted_when_its_schedule_is_changed() -> job
     t.client().schedule(&every(7))?;
     let record = t.client().schedule_by_id(id)?;
     assert_eq!((record.next_tick, record.missed), (Some(moment(457)), 3));
-    assert_eq!(history(t.client(), id), ["100 ran", "200 to 400 missed 3"]);
+    assert_eq!(history(t.client(), id), ["100 ran", "200 to 400 missed 3, changed"]);
     pass(&t, 7);
     assert_eq!(ran_for(t.client()), [100, 457]);
     assert_eq!(t.client().verify()?, Vec::<String>::new());
@@ -605,6 +701,110 @@ fn schedules_are_listed_in_pages() -> jobmill::Result<()> {
     ] {
         assert_eq!(json.pointer(field), Some(&value), "{field} of {json}");
     }
+    Ok(())
+}
+
+#[test]
+fn the_jobs_of_a_schedule_are_listed_by_it() -> jobmill::Result<()> {
+    let t = harness();
+    let other = put(&t, &Schedule::every("other", secs(10), stuck().user("ada")));
+    let id = put(&t, &every(10));
+    for _ in 0..6 {
+        pass(&t, 10);
+        t.enqueue(job())?;
+    }
+    let by_hand = t.client().run_schedule_now(id)?;
+    let backfilled = t.client().backfill(id, Timestamp::EPOCH..moment(0)).expect_err("too many");
+    assert_eq!(backfilled.kind(), ErrorKind::Invalid);
+    t.client().backfill(id, moment(0).saturating_sub(secs(20))..moment(0))?;
+    let all = t.client().list(Query::new().limit(1000))?.jobs;
+    let expected: Vec<JobId> = all.iter().filter(|job| job.schedule == Some(id)).map(|job| job.id).collect();
+    assert_eq!(expected.len(), 6 + 1 + 2);
+    assert_eq!(expected[2], by_hand, "the newest first");
+    for limit in 1..10 {
+        let (mut found, mut next) = (Vec::new(), Some(Query::new().schedule(id).limit(limit)));
+        while let Some(query) = next {
+            let page = t.client().list(query)?;
+            found.extend(page.jobs.into_iter().map(|job| job.id));
+            next = page.next;
+        }
+        assert_eq!(found, expected, "{limit} a page");
+    }
+    let count = |query: Query| t.client().list(query).map(|page| page.jobs.len());
+    assert_eq!(count(Query::new().schedule(id).statuses([Status::Completed]))?, 6);
+    assert_eq!(count(Query::new().schedule(id).statuses([Status::Pending]))?, 3);
+    assert_eq!(count(Query::new().schedule(other).statuses([Status::Completed]))?, 0);
+    assert_eq!(count(Query::new().schedule(other).user("ada").kinds(["nobody's"]))?, 6);
+    assert_eq!(t.client().for_user("ada")?.list(Query::new().schedule(id))?.jobs, []);
+    // What is done to all of them is done to these alone, and asks each again.
+    assert_eq!(t.client().select(Query::new().schedule(other))?.cancel()?.changed, 6);
+    assert_eq!(t.client().select(Query::new().schedule(id).statuses([Status::Completed]))?.delete()?.changed, 6);
+    t.client().delete_schedule(id)?;
+    assert_eq!(count(Query::new().schedule(id))?, 3, "they stay when it goes");
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn ticks_are_counted_by_what_became_of_them_and_how_late_they_were() -> jobmill::Result<()> {
+    let t = harness();
+    let plain = put(&t, &every(10));
+    put(&t, &Schedule::every("queued", secs(10), stuck().queue("q")).overlap(Overlap::Queue));
+    let rates = || t.client().metrics(jobmill::Window::Hour).map(|metrics| (metrics.total, metrics.kinds));
+    assert_eq!((rates()?.0.ticked, t.client().prometheus()?.contains("jobmill_schedule_ticks_total{")), (0, false));
+    pass(&t, 13);
+    pass(&t, 10);
+    pass(&t, 10);
+    pass(&t, 30);
+    let (total, kinds) = rates()?;
+    // Of the first, one at 10, 20, 30 and 60; of the other, one runs, one waits, and the last one that is late is skipped.
+    assert_eq!((kinds["report"].ticked, kinds["report"].ticks_missed, kinds["report"].ticks_skipped), (4, 2, 0));
+    let stuck = &kinds["nobody's"];
+    assert_eq!((stuck.ticked, stuck.ticks_missed, stuck.ticks_skipped), (1, 2, 2));
+    assert_eq!((total.ticked, total.ticks_missed, total.ticks_skipped), (5, 4, 2));
+    assert_eq!((total.tick_lateness.count(), total.tick_lateness.sum()), (5, secs(5 * 3)));
+    // What has waited for another job ticks when that ends, and is no later for it.
+    cancel_all(t.client());
+    t.drain()?;
+    let stuck = &rates()?.1["nobody's"];
+    assert_eq!((stuck.ticked, stuck.tick_lateness.count()), (2, 1));
+    // By hand is no tick.
+    t.client().run_schedule_now(plain)?;
+    let record = t.client().schedule_by_id(plain)?;
+    assert_eq!((rates()?.1["report"].ticked, record.enqueued), (4, 5));
+    // A change that misses a tick counts it.
+    t.clock().advance(secs(20));
+    put(&t, &every(7));
+    assert_eq!(rates()?.1["report"].ticks_missed, 2 + 2);
+    let text = t.client().prometheus()?;
+    let ticks =
+        "jobmill_schedule_ticks_total{queue=\"default\",kind=\"report\",priority=\"default\",outcome=\"missed\"} 4";
+    assert!(text.contains(ticks), "{text}");
+    let late = "jobmill_schedule_tick_late_seconds_count{queue=\"q\",kind=\"nobody's\",priority=\"default\"} 1";
+    assert!(text.contains(late), "{text}");
+    Ok(())
+}
+
+#[test]
+fn the_health_tells_when_the_next_tick_is_due_and_how_late_the_oldest_is() -> jobmill::Result<()> {
+    let t = harness();
+    let health = || t.engine().health().schedules;
+    assert_eq!((health().active, health().next_at, health().late_by), (0, None, Duration::ZERO));
+    let id = put(&t, &every(10));
+    put(&t, &every(30));
+    let paused = put(&t, &Schedule::every("paused", secs(1), job()));
+    t.client().pause_schedule(paused)?;
+    put(&t, &Schedule::at("once", moment(5), stuck()));
+    assert_eq!((health().active, health().next_at, health().late_by), (2, Some(moment(5)), Duration::ZERO));
+    t.advance(secs(7));
+    assert_eq!((health().active, health().next_at, health().late_by), (2, Some(moment(5)), secs(2)));
+    let text = t.engine().health().to_string();
+    assert!(text.contains("schedules: 2 active, a tick due since 2026-01-01T00:00:05.000000Z, for 2s"), "{text}");
+    t.drain()?;
+    assert_eq!((health().active, health().next_at, health().late_by), (1, Some(moment(30)), Duration::ZERO));
+    assert!(t.engine().health().to_string().contains("schedules: 1 active, the next tick at 2026-01-01T00:00:30"));
+    t.client().delete_schedule(id)?;
+    assert_eq!((health().active, health().next_at), (0, None));
     Ok(())
 }
 

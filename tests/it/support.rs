@@ -6,6 +6,7 @@ pub(crate) mod http;
 pub(crate) mod provider;
 pub(crate) mod provider_server;
 pub(crate) mod receiver;
+pub(crate) mod said;
 pub(crate) mod scene;
 pub(crate) mod work;
 

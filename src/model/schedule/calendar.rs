@@ -40,7 +40,8 @@ pub(super) fn zone(name: &str) -> Result<TimeZone> {
     if name.len() > MAX_ZONE_BYTES {
         return Err(unknown());
     }
-    ZONES.get(name).map_err(|_| unknown())
+    // The library knows a name for no zone at all, whose clock shows UTC.
+    ZONES.get(name).ok().filter(|zone| !zone.is_unknown()).ok_or_else(unknown)
 }
 
 impl Calendar {
@@ -77,6 +78,35 @@ impl Calendar {
             if goes_on_at < end || goes_on_at > next {
                 next = self.line.next(goes_on_at, true)?;
             }
+        }
+    }
+
+    /// The last tick before a moment: what `next_after` gives, the other way round. None if there is none since 1970.
+    pub(super) fn last_before(&self, before: Timestamp) -> Option<Timestamp> {
+        let second = before.as_micros().saturating_add(999_999).div_euclid(1_000_000);
+        let mut until = jiff::Timestamp::from_second(second).ok()?;
+        let just_before = |at: jiff::Timestamp| at.as_second().checked_sub(1).map(jiff::Timestamp::from_second);
+        let mut offset = self.zone.to_offset(just_before(until)?.ok()?);
+        let repeats = self.line.is_hour_open || self.line.is_minute_open;
+        let mut last = self.line.last(offset.to_datetime(until))?;
+        loop {
+            let Some(change) = self.zone.preceding(until).next() else {
+                return moment(last, offset);
+            };
+            // The stretch of this offset began then; what the clock showed before it came to an end.
+            until = change.timestamp();
+            let offset_before = self.zone.to_offset(just_before(until)?.ok()?);
+            let (start, end) = (offset.to_datetime(until), offset_before.to_datetime(until));
+            if last >= if repeats { start } else { start.max(end) } {
+                return moment(last, offset);
+            }
+            if start > end && last >= end && !self.line.is_hour_open {
+                return micros(until);
+            }
+            if start < end || last >= end {
+                last = self.line.last(end)?;
+            }
+            offset = offset_before;
         }
     }
 

@@ -182,6 +182,15 @@ fn lines_mean_what_cron_means() {
             ("0 0 13 * +FRI", "2026-02-01", &["2026-02-13", "2026-03-13", "2026-11-13"]),
             ("0 0 29 2 *", "2026-01-01", &["2028-02-29", "2032-02-29"]),
             ("0 0 29 2 *", "2097-01-01", &["2104-02-29"]),
+            ("0 0 29 2 +MON", "2026-01-01", &["2044-02-29", "2072-02-29"]),
+            ("0 0 31 2 MON", "2026-01-01", &["2026-02-02", "2026-02-09"]),
+            ("0 0 LW * *", "2026-01-01", &["2026-01-30", "2026-02-27"]),
+            ("0 0 1W * *", "2026-08-01", &["2026-08-03", "2026-09-01"]),
+            ("0 0 * * MON#5", "2026-01-01", &["2026-03-30", "2026-06-29"]),
+            ("  0   0\t* * MON ", "2026-01-01", &["2026-01-05"]),
+            ("@DAILY", "2026-01-01", &["2026-01-02"]),
+            ("@annually", "2026-01-01", &["2027-01-01"]),
+            ("59 59 23 31 12 *", "2026-01-01", &["2026-12-31T23:59:59Z"]),
             ("30 0 0 * * *", "2026-01-01T00:00:30Z", &["2026-01-02T00:00:30Z"]),
             ("0 0 1 1 *", "2254-06-01", &["2255-01-01"]),
         ],
@@ -197,19 +206,28 @@ fn nothing_comes_after_the_end_of_time() -> crate::error::Result<()> {
     Ok(())
 }
 
-const ZONES: [&str; 12] = [
-    "Europe/Berlin",
-    "America/New_York",
-    "Australia/Lord_Howe",
-    "Africa/Casablanca",
-    "Asia/Beirut",
-    "America/Sao_Paulo",
-    "Pacific/Apia",
-    "Asia/Kathmandu",
-    "Europe/Dublin",
-    "Antarctica/Troll", // two hours
-    "Asia/Pyongyang",   // half an hour, once
-    "Africa/Cairo",
+/// Zones, with the year from which on their changes are looked at.
+const ZONES: [(&str, &str); 20] = [
+    ("Europe/Berlin", "2010-01-01"),
+    ("America/New_York", "2010-01-01"),
+    ("Australia/Lord_Howe", "2010-01-01"),
+    ("Africa/Casablanca", "2010-01-01"),
+    ("Asia/Beirut", "2010-01-01"),
+    ("America/Sao_Paulo", "2010-01-01"),
+    ("Pacific/Apia", "2010-01-01"),
+    ("Asia/Kathmandu", "1980-01-01"), // a quarter of an hour, once
+    ("Europe/Dublin", "2010-01-01"),
+    ("Antarctica/Troll", "2010-01-01"), // two hours
+    ("Asia/Pyongyang", "2010-01-01"),   // half an hour, once
+    ("Africa/Cairo", "2010-01-01"),
+    ("Pacific/Kwajalein", "1990-01-01"), // a day, once
+    ("Antarctica/Casey", "2009-01-01"),  // three hours
+    ("America/Caracas", "2000-01-01"),   // half an hour, there and back
+    ("Europe/Moscow", "2010-06-01"),     // a change that stays
+    ("America/Nuuk", "2022-06-01"),      // two changes that make one
+    ("Asia/Gaza", "2010-01-01"),
+    ("Europe/London", "1970-01-01"),
+    ("Asia/Colombo", "1995-01-01"),
 ];
 
 /// What the clock of a zone shows in each minute of a stretch.
@@ -277,9 +295,9 @@ fn every_change_of_every_clock_agrees_with_a_look_at_each_minute() {
         "10 0,23 * * *",
     ];
     // Far enough around each change for what it does to these.
-    for zone_name in ZONES {
+    for (zone_name, since) in ZONES {
         let zone = zone(zone_name).expect("a zone");
-        let since = jiff::Timestamp::from_second(at("2010-01-01").as_micros() / 1_000_000).expect("a moment");
+        let since = jiff::Timestamp::from_second(at(since).as_micros() / 1_000_000).expect("a moment");
         let changes: Vec<i64> = zone.following(since).take(4).map(|change| change.timestamp().as_second()).collect();
         // Far in the future clocks go by a rule instead of a table.
         let far = jiff::Timestamp::from_second(at("2190-01-01").as_micros() / 1_000_000).expect("a moment");
@@ -294,12 +312,19 @@ fn every_change_of_every_clock_agrees_with_a_look_at_each_minute() {
                 let ticks: Vec<Timestamp> = ticks.take_while(|tick| *tick <= until).collect();
                 let expected = every_tick(&CronLine::read(text).expect("a line"), &minutes);
                 assert_eq!(ticks, expected, "{text} in {zone_name} around {from}");
-                // Whoever asks in between is told the same.
+                // Whoever asks in between is told the same, and whoever looks back.
+                for (before, tick) in ticks.iter().skip(1).zip(&ticks) {
+                    assert_eq!(calendar.last_before(*before), Some(*tick), "{text} in {zone_name} before {before}");
+                }
                 for step in 0..8 {
                     let asked = Timestamp::from_micros(from.as_micros() + step * 3_600_000_000 + 1_234_567);
                     let next = expected.iter().find(|tick| **tick > asked);
                     if next.is_some() {
                         assert_eq!(calendar.next_after(asked).as_ref(), next, "{text} in {zone_name} after {asked}");
+                    }
+                    let last = expected.iter().rev().find(|tick| **tick < asked);
+                    if last.is_some() {
+                        assert_eq!(calendar.last_before(asked).as_ref(), last, "{text} in {zone_name} before {asked}");
                     }
                 }
             }
@@ -434,6 +459,78 @@ fn thirty_million_late_ticks_take_no_longer_than_one() {
     assert_eq!(interval.lost.and_then(|lost| lost.count), Some(31_536_000));
 }
 
+/// Ten years were missed, and the newest thousand ticks run, a few at a time: each plan reckoned each of them from what lay
+/// between two of them, which took a second.
+#[test]
+fn what_is_late_is_reckoned_in_few_steps_however_much_it_is() {
+    const LINES: [&str; 9] = [
+        "* * * * * *",
+        "0 9 * * MON-FRI",
+        "0 0 29 2 *",
+        "* 0-3 1 * *",
+        "* * * 1 1 *",
+        "0 0 L * *",
+        "0 0 * * FRI#2",
+        "0,1,2 0 0 1 1,7 *",
+        "*/7 * * * *",
+    ];
+    let steps_max = |most: usize| 2 * most + 1000 + 10;
+    for line in LINES {
+        let policies = [
+            (Missed::Skip, 1),
+            (Missed::One, 1),
+            (Missed::All(1), 1),
+            (Missed::All(100), 100),
+            (Missed::All(1000), 1000),
+        ];
+        for (missed, most) in policies {
+            for (grace, jitter) in [(None, 0), (Some(9 * 365 * 86_400), 0), (Some(0), 0), (Some(9 * 365 * 86_400), 30)]
+            {
+                let schedule = Schedule::cron("a", line, job()).time_zone("Europe/Paris").missed(missed);
+                let schedule = schedule.jitter(Duration::from_secs(jitter));
+                let schedule = match grace {
+                    Some(grace) => schedule.grace(Duration::from_secs(grace)),
+                    None => schedule,
+                };
+                let timetable = Timetable::of(&schedule, Timestamp::EPOCH, None).expect("a timetable");
+                let first = timetable.next_after(at("2016-03-01")).expect("a tick");
+                let before = timetable.reckoned();
+                let made = plan(&timetable, schedule.missed, schedule.grace, first, at("2026-03-01"), 7);
+                let steps = timetable.reckoned() - before;
+                assert!(steps <= steps_max(most), "{line}, {missed:?}, {grace:?}: {steps} steps");
+                assert!(made.run.len() <= most.min(7));
+            }
+        }
+    }
+}
+
+/// Each plan goes on where the last one stopped, which the next tick alone tells, and none is run twice or left out.
+#[test]
+fn a_backlog_that_is_made_up_for_in_parts_is_the_same_as_one_at_once() {
+    let (first, now) = (at("2020-01-01T09:00Z"), at("2026-01-01"));
+    let schedule = Schedule::cron("a", "0 9 * * MON-FRI", job()).missed(Missed::All(1000));
+    let timetable = Timetable::of(&schedule, Timestamp::EPOCH, None).expect("a timetable");
+    let at_once = plan(&timetable, schedule.missed, None, first, now, usize::MAX);
+    assert_eq!((at_once.run.len(), at_once.lost.and_then(|lost| lost.count)), (1000, Some(566)));
+    let (mut run, mut next, mut lost) = (Vec::new(), Some(first), Vec::new());
+    while let Some(first) = next.filter(|next| *next <= now) {
+        // Time passes meanwhile, and no tick comes with it.
+        let part = plan(
+            &timetable,
+            schedule.missed,
+            None,
+            first,
+            now.saturating_add(Duration::from_secs(run.len() as u64)),
+            7,
+        );
+        run.extend(part.run);
+        lost.extend(part.lost);
+        next = part.next;
+    }
+    assert_eq!(run, at_once.run);
+    assert_eq!((lost, next), (at_once.lost.into_iter().collect(), at_once.next));
+}
+
 #[test]
 fn what_cannot_be_read_is_refused_with_its_field() {
     let cron = |line: &str| Schedule::cron("a", line, job());
@@ -461,6 +558,20 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (cron(&"1,".repeat(200)), "cron: must be ASCII"),
         (cron("@daily").time_zone("Europe/Atlantis"), "time_zone: must be an IANA name"),
         (cron("@daily").time_zone(""), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("Etc/Unknown"), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("Europe/Berlin "), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("CET-1CEST"), "time_zone: must be an IANA name"),
+        (cron("@daily").time_zone("+01:00"), "time_zone: must be an IANA name"),
+        (cron("0 0 31 2 +MON"), "cron: never comes"),
+        (cron("0 0 29 2 +MON#1"), "cron: never comes"),
+        (cron("@daily @daily"), "cron: must have five fields"),
+        (cron("0 0 * * MON#6"), "cron: the day of week cannot be read"),
+        (cron("0 0 32 * *"), "cron: the day of month cannot be read"),
+        (cron("0 0 * * * 2026"), "cron: the day of week cannot be read"),
+        (cron("@every 5m"), "cron: must have five fields"),
+        (Schedule::every("a", Duration::from_nanos(1), job()), "every: must be 10 ms or longer"),
+        (Schedule::every("é".repeat(65), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
+        (Schedule::every("n".repeat(10_000), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
         (cron("@daily").time_zone("../etc/passwd"), "time_zone: must be an IANA name"),
         (cron("@daily").time_zone("Z".repeat(1 << 20)), "time_zone: must be an IANA name"),
         (every(1000).time_zone("UTC"), "time_zone: must not be set"),

@@ -59,6 +59,11 @@ impl CronLine {
     pub(super) fn next(&self, from: DateTime, inclusive: bool) -> Option<DateTime> {
         self.cron.find_next_occurrence(&from, inclusive).ok()
     }
+
+    /// The last match before `until`, which is a whole second.
+    pub(super) fn last(&self, until: DateTime) -> Option<DateTime> {
+        self.cron.find_previous_occurrence(&until, false).ok()
+    }
 }
 
 fn parse(text: &str) -> Result<Cron, String> {

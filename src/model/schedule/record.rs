@@ -72,6 +72,19 @@ impl ScheduleRecord {
     }
 }
 
+/// Why ticks were missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum MissedBy {
+    /// They came late, and the schedule says what becomes of such ticks ([`Missed`](crate::Missed)).
+    Policy,
+    /// They had come, and the schedule was paused before their jobs were enqueued.
+    Pause,
+    /// They had come, and the schedule was replaced by one that has no such tick.
+    Change,
+}
+
 /// What became of a tick, or of a run of ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
@@ -110,6 +123,8 @@ pub enum TickOutcome {
         to: Timestamp,
         /// How many these are. None: more than 1000, by the calendar.
         count: Option<u64>,
+        /// Why.
+        by: MissedBy,
     },
 }
 

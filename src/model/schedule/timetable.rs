@@ -1,5 +1,6 @@
 //! The ticks of one schedule: which moment follows which, and how jitter delays them.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use crate::error::Result;
@@ -21,6 +22,8 @@ pub(crate) struct Timetable {
     jitter_us: i64,
     /// What the jitter depends on besides the tick.
     seed: u64,
+    /// How many moments were looked up in a calendar.
+    reckoned: Cell<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -48,7 +51,13 @@ impl Timetable {
             ends_at: schedule.ends_at,
             jitter_us: micros(schedule.jitter),
             seed: id.map_or(0, |id| id.raw().cast_unsigned()),
+            reckoned: Cell::new(0),
         })
+    }
+
+    /// How many moments were looked up in a calendar so far: the work that it was. Intervals are only reckoned.
+    pub(crate) fn reckoned(&self) -> usize {
+        self.reckoned.get()
     }
 
     /// The first tick after a moment.
@@ -64,7 +73,10 @@ impl Timetable {
                 let micros = steps.checked_mul(*interval_us)?.checked_add(*anchor_us)?;
                 (0..=Timestamp::MAX.as_micros()).contains(&micros).then(|| Timestamp::from_micros(micros))?
             }
-            Rhythm::Cron(calendar) => calendar.next_after(after)?,
+            Rhythm::Cron(calendar) => {
+                self.reckoned.set(self.reckoned.get() + 1);
+                calendar.next_after(after)?
+            }
             Rhythm::Once(at) => Some(*at).filter(|at| *at > after)?,
         };
         self.ends_at.is_none_or(|ends_at| next <= ends_at).then_some(next)
@@ -98,35 +110,9 @@ impl Timetable {
                 let steps = (before.as_micros() - 1 - anchor_us).div_euclid(*interval_us);
                 Some(Timestamp::from_micros(anchor_us + steps * interval_us)).filter(|tick| *tick >= floor)
             }
-            // A calendar can only be asked what follows. So one looks back twice as far each time until a tick comes, and
-            // then halves the stretch behind it until none is left.
-            Rhythm::Cron(_) => {
-                let is_before = |tick: &Timestamp| *tick < before;
-                let mut back = Duration::from_secs(1);
-                let mut newest = loop {
-                    let from = before.saturating_sub(back);
-                    if from <= floor {
-                        break floor;
-                    }
-                    if let Some(tick) = self.next_after(from).filter(is_before) {
-                        break tick;
-                    }
-                    back *= 2;
-                };
-                let mut none_after = before;
-                while none_after > newest {
-                    let Some(next) = self.next_after(newest).filter(|tick| is_before(tick) && *tick <= none_after)
-                    else {
-                        break;
-                    };
-                    newest = next;
-                    let middle = Timestamp::from_micros(newest.as_micros().midpoint(none_after.as_micros()));
-                    match self.next_after(middle).filter(is_before) {
-                        Some(later) => newest = later,
-                        None => none_after = middle,
-                    }
-                }
-                Some(newest)
+            Rhythm::Cron(calendar) => {
+                self.reckoned.set(self.reckoned.get() + 1);
+                calendar.last_before(before).filter(|tick| *tick >= floor)
             }
         }
     }

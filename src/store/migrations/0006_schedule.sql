@@ -37,11 +37,16 @@ CREATE TABLE jobmill_tick (
     place    INTEGER NOT NULL,
     number   INTEGER NOT NULL,
     at       INTEGER NOT NULL,
-    -- 0 enqueued, 1 by hand, 2 backfilled, 3 had its job already, 4 skipped, 5 missed
-    outcome  INTEGER NOT NULL CHECK (outcome BETWEEN 0 AND 5),
+    -- 0 enqueued, 1 by hand, 2 backfilled, 3 had its job already, 4 skipped, 5 missed, 6 by a pause, 7 by a change
+    outcome  INTEGER NOT NULL CHECK (outcome BETWEEN 0 AND 7),
     tick     INTEGER NOT NULL,
     until    INTEGER,             -- the last tick, if the line tells of several
     count    INTEGER,             -- how many these are; null: not counted
     job      INTEGER,
     PRIMARY KEY (schedule, place)
 ) STRICT, WITHOUT ROWID;
+
+-- Of a job that a schedule has made, at a tick or otherwise.
+ALTER TABLE jobmill_job ADD COLUMN schedule INTEGER;
+-- Serves the jobs of a schedule, in their order. Jobs of none cost nothing here.
+CREATE INDEX jobmill_job_schedule ON jobmill_job (schedule) WHERE schedule IS NOT NULL;

@@ -6,10 +6,11 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::event::Fate;
 use crate::model::history::{Action, Caller};
 use crate::model::id::{JobId, ScheduleId, row_after};
 use crate::model::schedule::policy::Overlap;
-use crate::model::schedule::record::{Backfilled, Scheduled, TickOutcome};
+use crate::model::schedule::record::{Backfilled, MissedBy, Scheduled, TickOutcome};
 use crate::model::schedule::timetable::{COUNT_MAX, Timetable};
 use crate::model::schedule::{Definition, Ready, Schedule, template};
 use crate::model::time::Timestamp;
@@ -18,10 +19,8 @@ use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::connect::storage_error;
 use crate::store::enqueue::Enqueued;
+use crate::store::schedule::tick::{AHEAD, RECKONED_EVERY};
 use crate::store::schedule::{Standing, is_under_way, ready, standing_columns};
-
-/// By how much something must lie ahead of the clock to have been written under one that ran ahead.
-const AHEAD: Duration = Duration::from_secs(3);
 
 fn storage(error: rusqlite::Error) -> Error {
     storage_error("cannot change the schedule", error)
@@ -105,6 +104,7 @@ impl Turn<'_> {
             })
             .map_err(storage)?;
         self.book.agenda.note(next_at);
+        self.reckon(RECKONED_EVERY).map_err(storage)?;
         self.audit_schedule(Action::ScheduleCreated, &schedule.name, caller)?;
         Ok(id)
     }
@@ -141,8 +141,8 @@ impl Turn<'_> {
                     tick = Some(come);
                 } else {
                     let before = old.map(|old| old.into_schedule(String::new(), schedule.job.clone()));
-                    let before = before.and_then(|old| Timetable::of(&old, standing.anchor, Some(id)).ok());
-                    self.miss(&standing, come, before.as_ref())?;
+                    let before = before.and_then(|old| Ready::of(old, standing.anchor, id).ok());
+                    self.drop_come(&standing, before.as_ref(), MissedBy::Change).map_err(storage)?;
                 }
             }
             self.set_next(&Standing { anchor, ..standing }, tick, tick.map(|tick| timetable.due_at(tick)))
@@ -151,21 +151,42 @@ impl Turn<'_> {
         self.audit_schedule(Action::ScheduleChanged, &schedule.name, caller)
     }
 
-    /// Writes that the ticks of a schedule have been missed that had come, from this one on, when it was replaced.
-    fn miss(&mut self, standing: &Standing, come: Timestamp, before: Option<&Timetable>) -> Result<()> {
+    /// Writes that the ticks of a schedule are missed that have come and have no job yet. What it does was read before, if
+    /// it could be.
+    fn drop_come(&mut self, standing: &Standing, ready: Option<&Ready>, by: MissedBy) -> rusqlite::Result<()> {
+        let Some(come) = standing.tick.filter(|tick| *tick <= self.now) else { return Ok(()) };
         let past = self.now.saturating_add(Duration::from_micros(1));
-        let to = before.and_then(|before| before.newest_before(past, come)).unwrap_or(come);
-        let count = before.map_or(Some(1), |before| before.count(come, to));
-        let number = standing.lines + 1;
-        self.history_line(standing.id, number, come, TickOutcome::Missed { to, count }).map_err(storage)?;
+        let to = ready.and_then(|ready| ready.timetable.newest_before(past, come)).unwrap_or(come);
+        let count = ready.map_or(Some(1), |ready| ready.timetable.count(come, to));
+        if let Some(ready) = ready {
+            self.count_ticks(&ready.job, Fate::Missed(count.unwrap_or(COUNT_MAX)))?;
+        }
+        self.miss(standing, come, to, count, by)
+    }
+
+    /// Writes that ticks are missed.
+    pub(super) fn miss(
+        &mut self,
+        standing: &Standing,
+        from: Timestamp,
+        to: Timestamp,
+        count: Option<u64>,
+        by: MissedBy,
+    ) -> rusqlite::Result<()> {
+        self.add_line(standing.id, from, TickOutcome::Missed { to, count, by })?;
         self.conn
-            .prepare_cached("UPDATE jobmill_schedule SET missed = missed + :count, lines = :lines WHERE id = :id")
-            .and_then(|mut statement| {
-                let count = count.unwrap_or(COUNT_MAX).cast_signed();
-                statement.execute(named_params! { ":id": standing.id, ":count": count, ":lines": number })
-            })
+            .prepare_cached("UPDATE jobmill_schedule SET missed = missed + :count WHERE id = :id")?
+            .execute(named_params! { ":id": standing.id, ":count": count.unwrap_or(COUNT_MAX).cast_signed() })
             .map(drop)
-            .map_err(storage)
+    }
+
+    /// Writes a line behind the last one of a schedule's history.
+    fn add_line(&mut self, id: ScheduleId, tick: Timestamp, outcome: TickOutcome) -> rusqlite::Result<()> {
+        let number = self
+            .conn
+            .prepare_cached("UPDATE jobmill_schedule SET lines = lines + 1 WHERE id = :id RETURNING lines")?
+            .query_row(named_params! { ":id": id }, |row| row.get(0))?;
+        self.history_line(id, number, tick, outcome)
     }
 
     /// Writes which tick comes next.
@@ -176,6 +197,7 @@ impl Turn<'_> {
         next_at: Option<Timestamp>,
     ) -> rusqlite::Result<()> {
         self.book.agenda.note(next_at);
+        self.reckon(RECKONED_EVERY)?;
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_schedule SET anchor = :anchor, tick = :tick, next_at = :next_at, computed_at = :now,
@@ -209,32 +231,39 @@ impl Turn<'_> {
         })
     }
 
-    fn schedule_name(&self, id: ScheduleId) -> Result<String> {
+    pub(super) fn schedule_name(&self, id: ScheduleId) -> rusqlite::Result<Option<String>> {
         self.conn
-            .prepare_cached("SELECT name FROM jobmill_schedule WHERE id = :id")
-            .and_then(|mut statement| statement.query_row(named_params! { ":id": id }, |row| row.get(0)).optional())
-            .map_err(storage)?
-            .ok_or_else(|| not_found(id))
+            .prepare_cached("SELECT name FROM jobmill_schedule WHERE id = :id")?
+            .query_row(named_params! { ":id": id }, |row| row.get(0))
+            .optional()
     }
 
-    /// Pauses a schedule. The tick that waits for a job is skipped.
+    /// Notes what an operator does to the schedule of this id.
+    fn audit_by_id(&self, action: Action, id: ScheduleId, caller: &Caller) -> Result<()> {
+        let name = self.schedule_name(id).map_err(storage)?.ok_or_else(|| not_found(id))?;
+        self.audit_schedule(action, &name, caller)
+    }
+
+    /// Pauses a schedule. Ticks that have come are missed, and the one that waits for a job is skipped.
     pub(crate) fn pause_schedule(&mut self, id: ScheduleId, caller: &Caller) -> Result<()> {
         let standing = self.schedule_standing(id)?;
         if standing.paused_at.is_some() {
             return Ok(());
         }
+        let ready = ready(self.conn, &standing).map_err(storage)?.ok();
         if let (Some(tick), Some(job)) = (standing.waiting, standing.last_job) {
-            let number = standing.lines + 1;
-            self.history_line(id, number, tick, TickOutcome::Skipped { job }).map_err(storage)?;
+            self.add_line(id, tick, TickOutcome::Skipped { job }).map_err(storage)?;
             self.conn
-                .prepare_cached(
-                    "UPDATE jobmill_schedule SET waiting = NULL, skipped = skipped + 1, lines = :lines WHERE id = :id",
-                )
-                .and_then(|mut statement| statement.execute(named_params! { ":id": id, ":lines": number }))
+                .prepare_cached("UPDATE jobmill_schedule SET waiting = NULL, skipped = skipped + 1 WHERE id = :id")
+                .and_then(|mut statement| statement.execute(named_params! { ":id": id }))
                 .map_err(storage)?;
+            if let Some(ready) = &ready {
+                self.count_ticks(&ready.job, Fate::Skipped).map_err(storage)?;
+            }
         }
+        self.drop_come(&standing, ready.as_ref(), MissedBy::Pause).map_err(storage)?;
         self.set_next(&Standing { paused_at: Some(self.now), ..standing }, None, None).map_err(storage)?;
-        self.audit_schedule(Action::SchedulePaused, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::SchedulePaused, id, caller)
     }
 
     /// Lets a paused schedule go on with the first tick from now on.
@@ -247,7 +276,7 @@ impl Turn<'_> {
         let tick = ready.timetable.next_after(self.now);
         let next_at = tick.map(|tick| ready.timetable.due_at(tick));
         self.set_next(&Standing { paused_at: None, ..standing }, tick, next_at).map_err(storage)?;
-        self.audit_schedule(Action::ScheduleResumed, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::ScheduleResumed, id, caller)
     }
 
     /// Enqueues the job of a schedule now.
@@ -271,7 +300,7 @@ impl Turn<'_> {
             )
             .and_then(|mut statement| statement.execute(named_params! { ":id": id, ":lines": number, ":job": job }))
             .map_err(storage)?;
-        self.audit_schedule(Action::ScheduleRun, &self.schedule_name(id)?, caller)?;
+        self.audit_by_id(Action::ScheduleRun, id, caller)?;
         Ok(job)
     }
 
@@ -305,12 +334,16 @@ impl Turn<'_> {
 
     /// Notes that somebody has asked for a backfill.
     pub(crate) fn audit_backfill(&self, id: ScheduleId, caller: &Caller) -> Result<()> {
-        self.audit_schedule(Action::ScheduleBackfilled, &self.schedule_name(id)?, caller)
+        self.audit_by_id(Action::ScheduleBackfilled, id, caller)
     }
 
     /// Deletes a schedule and its history. Its jobs stay.
     pub(crate) fn delete_schedule(&mut self, id: ScheduleId, caller: &Caller) -> Result<()> {
-        let name = self.schedule_name(id)?;
+        let name = self.schedule_name(id).map_err(storage)?.ok_or_else(|| not_found(id))?;
+        let standing = self.schedule_standing(id)?;
+        // Its history goes with it, and the counters stay.
+        let ready = ready(self.conn, &standing).map_err(storage)?.ok();
+        self.drop_come(&standing, ready.as_ref(), MissedBy::Change).map_err(storage)?;
         for statement in [
             "DELETE FROM jobmill_schedule WHERE id = :id",
             "DELETE FROM jobmill_schedule_definition WHERE schedule = :id",
@@ -353,6 +386,11 @@ impl Turn<'_> {
             self.set_next(standing, next, next.map(|next| ready.timetable.due_at(next)))?;
             count += 1;
         }
-        Ok((seen.last().filter(|_| seen.len() == limit).map(|last| last.id), count))
+        let left = seen.last().filter(|_| seen.len() == limit).map(|last| last.id);
+        if left.is_none() {
+            // All are right now, and nobody need look at them again.
+            self.reckon(Duration::ZERO)?;
+        }
+        Ok((left, count))
     }
 }

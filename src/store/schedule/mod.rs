@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::id::{JobId, ScheduleId};
-use crate::model::schedule::record::TickOutcome;
+use crate::model::schedule::record::{MissedBy, TickOutcome};
 use crate::model::schedule::{Definition, Ready, Schedule, template};
 use crate::model::time::Timestamp;
 use crate::store::Turn;
@@ -101,6 +101,8 @@ const BACKFILLED: i64 = 2;
 const DUPLICATE: i64 = 3;
 const SKIPPED: i64 = 4;
 const MISSED: i64 = 5;
+const MISSED_BY_PAUSE: i64 = 6;
+const MISSED_BY_CHANGE: i64 = 7;
 
 impl Turn<'_> {
     /// Writes the next line of a schedule's history, in the place of the one that is too old to be kept.
@@ -117,7 +119,14 @@ impl Turn<'_> {
             TickOutcome::Backfilled { to, count } => (BACKFILLED, Some(to), Some(count), None),
             TickOutcome::Duplicate { job } => (DUPLICATE, None, None, Some(job)),
             TickOutcome::Skipped { job } => (SKIPPED, None, None, Some(job)),
-            TickOutcome::Missed { to, count } => (MISSED, Some(to), count, None),
+            TickOutcome::Missed { to, count, by } => {
+                let code = match by {
+                    MissedBy::Policy => MISSED,
+                    MissedBy::Pause => MISSED_BY_PAUSE,
+                    MissedBy::Change => MISSED_BY_CHANGE,
+                };
+                (code, Some(to), count, None)
+            }
         };
         self.conn
             .prepare_cached(
@@ -125,12 +134,17 @@ impl Turn<'_> {
                  VALUES (:schedule, :place, :number, :at, :outcome, :tick, :until, :count, :job)",
             )?
             .execute(named_params! {
-                ":schedule": schedule, ":place": number.rem_euclid(Schedule::HISTORY as i64), ":number": number,
+                ":schedule": schedule, ":place": place(number), ":number": number,
                 ":at": self.now, ":outcome": code, ":tick": tick, ":until": until,
                 ":count": count.map(u64::cast_signed), ":job": job,
             })
             .map(drop)
     }
+}
+
+/// The place of a line in the ring.
+fn place(number: i64) -> i64 {
+    number.rem_euclid(Schedule::HISTORY as i64)
 }
 
 /// The outcome that a line tells of.
@@ -143,6 +157,8 @@ fn outcome(code: i64, until: Option<Timestamp>, count: Option<i64>, job: Option<
         BACKFILLED => TickOutcome::Backfilled { to, count: count.unwrap_or(0) },
         DUPLICATE => TickOutcome::Duplicate { job },
         SKIPPED => TickOutcome::Skipped { job },
-        _ => TickOutcome::Missed { to, count },
+        MISSED_BY_PAUSE => TickOutcome::Missed { to, count, by: MissedBy::Pause },
+        MISSED_BY_CHANGE => TickOutcome::Missed { to, count, by: MissedBy::Change },
+        _ => TickOutcome::Missed { to, count, by: MissedBy::Policy },
     }
 }

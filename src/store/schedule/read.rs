@@ -114,6 +114,15 @@ pub(crate) fn page(conn: &Connection, query: &ScheduleQuery, limit: usize) -> ru
     }
 }
 
+/// Counts the schedules that tick, and tells when the next one is due.
+const OUTLOOK: &str = "SELECT count(*), min(next_at) FROM jobmill_schedule
+     INDEXED BY jobmill_schedule_due WHERE next_at IS NOT NULL";
+
+/// How many schedules tick, and when the next one is due.
+pub(crate) fn outlook(conn: &Connection) -> rusqlite::Result<(u64, Option<Timestamp>)> {
+    conn.prepare_cached(OUTLOOK)?.query_row([], |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)))
+}
+
 /// The lines that are kept of a schedule's history, the newest first. None if there is no such schedule.
 pub(crate) fn history(conn: &Connection, id: ScheduleId) -> rusqlite::Result<Option<Vec<Tick>>> {
     if !conn.prepare_cached("SELECT 1 FROM jobmill_schedule WHERE id = :id")?.exists(named_params! { ":id": id })? {

@@ -2,21 +2,31 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params};
 
+use crate::model::event::{Fate, Ticks};
 use crate::model::id::JobId;
+use crate::model::new_job::NewJob;
 use crate::model::schedule::Ready;
 use crate::model::schedule::policy::{Overlap, plan};
-use crate::model::schedule::record::TickOutcome;
+use crate::model::schedule::record::{MissedBy, TickOutcome};
 use crate::model::schedule::timetable::COUNT_MAX;
 use crate::model::time::Timestamp;
 use crate::model::unique::{TickKey, Unique};
 use crate::store::enqueue::Enqueued;
-use crate::store::schedule::{Standing, is_under_way, ready, standing_columns};
+use crate::store::place::LaneKey;
+use crate::store::schedule::{MISSED, SKIPPED, Standing, is_under_way, place, ready, standing_columns};
 use crate::store::{Book, Turn};
 
 /// How often it is looked whether jobs have ended elsewhere for which ticks wait.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// By how much something must lie ahead of the clock to have been written under one that ran ahead.
+pub(super) const AHEAD: Duration = Duration::from_secs(3);
+/// How often it is noted that schedules are reckoned: often enough for one that ran ahead to be told.
+pub(super) const RECKONED_EVERY: Duration = Duration::from_secs(1);
+/// How many moments looked up in a calendar are as much work as a job that is enqueued.
+const LOOKS_PER_JOB: usize = 10;
 
 /// Reads the schedules that are due, the one that is due for longest first.
 pub(crate) const PLAN_DUE: &str = concat!(
@@ -58,6 +68,8 @@ pub(crate) struct Agenda {
     unseen: bool,
     /// When that was last looked at, in microseconds.
     looked_at: i64,
+    /// Until when schedules were reckoned, by whoever did it last, in microseconds; as the file has it, to the second.
+    reckoned_at: i64,
 }
 
 impl Agenda {
@@ -66,6 +78,11 @@ impl Agenda {
         self.next_at = conn.prepare_cached(PLAN_NEXT)?.query_row([], |row| row.get(0))?;
         self.any_waiting = any_waiting(conn)?;
         self.unseen = self.any_waiting;
+        self.reckoned_at = conn
+            .prepare_cached("SELECT value FROM jobmill_meta WHERE key = 'schedules_reckoned_at'")?
+            .query_row([], |row| row.get(0))
+            .optional()?
+            .unwrap_or(0);
         Ok(())
     }
 
@@ -94,6 +111,11 @@ fn any_waiting(conn: &Connection) -> rusqlite::Result<bool> {
 }
 
 impl Book {
+    /// Whether schedules were reckoned under a clock that ran ahead of `now`, by whomever, and have not been put right.
+    pub(crate) fn ran_ahead(&self, now: Timestamp) -> bool {
+        self.agenda.reckoned_at > now.saturating_add(AHEAD).as_micros()
+    }
+
     /// Whether a schedule is due at `now`, as far as memory tells.
     pub(crate) fn is_tick_due(&self, now: Timestamp) -> bool {
         self.agenda.due_at().is_some_and(|at| at <= now.as_micros())
@@ -110,8 +132,8 @@ struct Ticking {
 }
 
 impl Turn<'_> {
-    /// Deals with schedules that are due, and with ticks whose job has ended, enqueueing about `limit` jobs at most. If
-    /// they are not `open`, what has ended in this turn is left for later.
+    /// Deals with schedules that are due, and with ticks whose job has ended: as much work as it is to enqueue `limit` jobs,
+    /// and that of one schedule at most beyond it. If they are not `open`, what has ended in this turn is left for later.
     pub(crate) fn tick(&mut self, limit: usize, open: bool) -> rusqlite::Result<()> {
         if self.book.agenda.any_waiting && !self.out.ended.is_empty() {
             if open {
@@ -132,6 +154,7 @@ impl Turn<'_> {
         if self.book.agenda.unseen {
             self.look_for_released(limit)?;
         }
+        self.reckon(RECKONED_EVERY)?;
         let mut left = limit;
         for standing in self.due_schedules(limit)? {
             if left == 0 {
@@ -140,6 +163,22 @@ impl Turn<'_> {
             left = left.saturating_sub(self.run_schedule(standing, left)?.max(1));
         }
         self.book.agenda.next_at = self.conn.prepare_cached(PLAN_NEXT)?.query_row([], |row| row.get(0))?;
+        Ok(())
+    }
+
+    /// Notes that schedules are reckoned now, if that was noted longer ago than `lag`, or later than now.
+    pub(super) fn reckon(&mut self, lag: Duration) -> rusqlite::Result<()> {
+        let (now, known) = (self.now.as_micros(), self.book.agenda.reckoned_at);
+        if !lag.is_zero() && now <= known.saturating_add(lag.as_micros() as i64) {
+            return Ok(());
+        }
+        self.conn
+            .prepare_cached(
+                "INSERT INTO jobmill_meta (key, value) VALUES ('schedules_reckoned_at', :now)
+                 ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            )?
+            .execute(named_params! { ":now": now })?;
+        self.book.agenda.reckoned_at = now;
         Ok(())
     }
 
@@ -193,6 +232,9 @@ impl Turn<'_> {
             Ok(ready) => Ok(Some(Ticking { standing, ready, enqueued: 0, missed: 0, skipped: 0 })),
             Err(error) => {
                 log::error!("{} is paused, for it cannot be read: {error}", standing.id);
+                if let Some(tick) = standing.tick {
+                    self.miss(&standing, tick, tick, Some(1), MissedBy::Pause)?;
+                }
                 self.conn
                     .prepare_cached(
                         "UPDATE jobmill_schedule SET paused_at = :now, tick = NULL, next_at = NULL, waiting = NULL
@@ -204,7 +246,7 @@ impl Turn<'_> {
         }
     }
 
-    /// Deals with the ticks of a schedule that is due, and tells how many jobs were enqueued.
+    /// Deals with the ticks of a schedule that is due, and tells how much work it was, in jobs.
     fn run_schedule(&mut self, standing: Standing, limit: usize) -> rusqlite::Result<usize> {
         let (Some(first), Some(mut ticking)) = (standing.tick, self.begin(standing)?) else {
             return Ok(0);
@@ -213,14 +255,28 @@ impl Turn<'_> {
         let plan = plan(&ready.timetable, ready.missed, ready.grace, first, self.now, limit);
         self.release_waiting(&mut ticking)?;
         if let Some(lost) = plan.lost {
-            ticking.missed += lost.count.unwrap_or(COUNT_MAX).cast_signed();
-            self.line(&mut ticking, lost.from, TickOutcome::Missed { to: lost.to, count: lost.count })?;
+            let count = lost.count.unwrap_or(COUNT_MAX);
+            ticking.missed += count.cast_signed();
+            self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
+            if !matches!(self.newest_line(&ticking)?, Some((MISSED, _))) {
+                let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
+                let count = lost.count.map_or_else(|| "many".to_owned(), |count| count.to_string());
+                let warning =
+                    format!("the schedule {name} has missed {count} ticks, from {} to {}", lost.from, lost.to);
+                self.out.warnings.push(warning);
+            }
+            self.line(
+                &mut ticking,
+                lost.from,
+                TickOutcome::Missed { to: lost.to, count: lost.count, by: MissedBy::Policy },
+            )?;
         }
         for tick in plan.run {
             self.run_tick(&mut ticking, tick)?;
         }
         self.ticked(&ticking, Some(first), plan.next)?;
-        Ok(usize::try_from(ticking.enqueued).unwrap_or(0))
+        let looks = ticking.ready.timetable.reckoned();
+        Ok(usize::try_from(ticking.enqueued).unwrap_or(0) + looks / LOOKS_PER_JOB)
     }
 
     /// Enqueues the tick that has waited, if the job that it has waited for has ended.
@@ -228,7 +284,7 @@ impl Turn<'_> {
         let Some(tick) = ticking.standing.waiting else { return Ok(()) };
         if self.running(ticking)?.is_none() {
             ticking.standing.waiting = None;
-            self.enqueue_tick(ticking, tick)?;
+            self.enqueue_tick(ticking, tick, None)?;
         }
         Ok(())
     }
@@ -248,7 +304,8 @@ impl Turn<'_> {
             Overlap::Skip | Overlap::Queue => self.running(ticking)?,
         };
         let Some(job) = running else {
-            return self.enqueue_tick(ticking, tick);
+            let late = self.now.since(ticking.ready.timetable.due_at(tick));
+            return self.enqueue_tick(ticking, tick, Some(late));
         };
         if ticking.ready.overlap == Overlap::Queue && ticking.standing.waiting.is_none() {
             ticking.standing.waiting = Some(tick);
@@ -256,14 +313,21 @@ impl Turn<'_> {
             return Ok(());
         }
         ticking.skipped += 1;
+        self.count_ticks(&ticking.ready.job, Fate::Skipped)?;
+        if self.newest_line(ticking)? != Some((SKIPPED, Some(job))) {
+            let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
+            self.out.warnings.push(format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended"));
+        }
         self.line(ticking, tick, TickOutcome::Skipped { job })
     }
 
-    fn enqueue_tick(&mut self, ticking: &mut Ticking, tick: Timestamp) -> rusqlite::Result<()> {
+    /// Enqueues the job of a tick that comes so late. None: it has waited for another job.
+    fn enqueue_tick(&mut self, ticking: &mut Ticking, tick: Timestamp, late: Option<Duration>) -> rusqlite::Result<()> {
         let key = TickKey { schedule: ticking.standing.id, at: tick, by_hand: None };
         let outcome = match self.enqueue_for(&mut ticking.ready, key)? {
             Enqueued::New(job) => {
                 ticking.enqueued += 1;
+                self.count_ticks(&ticking.ready.job, Fate::Enqueued(late))?;
                 ticking.standing.last_tick = Some(tick);
                 ticking.standing.last_job = Some(job);
                 TickOutcome::Enqueued { job }
@@ -277,6 +341,27 @@ impl Turn<'_> {
     pub(super) fn enqueue_for(&mut self, ready: &mut Ready, key: TickKey) -> rusqlite::Result<Enqueued> {
         ready.job.unique = Some(Unique::tick(key));
         self.enqueue(&ready.job)
+    }
+
+    /// Notes what became of ticks, to be counted with the lane of their jobs.
+    pub(super) fn count_ticks(&mut self, job: &NewJob, fate: Fate) -> rusqlite::Result<()> {
+        let lane = self.book.lanes.find_or_create(self.conn, LaneKey::of(job))?;
+        self.out.ticks.push(Ticks { lane, fate });
+        Ok(())
+    }
+
+    /// The outcome that the newest line of a schedule's history tells of, by its number, and the job. What goes on as it has
+    /// been is not said again.
+    fn newest_line(&self, ticking: &Ticking) -> rusqlite::Result<Option<(i64, Option<JobId>)>> {
+        let Standing { id, lines, .. } = ticking.standing;
+        self.conn
+            .prepare_cached(
+                "SELECT outcome, job FROM jobmill_tick WHERE schedule = :id AND place = :place AND number = :number",
+            )?
+            .query_row(named_params! { ":id": id, ":place": place(lines), ":number": lines }, |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .optional()
     }
 
     fn line(&self, ticking: &mut Ticking, tick: Timestamp, outcome: TickOutcome) -> rusqlite::Result<()> {

@@ -1,0 +1,185 @@
+//! Schedules at the edge of what may be said of them, and beyond it.
+
+use std::time::Duration;
+
+use jobmill::testing::Harness;
+use jobmill::{
+    Context, Durability, Engine, ErrorKind, Failure, Missed, NewJob, Order, Overlap, Payload, Query, Schedule,
+    ScheduleId, Status, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::support::{file, refused, secs};
+
+const YEAR: u64 = 365 * 86_400;
+
+#[derive(Serialize, Deserialize)]
+struct Count(u64);
+
+impl Payload for Count {
+    const KIND: &'static str = "count";
+}
+
+fn count(_: Count, _: &Context) -> Result<(), Failure> {
+    Ok(())
+}
+
+/// A job that nobody here runs.
+fn stuck() -> NewJob {
+    NewJob::json("nobody's", &())
+}
+
+fn harness() -> Harness {
+    Harness::new(|builder| builder.durability(Durability::Normal).handle(count)).expect("a harness")
+}
+
+fn put(t: &Harness, schedule: &Schedule) -> ScheduleId {
+    t.client().schedule(schedule).expect("a schedule").id()
+}
+
+fn start() -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_000_000)
+}
+
+fn moment(seconds: u64) -> Timestamp {
+    start().saturating_add(secs(seconds))
+}
+
+fn ran_for(t: &Harness) -> Vec<Timestamp> {
+    let jobs = t.client().list(Query::new().order(Order::Ascending).limit(1000)).expect("a page").jobs;
+    jobs.into_iter().filter_map(|job| job.scheduled_for).collect()
+}
+
+#[test]
+fn names_are_any_text_of_some_length() -> jobmill::Result<()> {
+    let t = harness();
+    let longest = "🦀".repeat(32);
+    for name in ["🕘 nine", "'; DROP TABLE jobmill_schedule; --", "%", " ", &longest] {
+        let id = put(&t, &Schedule::every(name, secs(10), stuck()));
+        let record = t.client().schedule_by_name(name)?;
+        assert_eq!((record.id, record.schedule.name()), (id, name));
+    }
+    let too_long = "n".repeat(10_000);
+    for name in ["", "a\nb", "\0", &too_long, &format!("{longest}x")] {
+        let schedule = Schedule::every(name, secs(10), stuck());
+        refused(t.client().schedule(&schedule), ErrorKind::Invalid, "name: must be 1 to 128 bytes");
+        assert_eq!(t.client().schedule_by_name(name).map(drop).map_err(|error| error.kind()), Err(ErrorKind::NotFound));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_payload_that_its_handler_cannot_read_fails_its_jobs_and_not_the_schedule() -> jobmill::Result<()> {
+    let t = harness();
+    let id = put(&t, &Schedule::every("wrong", secs(10), NewJob::json("count", &"seven").max_attempts(1)));
+    put(&t, &Schedule::every("right", secs(10), NewJob::of(&Count(7))));
+    for _ in 0..3 {
+        t.advance(secs(10));
+        t.drain()?;
+    }
+    let jobs = t.client().list(Query::new().schedule(id))?.jobs;
+    assert!(jobs.iter().all(|job| job.status == Status::Failed), "{jobs:?}");
+    assert_eq!(jobs.len(), 3);
+    assert_eq!(t.client().list(Query::new().statuses([Status::Completed]))?.jobs.len(), 3);
+    Ok(())
+}
+
+#[test]
+fn what_is_paused_runs_by_hand_one_at_a_time_if_it_may_not_overlap() -> jobmill::Result<()> {
+    for overlap in [Overlap::Skip, Overlap::Queue] {
+        let t = harness();
+        let id = put(&t, &Schedule::every("test", secs(10), stuck()).overlap(overlap));
+        t.client().pause_schedule(id)?;
+        let first = t.client().run_schedule_now(id)?;
+        refused(t.client().run_schedule_now(id), ErrorKind::Conflict, &format!("{first}, the last job"));
+        t.client().resume_schedule(id)?;
+        t.advance(secs(10));
+        t.drain()?;
+        let record = t.client().schedule_by_id(id)?;
+        let waits = (overlap == Overlap::Queue).then(|| moment(10));
+        assert_eq!((record.enqueued, record.waiting_tick, record.last_job), (1, waits, Some(first)));
+        t.client().cancel(first)?;
+        t.drain()?;
+        assert_eq!(t.client().schedule_by_id(id)?.enqueued, if waits.is_some() { 2 } else { 1 });
+        assert_eq!(t.client().verify()?, Vec::<String>::new());
+    }
+    Ok(())
+}
+
+#[test]
+fn ranges_of_a_backfill_are_checked_before_anything_is_written() -> jobmill::Result<()> {
+    let t = harness();
+    t.clock().jump(moment(100_000));
+    let id = put(&t, &Schedule::cron("test", "* * * * * *", stuck()));
+    let lines = || t.client().ticks(id).map(|lines| lines.len());
+    for (range, says) in [
+        (moment(9)..moment(9), "range: must not be empty"),
+        (moment(9)..moment(5), "range: must not be empty"),
+        (moment(9)..moment(100_001), "range: must not end in the future"),
+        (moment(200_000)..moment(300_000), "range: must not end in the future"),
+        (moment(9)..Timestamp::MAX, "range: must not end in the future"),
+        (Timestamp::EPOCH..moment(100_000), "range: must hold no more than 10000 ticks"),
+        (moment(0)..moment(10_001), "range: must hold no more than 10000 ticks"),
+    ] {
+        refused(t.client().backfill(id, range), ErrorKind::Invalid, says);
+    }
+    assert_eq!((ran_for(&t).len(), lines()?), (0, 0));
+    t.client().pause_schedule(id)?;
+    let some = t.client().backfill(id, moment(5)..moment(8))?;
+    assert_eq!((some.enqueued, some.existing), (3, 0), "while it is paused, too");
+    let more = t.client().backfill(id, moment(6)..moment(10))?;
+    assert_eq!((more.enqueued, more.existing), (2, 2));
+    let none = t.client().backfill(id, moment(5)..moment(5).saturating_add(Duration::from_micros(1)))?;
+    assert_eq!((none.enqueued, none.existing), (0, 1));
+    let yearly = put(&t, &Schedule::cron("yearly", "@yearly", stuck()));
+    assert_eq!(t.client().backfill(yearly, Timestamp::EPOCH..moment(1))?.enqueued, 56, "1971 to 2026");
+    let ended = put(&t, &Schedule::every("ended", secs(10), stuck()).starts_at(moment(0)).ends_at(moment(20)));
+    assert_eq!(t.client().backfill(ended, Timestamp::EPOCH..moment(100_000))?.enqueued, 3);
+    Ok(())
+}
+
+#[test]
+fn the_longest_and_the_latest_are_reckoned_with() -> jobmill::Result<()> {
+    let t = harness();
+    let century = put(&t, &Schedule::every("century", secs(100 * YEAR), stuck()).jitter(secs(100 * YEAR)));
+    let record = t.client().schedule_by_id(century)?;
+    assert_eq!(record.next_tick, Some(moment(100 * YEAR)));
+    assert_eq!(record.preview(start(), 5)?, [moment(100 * YEAR), moment(200 * YEAR)], "and time ends");
+    let last = put(&t, &Schedule::at("last", Timestamp::MAX, stuck()).jitter(secs(YEAR)));
+    assert_eq!(t.client().schedule_by_id(last)?.next_at, Some(Timestamp::MAX));
+    let over = put(&t, &Schedule::every("over", secs(10), stuck()).ends_at(moment(0).saturating_sub(secs(YEAR))));
+    assert_eq!(t.client().schedule_by_id(over)?.next_tick, None);
+    let later = put(&t, &Schedule::cron("later", "0 0 29 2 *", stuck()).starts_at("2199-01-01T00:00:00Z".parse()?));
+    assert_eq!(t.client().schedule_by_id(later)?.next_tick, Some("2204-02-29T00:00:00Z".parse()?));
+    assert_eq!(t.drain()?, 0);
+    t.clock().jump("2250-01-01T00:00:00Z".parse()?);
+    t.drain()?;
+    assert_eq!(ran_for(&t).len(), 2, "the one of the century, and that of the leap day");
+    assert_eq!(t.client().verify()?, Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn a_delay_that_is_longer_than_the_interval_leaves_each_tick_its_job() -> jobmill::Result<()> {
+    let t = harness();
+    let shaky = Schedule::every("test", secs(10), stuck()).jitter(secs(YEAR)).missed(Missed::All(10));
+    let id = put(&t, &shaky);
+    while jobmill::Clock::now(t.clock()) < moment(500) {
+        t.advance(Duration::from_millis(700));
+        t.drain()?;
+    }
+    let expected: Vec<Timestamp> = (1..50).map(|n| moment(10 * n)).collect();
+    assert_eq!(ran_for(&t)[..49], expected);
+    let record = t.client().schedule_by_id(id)?;
+    assert_eq!((record.missed, record.skipped), (0, 0));
+    Ok(())
+}
+
+/// Each start stored one and then the other, so that an interval began anew with each.
+#[test]
+fn two_schedules_of_one_name_are_refused_at_the_start() {
+    let (_directory, path) = file();
+    let schedule = |seconds| Schedule::every("twice", secs(seconds), stuck());
+    let builder = Engine::builder(&path).schedule(schedule(10)).schedule(schedule(20));
+    refused(builder.inline().map(drop), ErrorKind::Invalid, "schedule: must not be two of the name \"twice\"");
+}

@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::model::id::JobId;
 use crate::model::need::Condition;
 use crate::model::new_job::NewJob;
-use crate::store::flow::settle;
+use crate::store::flow::{settle, whole_of};
+use crate::store::place::Place;
 use crate::store::row::{State, by_number};
 
 by_number!(Condition);
@@ -53,23 +54,23 @@ pub(crate) fn bind(conn: &Connection, follower: JobId, new: &NewJob) -> rusqlite
             },
         )?;
         mark_followed(conn, need.job.raw())?;
-        let state: Option<State> = conn
-            .prepare_cached("SELECT state FROM jobmill_job WHERE id = ?1")?
-            .query_row([need.job.raw()], |row| row.get(0))
+        let needed: Option<(State, Option<i64>)> = conn
+            .prepare_cached("SELECT state, flow FROM jobmill_job WHERE id = ?1")?
+            .query_row([need.job.raw()], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        if let Some(state) = state.filter(|state| state.status().is_terminal()) {
-            settle(conn, need.job.raw(), state as i64)?;
+        if let Some((state, flow)) = needed.filter(|(state, _)| state.status().is_terminal()) {
+            settle(conn, whole_of(conn, need.job.raw(), flow)?, need.job.raw(), state as i64)?;
         }
     }
     Ok(())
 }
 
 /// Has those judged that wait for the end of a job, and tells whether there may be any.
-pub(crate) fn tell(conn: &Connection, job: JobId, verdict: i64) -> rusqlite::Result<bool> {
+pub(crate) fn tell(conn: &Connection, job: JobId, place: Place, verdict: i64) -> rusqlite::Result<bool> {
     let is_followed =
         conn.prepare_cached("SELECT 1 FROM jobmill_job WHERE id = ?1 AND followers = 1")?.exists([job])?;
     if is_followed {
-        settle(conn, job.raw(), verdict)?;
+        settle(conn, whole_of(conn, job.raw(), place.flow)?, job.raw(), verdict)?;
     }
     Ok(is_followed)
 }

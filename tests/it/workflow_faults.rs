@@ -4,13 +4,13 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Client, Context, Durability, Engine, ErrorKind, Failure, NewJob, NewWorkflow, OnFailure, Payload, Status,
-    WorkflowId,
+    Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, NewJob, NewWorkflow, OnFailure,
+    Payload, Status, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::support::work::{Do, Record, harness, standing};
-use crate::support::{PATIENCE, file, query, secs, sound, until};
+use crate::support::{PATIENCE, file, query, raw, secs, sound, tamper, until};
 
 /// Fails, cancels, fans out, joins, and tells of it.
 fn rich() -> NewWorkflow<'static> {
@@ -143,6 +143,74 @@ fn no_turn_of_a_cascade_does_more_than_its_slice() -> jobmill::Result<()> {
     t.client().retry_workflow(id)?;
     assert!(t.faults().commits() - before >= 5, "{} commits", t.faults().commits() - before);
     drop(moments);
+    Ok(())
+}
+
+/// What ends called for was done in the order in which they came, so that a long cascade held up all that came after it.
+#[test]
+fn workflows_take_turns_however_much_is_to_be_done_for_one() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["bad"]);
+    let large = || {
+        NewWorkflow::new("large")
+            .job("bad", Do::job("bad"))
+            .jobs("parts", (0..4000).map(|n| Do::job(n.to_string())))
+            .after("bad")
+    };
+    let (before, after) = (t.client().start_workflow(large())?, t.client().start_workflow(large())?);
+    let small = t.client().start_workflow(NewWorkflow::chain("small", ["a", "b"].map(|name| (name, Do::job(name)))))?;
+    let alone = t.enqueue(Do::job("alone"))?;
+    let follows = t.enqueue(Do::job("follows").after(alone))?;
+    let events = t.client().subscribe(65_536)?;
+    t.drain()?;
+    let b = t.client().workflow(small)?.job("b").expect("a job of this name");
+    let (mut refused, mut refused_before) = (0, Vec::new());
+    for event in events.try_iter() {
+        let Event::Changed(change) = event else { panic!("{event:?}") };
+        match change.cause {
+            Cause::Cancelled => refused += 1,
+            Cause::Admitted if change.id == b || change.id == follows => refused_before.push(refused),
+            _ => {}
+        }
+    }
+    assert_eq!(refused, 8000);
+    // Each of the large ones has two turns before them at most, and a turn goes through 500.
+    assert!(refused_before.len() == 2 && refused_before.iter().all(|before| *before <= 2000), "{refused_before:?}");
+    for id in [before, after] {
+        assert_eq!(t.client().workflow(id)?.jobs.cancelled, 4000);
+    }
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_workflow_has_its_turn_however_many_come_after_it() -> jobmill::Result<()> {
+    let (t, _record) = harness()?;
+    let waiting = NewWorkflow::new("old").job("told", NewJob::tracked()).job("then", Do::job("then")).after("told");
+    let old = t.client().start_workflow(waiting)?;
+    let old = t.client().workflow(old)?;
+    let (told, then) = (old.job("told").expect("a job"), old.job("then").expect("a job"));
+    // More of them come than a turn goes through, each with a greater id.
+    let mut next = raw(then) + 1_000_000;
+    let mut turn_after_more = || {
+        let until = next + 1200;
+        tamper(
+            t.client(),
+            &format!(
+                "WITH RECURSIVE n (id) AS (SELECT {next} UNION ALL SELECT id + 1 FROM n WHERE id + 1 < {until})
+                 INSERT INTO jobmill_flow_work (whole, work, target) SELECT id, 1, id FROM n"
+            ),
+        );
+        next = until;
+        t.client().resume("default")
+    };
+    turn_after_more()?;
+    t.client().update(told, JobUpdate::new().status(Status::Completed))?;
+    t.check(then, "created");
+    for _ in 0..3 {
+        turn_after_more()?;
+    }
+    t.check(then, "pending");
     Ok(())
 }
 

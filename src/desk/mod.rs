@@ -536,7 +536,7 @@ impl Desk {
                 if let Some(claim) = out.claims.last() {
                     self.pulse.claimed(claim.job.run_at, self.clock.now());
                 }
-                self.press.tell(&out.transitions, &core.store);
+                self.press.tell(&out, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);
                 for item in items {

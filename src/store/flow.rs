@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use crate::model::event::WorkflowTransition;
+use crate::model::id::WorkflowId;
 use crate::model::time::Timestamp;
 use crate::store::lane::add_to_flow;
 use crate::store::row::{State, by_number};
@@ -51,8 +53,8 @@ pub(crate) const GONE: i64 = 9;
 pub(crate) struct Flows {
     /// What this turn has changed and not written yet. One without a change is to be looked at all the same.
     changes: HashMap<i64, [i64; State::COUNT]>,
-    /// Flows that have ended in this turn.
-    pub(crate) ended: Vec<i64>,
+    /// What workflows came to, which is not noted yet.
+    pub(crate) transitions: Vec<WorkflowTransition>,
     /// Something is to be done, as far as memory tells.
     pub(crate) has_work: bool,
     pub(crate) round: Round,
@@ -128,15 +130,19 @@ impl Flows {
         if opened == 0 && !ends.iter().any(moved) && open.iter().any(moved) {
             return Ok(());
         }
-        match look(conn, flow, now)? {
-            Look::AsBefore => {}
-            Look::Ended => {
-                self.ended.push(flow);
-                self.has_work = true;
+        if let Some(Moved { role, from, to }) = look(conn, flow, now)? {
+            self.has_work = true;
+            if role == Role::Workflow {
+                self.moved(flow, from, to, now);
             }
-            Look::GoesOn => self.has_work = true,
         }
         Ok(())
+    }
+
+    /// Notes that a workflow has come from one state to another.
+    pub(crate) fn moved(&mut self, workflow: i64, from: State, to: State, at: Timestamp) {
+        let (id, from, to) = (WorkflowId::from_raw(workflow), from.status(), to.status());
+        self.transitions.push(WorkflowTransition { id, from, to, at });
     }
 
     /// Reads anew whether there is something to do, and forgets what was counted and not written.
@@ -149,7 +155,7 @@ impl Flows {
     /// Forgets what was counted and not written.
     pub(crate) fn forget(&mut self) {
         self.changes.clear();
-        self.ended.clear();
+        self.transitions.clear();
     }
 }
 
@@ -213,18 +219,16 @@ pub(crate) fn is_open(conn: &Connection, flow: i64) -> rusqlite::Result<bool> {
     .exists([flow])
 }
 
-/// What a look at a flow has found.
+/// What a look at a flow has found: it has just ended, or goes on after it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
-    AsBefore,
-    /// It has just ended.
-    Ended,
-    /// It had ended, and goes on.
-    GoesOn,
+struct Moved {
+    role: Role,
+    from: State,
+    to: State,
 }
 
 /// Looks whether a flow has ended, or goes on after it had.
-fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
+fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Option<Moved>> {
     struct Standing {
         whole: i64,
         role: Role,
@@ -252,25 +256,26 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
             })
         })
         .optional()?;
-    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(Look::AsBefore) };
+    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(None) };
+    let moved = |to| Ok(Some(Moved { role: flow.role, from: flow.state, to }));
     if flow.state.status().is_terminal() && flow.open > 0 {
         // Somebody has sent a job of it again.
         conn.prepare_cached("UPDATE jobmill_flow SET state = 2, ended_at = NULL WHERE id = ?1")?.execute([id])?;
         if flow.role == Role::Workflow {
             judge_callbacks_again(conn, id)?;
         }
-        return Ok(Look::GoesOn);
+        return moved(State::Running);
     }
     if flow.state != State::Running || flow.open > 0 {
-        return Ok(Look::AsBefore);
+        return Ok(None);
     }
     let (mut failed, mut cancelled) = (flow.failed, flow.cancelled);
     if is_being_resent(conn, flow.whole, id)? {
-        return Ok(Look::AsBefore);
+        return Ok(None);
     }
     if flow.role == Role::Workflow {
         if has_open_stage(conn, id)? {
-            return Ok(Look::AsBefore);
+            return Ok(None);
         }
         if failed + cancelled > 0 {
             let tolerated = tolerated(conn, id)?;
@@ -286,7 +291,7 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
     conn.prepare_cached("UPDATE jobmill_flow SET state = :state, ended_at = :now WHERE id = :id")?
         .execute(named_params! { ":id": id, ":state": outcome, ":now": now })?;
     settle(conn, flow.whole, id, outcome as i64)?;
-    Ok(Look::Ended)
+    moved(outcome)
 }
 
 /// Has those callbacks wait for the next end of a workflow that its last one did not call for, or that did not end well.

@@ -52,8 +52,8 @@ use rusqlite::{CachedStatement, Connection, ffi, named_params};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::event::Transition;
-use crate::model::id::JobId;
+use crate::model::event::{Transition, WorkflowTransition};
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::contact::{Contact, Lost, is_of_connection};
@@ -154,8 +154,23 @@ pub(crate) struct Outbox {
     pub(crate) ended: Vec<JobId>,
     /// Running jobs of this process that somebody asked to stop.
     pub(crate) stop: Vec<JobId>,
-    /// All that has changed.
+    /// All that has changed of jobs.
     pub(crate) transitions: Vec<Transition>,
+    /// What workflows came to, each with its place: before which of the transitions.
+    pub(crate) workflows: Vec<(usize, WorkflowTransition)>,
+}
+
+impl Outbox {
+    /// Takes what workflows have come to until now.
+    fn take_workflows(&mut self, flows: &mut Flows) {
+        for transition in flows.transitions.drain(..) {
+            if transition.to.is_terminal() {
+                // Whoever waits for a workflow waits for its id, which no job has.
+                self.ended.push(JobId::from_raw(transition.id.raw()));
+            }
+            self.workflows.push((self.transitions.len(), transition));
+        }
+    }
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -281,10 +296,8 @@ impl Store {
             }
             drop(turn);
             self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
-            let ended = std::mem::take(&mut self.book.flows.ended);
+            out.take_workflows(&mut self.book.flows);
             self.commit()?;
-            // Whoever waits for a workflow waits for its id, which no job has.
-            out.ended.extend(ended.into_iter().map(JobId::from_raw));
             self.seen_at = now;
             Ok(value)
         });
@@ -439,6 +452,12 @@ impl Store {
     pub(crate) fn user_of(&self, share: i64) -> Option<Arc<str>> {
         let user = self.conn.prepare_cached("SELECT user_id FROM jobmill_share WHERE id = ?1");
         user.and_then(|mut user| user.query_row([share], |row| row.get(0))).ok()
+    }
+
+    /// The name and the user of a workflow.
+    pub(crate) fn workflow(&self, id: WorkflowId) -> Option<(Arc<str>, Option<Arc<str>>)> {
+        let found = self.conn.prepare_cached("SELECT name, user_id FROM jobmill_flow WHERE id = ?1");
+        found.and_then(|mut found| found.query_row([id.raw()], |row| Ok((row.get(0)?, row.get(1)?)))).ok()
     }
 
     /// The bells of other engines on the file.
@@ -598,6 +617,11 @@ impl Turn<'_> {
         }
     }
 
+    /// Notes what workflows have come to, in its place among what became of jobs.
+    pub(crate) fn take_workflows(&mut self) {
+        self.out.take_workflows(&mut self.book.flows);
+    }
+
     /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,
     /// for it must not end a turn in which others ride.
     pub(crate) fn guarded<R, E>(
@@ -606,8 +630,9 @@ impl Turn<'_> {
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
-        self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
+        self.take_workflows();
         let (ended, transitions) = (self.out.ended.len(), self.out.transitions.len());
+        let workflows = self.out.workflows.len();
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -620,6 +645,7 @@ impl Turn<'_> {
             run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
             self.out.ended.truncate(ended);
             self.out.transitions.truncate(transitions);
+            self.out.workflows.truncate(workflows);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

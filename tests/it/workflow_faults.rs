@@ -166,7 +166,7 @@ fn workflows_take_turns_however_much_is_to_be_done_for_one() -> jobmill::Result<
     let b = t.client().workflow(small)?.job("b").expect("a job of this name");
     let (mut refused, mut refused_before) = (0, Vec::new());
     for event in events.try_iter() {
-        let Event::Changed(change) = event else { panic!("{event:?}") };
+        let Event::Changed(change) = event else { continue };
         match change.cause {
             Cause::Cancelled => refused += 1,
             Cause::Admitted if change.id == b || change.id == follows => refused_before.push(refused),

@@ -125,6 +125,7 @@ impl Turn<'_> {
         if released == 0 {
             return Ok(false);
         }
+        self.book.flows.moved(whole, State::Created, State::Running, self.now);
         let mut node = self
             .conn
             .prepare_cached("INSERT INTO jobmill_node (flow, place, role, target, name) VALUES (?1, ?2, ?3, ?4, ?5)")?;

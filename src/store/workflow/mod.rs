@@ -94,6 +94,7 @@ impl Turn<'_> {
     /// Does what ends have called for, to about `limit` jobs. Where it stops, the next workflow goes on.
     pub(crate) fn walk_flows(&mut self, limit: usize) -> rusqlite::Result<()> {
         self.book.flows.flush(self.conn, self.now)?;
+        self.take_workflows();
         let mut left = limit;
         while self.book.flows.has_work && left > 0 {
             let Some(duty) = self.next_duty()? else {
@@ -119,6 +120,7 @@ impl Turn<'_> {
                 }
             }
             self.book.flows.flush(self.conn, self.now)?;
+            self.take_workflows();
             self.book.flows.round.from = if left > 0 { duty.whole } else { duty.whole + 1 };
         }
         Ok(())
@@ -253,9 +255,13 @@ impl Turn<'_> {
         }
         if duty.task == Task::Cancel {
             // One that has not begun ends now.
-            self.conn
+            let begun = self
+                .conn
                 .prepare_cached("UPDATE jobmill_flow SET state = 2 WHERE id = ?1 AND state = 0")?
                 .execute([duty.target])?;
+            if begun > 0 && role == Role::Workflow {
+                self.book.flows.moved(duty.target, State::Created, State::Running, self.now);
+            }
         }
         let members: Vec<Member> = self
             .conn

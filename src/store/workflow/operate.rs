@@ -116,6 +116,7 @@ impl Turn<'_> {
             return Ok(Err(WorkflowRefused::Status(state.status())));
         }
         self.arm_again(id.raw())?;
+        self.book.flows.moved(id.raw(), state, State::Running, self.now);
         for flow in flows.into_iter().chain([id.raw()]).collect::<HashSet<i64>>() {
             self.conn
                 .prepare_cached(

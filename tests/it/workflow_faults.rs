@@ -4,8 +4,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, NewJob, NewWorkflow, OnFailure,
-    Payload, Status, WorkflowId,
+    Cancelled, Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, NewJob, NewWorkflow,
+    OnFailure, Payload, Status, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -211,6 +211,29 @@ fn a_workflow_has_its_turn_however_many_come_after_it() -> jobmill::Result<()> {
         turn_after_more()?;
     }
     t.check(then, "pending");
+    Ok(())
+}
+
+#[test]
+fn a_cancel_in_the_midst_of_a_settling_lets_nobody_begin_who_is_judged_after_it() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let followers = (0..900).map(|n| format!("f{n}"));
+    let workflow = followers.fold(NewWorkflow::new("w").job("first", NewJob::tracked()), |workflow, name| {
+        workflow.job(&name, Do::job(&name)).after("first")
+    });
+    let id = t.client().start_workflow(workflow)?;
+    let first = t.client().workflow(id)?.job("first").expect("a job of this name");
+    t.client().update(first, JobUpdate::new().status(Status::Completed))?;
+    let jobs = t.client().workflow(id)?.jobs;
+    assert_eq!((jobs.completed, jobs.pending, jobs.created), (1, 500, 400), "a turn judges 500");
+    let events = t.client().subscribe(10_000)?;
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Now);
+    let admitted = |event: &Event| matches!(event, Event::Changed(change) if change.cause == Cause::Admitted);
+    assert_eq!(events.try_iter().filter(admitted).count(), 0);
+    t.drain()?;
+    assert_eq!(record.take(), Vec::<String>::new());
+    assert_eq!(t.client().workflow(id)?.jobs.cancelled, 900);
+    sound(t.client());
     Ok(())
 }
 

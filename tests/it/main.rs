@@ -45,6 +45,7 @@ mod tracked;
 mod unique;
 mod users;
 mod workflow;
+mod workflow_chaos;
 mod workflow_events;
 mod workflow_faults;
 mod workflow_operate;

@@ -165,6 +165,40 @@ fn a_cancelled_workflow_can_be_sent_again() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// It said that it had completed, and was closed to those who were to fill it once all was sent again.
+#[test]
+fn a_stage_without_jobs_that_has_not_begun_is_cancelled_with_its_workflow_and_sent_again_with_it() -> jobmill::Result<()>
+{
+    #[derive(Serialize, Deserialize)]
+    struct Split;
+    impl Payload for Split {
+        const KIND: &'static str = "split";
+    }
+    let (t, record) = harness_with(|builder| {
+        builder.handle(|_: Split, ctx: &Context| -> Result<(), Failure> {
+            ctx.enqueue_in_stage("parts", ["x", "y"].map(Do::job))?;
+            Ok(())
+        })
+    })?;
+    let workflow = NewWorkflow::new("w")
+        .job("split", NewJob::of(&Split).delay(secs(10)))
+        .jobs("parts", std::iter::empty::<NewJob>())
+        .after("split")
+        .job("join", Do::job("join"))
+        .after("parts");
+    let id = start(&t, workflow);
+    t.client().cancel_workflow(id)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: split cancelled, parts cancelled, join cancelled");
+    t.client().retry_workflow(id)?;
+    assert_eq!(standing(&t, id), "running: split pending, parts created, join created");
+    t.drain()?;
+    assert_eq!(record.take(), ["x", "y", "join"]);
+    assert_eq!(standing(&t, id), "completed: split completed, parts completed, join completed");
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_sent_again_keeps_nobody_waiting() -> jobmill::Result<()> {
     let (t, record) = harness()?;

@@ -254,11 +254,14 @@ impl Turn<'_> {
             return Ok((0, None));
         }
         if duty.task == Task::Cancel {
-            // One that has not begun ends now.
+            // One that has not begun ends now, cancelled even if it has no jobs that tell so.
             let begun = self
                 .conn
-                .prepare_cached("UPDATE jobmill_flow SET state = 2 WHERE id = ?1 AND state = 0")?
-                .execute([duty.target])?;
+                .prepare_cached(
+                    "UPDATE jobmill_flow SET state = 2, cancel_requested_at = coalesce(cancel_requested_at, ?2)
+                     WHERE id = ?1 AND state = 0",
+                )?
+                .execute(params![duty.target, self.now])?;
             if begun > 0 && role == Role::Workflow {
                 self.book.flows.moved(duty.target, State::Created, State::Running, self.now);
             }

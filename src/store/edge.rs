@@ -75,6 +75,23 @@ pub(crate) fn tell(conn: &Connection, job: JobId, place: Place, verdict: i64) ->
     Ok(is_followed)
 }
 
+/// What of that which a job follows has not ended, though it may have before.
+pub(crate) fn open_needs(conn: &Connection, follower: i64) -> rusqlite::Result<Vec<i64>> {
+    conn.prepare_cached(
+        "SELECT edge.needs FROM jobmill_edge AS edge
+         LEFT JOIN jobmill_job AS job ON job.id = edge.needs LEFT JOIN jobmill_flow AS flow ON flow.id = edge.needs
+         WHERE edge.follower = ?1 AND (job.state NOT IN (3, 4, 5, 6) OR flow.state IN (0, 2))",
+    )?
+    .query_map([follower], |row| row.get(0))?
+    .collect()
+}
+
+/// Has a job or a stage wait again for some of those that it follows.
+pub(crate) fn arm(conn: &Connection, follower: i64, needs: &[i64]) -> rusqlite::Result<()> {
+    let mut arm = conn.prepare_cached("UPDATE jobmill_edge SET verdict = NULL WHERE needs = ?1 AND follower = ?2")?;
+    needs.iter().try_for_each(|needed| arm.execute([*needed, follower]).map(drop))
+}
+
 /// Whether a job or a stage waits for something still.
 pub(crate) fn is_waiting(conn: &Connection, follower: i64) -> rusqlite::Result<bool> {
     conn.prepare_cached("SELECT 1 FROM jobmill_edge WHERE follower = ?1 AND verdict IS NULL LIMIT 1")?

@@ -17,7 +17,7 @@ use crate::model::job::Status;
 use crate::model::need::Condition;
 use crate::model::time::Timestamp;
 use crate::store::audit::Line;
-use crate::store::edge::is_waiting;
+use crate::store::edge::{self, is_waiting};
 use crate::store::enqueue::PAYLOAD_IN_ROW_BYTES;
 use crate::store::flow::{self, GONE, Role, Round, Task};
 use crate::store::operate::Standing;
@@ -420,6 +420,22 @@ impl Turn<'_> {
             &Line::of(standing.id, action).share(standing.place.share).states(State::Created, to).note(Some(why)),
         )?;
         self.last_step(standing.step(to, cause))
+    }
+
+    /// What a job is to wait for that is sent again: what it follows may be under way again, too. Of a workflow that was
+    /// cancelled nobody waits, for nobody would be admitted.
+    pub(crate) fn open_needs(&self, job: JobId) -> rusqlite::Result<Vec<i64>> {
+        let open = edge::open_needs(self.conn, job.raw())?;
+        if open.is_empty() {
+            return Ok(open);
+        }
+        let flow: Option<Option<i64>> = self
+            .conn
+            .prepare_cached("SELECT flow FROM jobmill_job WHERE id = ?1")?
+            .query_row([job], |row| row.get(0))
+            .optional()?;
+        let closed = flow.flatten().map_or(Ok(false), |flow| flow::is_closed(self.conn, flow))?;
+        Ok(if closed { Vec::new() } else { open })
     }
 
     /// Feeds a job once more that is sent again: the one that it follows may have failed when it was judged, and has

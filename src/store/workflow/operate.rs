@@ -8,10 +8,10 @@ use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::flow::Task;
 use crate::store::operate::Cancelled;
 use crate::store::row::State;
+use crate::store::{Turn, edge};
 
 /// Why a workflow was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,16 +150,14 @@ impl Turn<'_> {
             .query_map([workflow], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         ill.insert(workflow);
-        let mut arm =
-            self.conn.prepare_cached("UPDATE jobmill_edge SET verdict = NULL WHERE needs = ?1 AND follower = ?2")?;
         let mut needs_of = self.conn.prepare_cached("SELECT needs FROM jobmill_edge WHERE follower = ?1")?;
         let mut unsettle =
             self.conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE whole = ?1 AND work = 0 AND target = ?2")?;
         for follower in &ill {
-            let needs: Vec<i64> = needs_of.query_map([follower], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            for needed in needs.into_iter().filter(|needed| ill.contains(needed)) {
-                arm.execute([needed, *follower])?;
-            }
+            let mut needs: Vec<i64> =
+                needs_of.query_map([follower], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            needs.retain(|needed| ill.contains(needed));
+            edge::arm(self.conn, *follower, &needs)?;
             // What its last end called for would be taken for what its next one does.
             unsettle.execute([workflow, *follower])?;
         }

@@ -30,9 +30,9 @@ impl Client {
     /// others are sent, with their attempts anew.
     ///
     /// What was cancelled or failed because this job did stays so, whatever comes of it now. Retry that as well, each after
-    /// the one that it follows: a job waits once more for those that it follows and that are under way again. All of a
-    /// workflow is sent again at once, in its order, by [`retry_workflow`](Client::retry_workflow); all jobs of a query are by
-    /// [`Selection::retry`](crate::Selection::retry).
+    /// the one that it follows: a job waits once more for those that it follows and that are under way again.
+    /// [`Selection::retry`](crate::Selection::retry) goes in the order in which jobs were enqueued. Of a workflow that has
+    /// ended, [`retry_workflow`](Client::retry_workflow) sends all of this again, stages too, in the workflow's order.
     ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or is completed, or if another job holds its

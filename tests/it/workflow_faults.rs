@@ -404,6 +404,38 @@ fn a_workflow_goes_on_when_the_process_is_killed_that_worked_on_it() -> jobmill:
     Ok(())
 }
 
+/// What the retry had not come to was sent again after the cancel, and could begin.
+#[test]
+fn a_cancel_in_the_midst_of_a_retry_has_nothing_more_sent_again() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", (0..900).map(|n| Do::job(n.to_string())))
+        .job("join", Do::job("join"))
+        .after("parts")
+        .job("alone", Do::job("alone"))
+        .job("follows", Do::job("follows"))
+        .after("alone");
+    let id = t.client().start_workflow(workflow)?;
+    t.client().cancel_workflow(id)?;
+    t.faults().fail(2, Fault::Before);
+    assert_eq!(t.client().retry_workflow(id).unwrap_err().kind(), ErrorKind::Storage);
+    assert_eq!(t.client().workflow(id)?.jobs.pending, 498, "a turn goes through 500, of which two wait");
+    let events = t.client().subscribe(10_000)?;
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Now);
+    let pending = |event: &Event| matches!(event, Event::Changed(change) if change.to == Some(Status::Pending));
+    assert_eq!(events.try_iter().filter(pending).count(), 0);
+    t.drain()?;
+    assert_eq!(record.take(), Vec::<String>::new());
+    assert_eq!(standing(&t, id), "cancelled: parts cancelled, join cancelled, alone cancelled, follows cancelled");
+    sound(t.client());
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take().len(), 903);
+    assert_eq!(standing(&t, id), "completed: parts completed, join completed, alone completed, follows completed");
+    sound(t.client());
+    Ok(())
+}
+
 /// The first jobs that a retry sends may have ended before it comes to the last.
 #[test]
 fn a_stage_that_is_being_sent_again_does_not_end_with_the_first_of_it() -> jobmill::Result<()> {

@@ -249,7 +249,8 @@ impl Turn<'_> {
             .query_row([duty.target], |row| Ok((row.get::<_, Role>(0)?, row.get::<_, State>(1)?)))
             .optional()?;
         let Some((role, flow_state)) = flow else { return Ok((0, None)) };
-        if duty.task == Task::Admit && flow::is_closed(self.conn, duty.target)? {
+        let closed = matches!(duty.task, Task::Admit | Task::Retry) && flow::is_closed(self.conn, duty.target)?;
+        if duty.task == Task::Admit && closed {
             // Whoever has cancelled it sees to its jobs.
             return Ok((0, None));
         }
@@ -314,8 +315,9 @@ impl Turn<'_> {
                         _ => is_waiting(self.conn, member.id.raw())?,
                     };
                     let to = if waits { State::Created } else { State::Delayed };
-                    if self.send_again(member.id, to, &duty.caller)?.is_err() {
-                        // Another job holds its key by now. Those that wait for it learn that it stays as it is.
+                    if closed || self.send_again(member.id, to, &duty.caller)?.is_err() {
+                        // All was cancelled before it was sent again, or another job holds its key by now. Those that wait
+                        // for it learn that it stays as it is.
                         flow::settle(self.conn, duty.whole, member.id.raw(), member.state as i64)?;
                     }
                 }

@@ -1,6 +1,6 @@
 //! What is done to workflows from outside: cancel, retry. And the values of steps that are done.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{OptionalExtension, named_params, params};
 
@@ -117,7 +117,7 @@ impl Turn<'_> {
         }
         self.arm_again(id.raw())?;
         self.book.flows.moved(id.raw(), state, State::Running, self.now);
-        for flow in flows.into_iter().chain([id.raw()]).collect::<HashSet<i64>>() {
+        for flow in flows.into_iter().chain([id.raw()]).collect::<BTreeSet<i64>>() {
             self.conn
                 .prepare_cached(
                     "UPDATE jobmill_flow

@@ -35,11 +35,30 @@ pub struct Error {
     kind: ErrorKind,
     context: Cow<'static, str>,
     source: Option<Box<dyn StdError + Send + Sync>>,
+    permanent: bool,
 }
+
+/// Stands as the source of an error that comes again whenever the same is tried, so that one knows it within the errors of
+/// others, too.
+#[derive(Debug)]
+pub(crate) struct Permanent;
+
+impl fmt::Display for Permanent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("trying again comes to the same")
+    }
+}
+
+impl StdError for Permanent {}
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, context: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self { kind, context: context.into(), source: None, permanent: false }
+    }
+
+    /// An error that comes again whenever the same is tried.
+    pub(crate) fn permanent(kind: ErrorKind, context: impl Into<Cow<'static, str>>) -> Self {
+        Self { permanent: true, ..Self::new(kind, context) }
     }
 
     pub(crate) fn with_source(
@@ -47,7 +66,7 @@ impl Error {
         context: impl Into<Cow<'static, str>>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self { kind, context: context.into(), source: Some(source.into()) }
+        Self { kind, context: context.into(), source: Some(source.into()), permanent: false }
     }
 
     /// A broken rule: `field` is what the caller set, `rule` what holds for it.
@@ -64,10 +83,16 @@ impl Error {
         self.kind
     }
 
+    /// Whether it comes again whenever the same is tried. A handler that gives it has its job fail for good; so does one that
+    /// gives an error of which it is a source.
+    pub fn is_permanent(&self) -> bool {
+        self.permanent
+    }
+
     /// The same error once more, for several callers of one failed commit. The source becomes text.
     pub(crate) fn again(&self) -> Self {
         let source = self.source.as_ref().map(|source| source.to_string().into());
-        Self { kind: self.kind, context: self.context.clone(), source }
+        Self { kind: self.kind, context: self.context.clone(), source, permanent: self.permanent }
     }
 }
 
@@ -83,6 +108,9 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        if self.permanent {
+            return Some(&Permanent);
+        }
         self.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
     }
 }

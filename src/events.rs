@@ -36,7 +36,7 @@ struct Subscribers {
 
 impl Hub {
     /// Tells this subscriber everything that is published from now on; one who is bound to a user, what happens to
-    /// the jobs of that user. Dropping the receiver ends it.
+    /// the jobs and workflows of that user. Dropping the receiver ends it.
     ///
     /// At most `capacity` events wait, at least two. What finds no room is left out, and an [`Event::Lagged`] stands
     /// in its place.
@@ -119,6 +119,7 @@ impl Subscriber {
         match (&self.user, event) {
             (None, _) => true,
             (Some(user), Event::Changed(change)) => change.user.as_ref() == Some(user),
+            (Some(user), Event::Workflow(change)) => change.user.as_ref() == Some(user),
             (Some(_), Event::Elsewhere) => true,
             (Some(_), _) => false,
         }
@@ -226,6 +227,7 @@ mod tests {
             Event::Lagged { missed } => format!("-{missed}"),
             Event::Elsewhere => "e".to_owned(),
             Event::Alert(_) => "a".to_owned(),
+            Event::Workflow(change) => format!("w{}", change.id.raw()),
         });
         words.collect::<Vec<_>>().join(" ")
     }

@@ -47,7 +47,7 @@ pub use model::batch::{
 };
 pub use model::cursor::Order;
 pub use model::delivery::CallbackDelivery;
-pub use model::event::{Cause, Change, Event};
+pub use model::event::{Cause, Change, Event, WorkflowChange};
 pub use model::explain::{Explanation, Reason};
 pub use model::failure_reason::FailureReason;
 pub use model::health::{

@@ -233,8 +233,8 @@ impl Client {
     }
 
     /// Tells of every change from now on, after its commit: each job that is enqueued, started, ended, moved, updated,
-    /// deleted by this process, and that others have changed the file. A client that is bound to a user hears of that user's
-    /// jobs. What the retention removes is not told: its time had come.
+    /// deleted by this process, each workflow that begins or ends, and that others have changed the file. A client that is
+    /// bound to a user hears of that user's jobs and workflows. What the retention removes is not told: its time had come.
     ///
     /// At most `capacity` events wait to be received. What finds no room is left out, and an [`Event::Lagged`] stands in its
     /// place: nobody is ever kept waiting for a slow subscriber. Dropping the receiver ends the subscription; so does the

@@ -29,6 +29,11 @@ impl Client {
     /// items go once more that are not completed: one whose reply is in the file goes to its step, and is not paid again; the
     /// others are sent, with their attempts anew.
     ///
+    /// What was cancelled or failed because this job did stays so, whatever comes of it now. Retry that as well, each after
+    /// the one that it follows: a job waits once more for those that it follows and that are under way again.
+    /// [`Selection::retry`](crate::Selection::retry) goes in the order in which jobs were enqueued. Of a workflow that has
+    /// ended, [`retry_workflow`](Client::retry_workflow) sends all of this again, stages too, in the workflow's order.
+    ///
     /// # Errors
     /// `NotFound` if no job has this id; `Conflict` if it has not ended or is completed, or if another job holds its
     /// unique key by now.

@@ -172,7 +172,8 @@ impl Client {
     /// Those that follow others of these wait for them once more. What has completed is not run again, a callback neither.
     ///
     /// A single job that is [retried](Client::retry) opens its workflow again, too, and the callbacks that have not run are
-    /// judged at its next end. The jobs that were cancelled because of it stay so.
+    /// judged at its next end. The jobs that were cancelled because of it stay so until they are retried, too: by this, once
+    /// the workflow has ended again, or one by one.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has not ended, or if all of it has completed.

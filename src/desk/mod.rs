@@ -537,7 +537,7 @@ impl Desk {
                     self.pulse.claimed(claim.job.run_at, self.clock.now());
                 }
                 out.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-                self.press.tell(&out.transitions, &out.ticks, &core.store);
+                self.press.tell(&out, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);
                 for item in items {

@@ -12,9 +12,9 @@ use crate::error::Result;
 use crate::events::Hub;
 use crate::metrics::Recorder;
 use crate::model::alert::Alert;
-use crate::model::event::{Change, Event, Ticks, Transition};
+use crate::model::event::{Change, Event, Transition, WorkflowChange, WorkflowTransition};
 use crate::model::tally::Tally;
-use crate::store::Store;
+use crate::store::{Outbox, Store};
 
 /// The counters are written no more often than this, so that a kill loses no more of them.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
@@ -45,24 +45,24 @@ impl Press {
     }
 
     /// Tells what a turn has changed.
-    pub(crate) fn tell(&self, transitions: &[Transition], ticks: &[Ticks], store: &Store) {
+    pub(crate) fn tell(&self, out: &Outbox, store: &Store) {
         if self.counts() {
-            self.recorder.observe(transitions);
-            self.recorder.observe_ticks(ticks);
+            self.recorder.observe(&out.transitions);
+            self.recorder.observe_ticks(&out.ticks);
         }
-        if transitions.is_empty() || !self.hub.has_listeners() {
+        if out.transitions.is_empty() && out.workflows.is_empty() || !self.hub.has_listeners() {
             return;
         }
-        let mut users: HashMap<i64, Option<Arc<str>>> = HashMap::new();
-        let named = transitions.iter().filter_map(|transition| {
-            let lane = store.lane(transition.lane)?;
-            let user = transition.share.and_then(|share| {
-                let user = users.entry(share).or_insert_with(|| store.user_of(share));
-                user.clone()
-            });
-            Some(Event::Changed(Change::new(transition, lane.queue.clone(), lane.kind.clone(), lane.priority, user)))
-        });
-        let events: Vec<Event> = named.collect();
+        let mut users = HashMap::new();
+        let mut events = Vec::with_capacity(out.transitions.len() + out.workflows.len());
+        let mut workflows = out.workflows.iter().peekable();
+        for (at, transition) in out.transitions.iter().enumerate() {
+            while let Some((_, workflow)) = workflows.next_if(|(place, _)| *place <= at) {
+                events.extend(of_workflow(workflow, store));
+            }
+            events.extend(of_job(transition, store, &mut users));
+        }
+        events.extend(workflows.filter_map(|(_, workflow)| of_workflow(workflow, store)));
         self.hub.publish(&events);
     }
 
@@ -121,4 +121,21 @@ impl Press {
     pub(crate) fn give_back(&self, tallies: HashMap<i64, Tally>) {
         self.recorder.give_back(tallies);
     }
+}
+
+/// A change of a job with the names of its lane and user, of which those that are known need not be read.
+fn of_job(transition: &Transition, store: &Store, users: &mut HashMap<i64, Option<Arc<str>>>) -> Option<Event> {
+    let lane = store.lane(transition.lane)?;
+    let user = transition.share.and_then(|share| {
+        let user = users.entry(share).or_insert_with(|| store.user_of(share));
+        user.clone()
+    });
+    Some(Event::Changed(Change::new(transition, lane.queue.clone(), lane.kind.clone(), lane.priority, user)))
+}
+
+/// A change of a workflow with its name and user.
+fn of_workflow(transition: &WorkflowTransition, store: &Store) -> Option<Event> {
+    let WorkflowTransition { id, from, to, at } = *transition;
+    let (name, user) = store.workflow(id)?;
+    Some(Event::Workflow(WorkflowChange { id, name, user, from, to, at }))
 }

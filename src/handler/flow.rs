@@ -211,8 +211,8 @@ impl Context {
     /// there twice, unless they have [unique keys](crate::Unique).
     ///
     /// # Errors
-    /// `Conflict` if the job is of no workflow, if that was cancelled or has ended, or if this attempt does not count any
-    /// more; `Invalid` if a job breaks a rule.
+    /// `Conflict` if the job is of no workflow, or if that was cancelled or has ended, which is
+    /// [permanent](Error::is_permanent); `Conflict` if this attempt does not count any more; `Invalid` if a job breaks a rule.
     pub fn enqueue_in_workflow<J: Into<NewJob>>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Enqueued>> {
         self.add(None, jobs)
     }
@@ -221,7 +221,7 @@ impl Context {
     /// job, it is open.
     ///
     /// # Errors
-    /// Those of [`Context::enqueue_in_workflow`]; `NotFound` if the workflow has no such stage.
+    /// Those of [`Context::enqueue_in_workflow`]; `NotFound` if the workflow has no such stage, which is permanent, too.
     pub fn enqueue_in_stage<J: Into<NewJob>>(
         &self,
         stage: &str,
@@ -247,14 +247,14 @@ impl Context {
                 result.map_err(|not| match not {
                     NotAdded::Fenced => fenced(&claim),
                     NotAdded::NoWorkflow => {
-                        Error::new(ErrorKind::Conflict, format!("{} is of no workflow", claim.job.id))
+                        Error::permanent(ErrorKind::Conflict, format!("{} is of no workflow", claim.job.id))
                     }
                     NotAdded::NoStage => {
                         let stage = stage.unwrap_or_default();
-                        Error::new(ErrorKind::NotFound, format!("the workflow has no stage {stage:?}"))
+                        Error::permanent(ErrorKind::NotFound, format!("the workflow has no stage {stage:?}"))
                     }
                     NotAdded::Closed => {
-                        Error::new(ErrorKind::Conflict, "the stage has ended, or the workflow was cancelled")
+                        Error::permanent(ErrorKind::Conflict, "the stage has ended, or the workflow was cancelled")
                     }
                 })
             })?);

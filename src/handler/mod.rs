@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::error::Permanent;
 use crate::handler::context::Context;
 use crate::model::new_job::Payload;
 use crate::store::finish::Retry;
@@ -87,7 +88,8 @@ impl<T: Serialize> IntoOutcome for Outcome<T> {
     }
 }
 
-/// A failed attempt: what went wrong, and whether to try again. Every error becomes one by `?`.
+/// A failed attempt: what went wrong, and whether to try again. Every error becomes one by `?`, and is tried again unless it
+/// is one of ours that [is permanent](crate::Error::is_permanent), or has such a source.
 ///
 /// ```
 /// use std::time::Duration;
@@ -140,6 +142,9 @@ impl<E: std::error::Error> From<E> for Failure {
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
+            if cause.is::<Permanent>() {
+                return Self::fatal(message);
+            }
             let cause_text = cause.to_string();
             // Many errors say their source already.
             if !message.ends_with(&cause_text) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::model::alert::Alert;
-use crate::model::id::JobId;
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::{Priority, Status};
 use crate::model::time::Timestamp;
 use crate::model::words::words;
@@ -159,6 +159,34 @@ impl Change {
     }
 }
 
+/// One change of where a workflow stands, as a turn notes it for those who are told after its commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct WorkflowTransition {
+    pub(crate) id: WorkflowId,
+    pub(crate) from: Status,
+    pub(crate) to: Status,
+    pub(crate) at: Timestamp,
+}
+
+/// One change of where a workflow stands, as it was committed: it begins, it ends, or it goes on after it had ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct WorkflowChange {
+    /// The workflow.
+    pub id: WorkflowId,
+    /// Its name, which others may bear too.
+    pub name: Arc<str>,
+    /// The user whose it is.
+    pub user: Option<Arc<str>>,
+    /// Where it stood before: [`Created`](Status::Created) when it begins, and how it had ended if it goes on because
+    /// something of it is sent again.
+    pub from: Status,
+    /// Where it stands now: running, completed, failed or cancelled.
+    pub to: Status,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// What a subscriber is told.
 ///
 /// ```
@@ -168,6 +196,7 @@ impl Change {
 ///     match event {
 ///         Event::Changed(change) if change.to == Some(Status::Failed) => Some(format!("{} has failed", change.id)),
 ///         Event::Changed(_) => None,
+///         Event::Workflow(change) => Some(format!("the workflow {} is {}", change.name, change.to)),
 ///         Event::Lagged { missed } => Some(format!("{missed} events were not told: what I know may be old")),
 ///         Event::Elsewhere => Some("what I know may be old".to_owned()),
 ///         Event::Alert(alert) => Some(alert.to_string()),
@@ -182,6 +211,8 @@ impl Change {
 pub enum Event {
     /// A job was changed, and the change is committed.
     Changed(Change),
+    /// A workflow has begun, has ended, or goes on after it had ended. Its end is told after that of the last of its jobs.
+    Workflow(WorkflowChange),
     /// The subscriber read too slowly, and at this place in the order of events some were left out. Ask anew for what
     /// must be known.
     Lagged {
@@ -228,6 +259,21 @@ mod tests {
                 "event": "changed", "id": id.to_string(), "kind": "letter", "queue": "mail", "priority": "high",
                 "user": "ann", "from": "running", "to": null, "cause": "deleted", "attempt": 2,
                 "at": "1970-01-01T00:00:00.000000Z",
+            })
+        );
+        let workflow = WorkflowChange {
+            id: WorkflowId::from_raw(1 << 50),
+            name: "import".into(),
+            user: None,
+            from: Status::Running,
+            to: Status::Failed,
+            at: Timestamp::EPOCH,
+        };
+        assert_eq!(
+            serde_json::to_value(Event::Workflow(workflow))?,
+            serde_json::json!({
+                "event": "workflow", "id": WorkflowId::from_raw(1 << 50).to_string(), "name": "import", "user": null,
+                "from": "running", "to": "failed", "at": "1970-01-01T00:00:00.000000Z",
             })
         );
         assert_eq!(serde_json::to_string(&Event::Lagged { missed: 3 })?, r#"{"event":"lagged","missed":3}"#);

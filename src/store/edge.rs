@@ -5,7 +5,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use crate::model::id::JobId;
 use crate::model::need::Condition;
 use crate::model::new_job::NewJob;
-use crate::store::flow::settle;
+use crate::store::flow::{settle, whole_of};
+use crate::store::place::Place;
 use crate::store::row::{State, by_number};
 
 by_number!(Condition);
@@ -53,25 +54,42 @@ pub(crate) fn bind(conn: &Connection, follower: JobId, new: &NewJob) -> rusqlite
             },
         )?;
         mark_followed(conn, need.job.raw())?;
-        let state: Option<State> = conn
-            .prepare_cached("SELECT state FROM jobmill_job WHERE id = ?1")?
-            .query_row([need.job.raw()], |row| row.get(0))
+        let needed: Option<(State, Option<i64>)> = conn
+            .prepare_cached("SELECT state, flow FROM jobmill_job WHERE id = ?1")?
+            .query_row([need.job.raw()], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
-        if let Some(state) = state.filter(|state| state.status().is_terminal()) {
-            settle(conn, need.job.raw(), state as i64)?;
+        if let Some((state, flow)) = needed.filter(|(state, _)| state.status().is_terminal()) {
+            settle(conn, whole_of(conn, need.job.raw(), flow)?, need.job.raw(), state as i64)?;
         }
     }
     Ok(())
 }
 
 /// Has those judged that wait for the end of a job, and tells whether there may be any.
-pub(crate) fn tell(conn: &Connection, job: JobId, verdict: i64) -> rusqlite::Result<bool> {
+pub(crate) fn tell(conn: &Connection, job: JobId, place: Place, verdict: i64) -> rusqlite::Result<bool> {
     let is_followed =
         conn.prepare_cached("SELECT 1 FROM jobmill_job WHERE id = ?1 AND followers = 1")?.exists([job])?;
     if is_followed {
-        settle(conn, job.raw(), verdict)?;
+        settle(conn, whole_of(conn, job.raw(), place.flow)?, job.raw(), verdict)?;
     }
     Ok(is_followed)
+}
+
+/// What of that which a job follows has not ended, though it may have before.
+pub(crate) fn open_needs(conn: &Connection, follower: i64) -> rusqlite::Result<Vec<i64>> {
+    conn.prepare_cached(
+        "SELECT edge.needs FROM jobmill_edge AS edge
+         LEFT JOIN jobmill_job AS job ON job.id = edge.needs LEFT JOIN jobmill_flow AS flow ON flow.id = edge.needs
+         WHERE edge.follower = ?1 AND (job.state NOT IN (3, 4, 5, 6) OR flow.state IN (0, 2))",
+    )?
+    .query_map([follower], |row| row.get(0))?
+    .collect()
+}
+
+/// Has a job or a stage wait again for some of those that it follows.
+pub(crate) fn arm(conn: &Connection, follower: i64, needs: &[i64]) -> rusqlite::Result<()> {
+    let mut arm = conn.prepare_cached("UPDATE jobmill_edge SET verdict = NULL WHERE needs = ?1 AND follower = ?2")?;
+    needs.iter().try_for_each(|needed| arm.execute([*needed, follower]).map(drop))
 }
 
 /// Whether a job or a stage waits for something still.

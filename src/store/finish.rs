@@ -409,7 +409,7 @@ pub(crate) fn complete_in(
         return Ok(false);
     }
     count_in(conn, claim.place, Some(State::Running), State::Completed, now)?;
-    edge::tell(conn, claim.job.id, State::Completed as i64)?;
+    edge::tell(conn, claim.job.id, claim.place, State::Completed as i64)?;
     if claim.place.limited {
         gate::leave_in(conn, claim.job.id, now)?;
     }

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
+use crate::model::event::WorkflowTransition;
+use crate::model::id::WorkflowId;
 use crate::model::time::Timestamp;
 use crate::store::lane::add_to_flow;
 use crate::store::row::{State, by_number};
@@ -51,10 +53,22 @@ pub(crate) const GONE: i64 = 9;
 pub(crate) struct Flows {
     /// What this turn has changed and not written yet. One without a change is to be looked at all the same.
     changes: HashMap<i64, [i64; State::COUNT]>,
-    /// Flows that have ended in this turn.
-    pub(crate) ended: Vec<i64>,
+    /// What workflows came to, which is not noted yet.
+    pub(crate) transitions: Vec<WorkflowTransition>,
     /// Something is to be done, as far as memory tells.
     pub(crate) has_work: bool,
+    pub(crate) round: Round,
+}
+
+/// Whose turn it is of the workflows that have something to be done. They come round in the order of their ids, those that
+/// have come since the round began in the next one, so that none is passed over for ever, however many come. What others
+/// write and turns that fail leave it as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Round {
+    /// The next one has this id or a greater one.
+    pub(crate) from: i64,
+    /// The last one has this id or a smaller one.
+    pub(crate) until: i64,
 }
 
 impl Flows {
@@ -116,15 +130,19 @@ impl Flows {
         if opened == 0 && !ends.iter().any(moved) && open.iter().any(moved) {
             return Ok(());
         }
-        match look(conn, flow, now)? {
-            Look::AsBefore => {}
-            Look::Ended => {
-                self.ended.push(flow);
-                self.has_work = true;
+        if let Some(Moved { role, from, to }) = look(conn, flow, now)? {
+            self.has_work = true;
+            if role == Role::Workflow {
+                self.moved(flow, from, to, now);
             }
-            Look::GoesOn => self.has_work = true,
         }
         Ok(())
+    }
+
+    /// Notes that a workflow has come from one state to another.
+    pub(crate) fn moved(&mut self, workflow: i64, from: State, to: State, at: Timestamp) {
+        let (id, from, to) = (WorkflowId::from_raw(workflow), from.status(), to.status());
+        self.transitions.push(WorkflowTransition { id, from, to, at });
     }
 
     /// Reads anew whether there is something to do, and forgets what was counted and not written.
@@ -137,7 +155,7 @@ impl Flows {
     /// Forgets what was counted and not written.
     pub(crate) fn forget(&mut self) {
         self.changes.clear();
-        self.ended.clear();
+        self.transitions.clear();
     }
 }
 
@@ -176,6 +194,12 @@ pub(crate) fn parts(conn: &Connection, workflow: i64) -> rusqlite::Result<Vec<i6
     .collect()
 }
 
+/// Whose duty it is what the end of a job calls for: that of its workflow, or of the job itself if it is of none.
+pub(crate) fn whole_of(conn: &Connection, job: i64, flow: Option<i64>) -> rusqlite::Result<i64> {
+    let whole = flow.map_or(Ok(None), |flow| workflow_of(conn, flow))?;
+    Ok(whole.unwrap_or(job))
+}
+
 /// Whether nothing more is admitted of the workflow of this flow, for somebody has cancelled it, or of this stage.
 pub(crate) fn is_closed(conn: &Connection, flow: i64) -> rusqlite::Result<bool> {
     conn.prepare_cached(
@@ -195,19 +219,18 @@ pub(crate) fn is_open(conn: &Connection, flow: i64) -> rusqlite::Result<bool> {
     .exists([flow])
 }
 
-/// What a look at a flow has found.
+/// What a look at a flow has found: it has just ended, or goes on after it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
-    AsBefore,
-    /// It has just ended.
-    Ended,
-    /// It had ended, and goes on.
-    GoesOn,
+struct Moved {
+    role: Role,
+    from: State,
+    to: State,
 }
 
 /// Looks whether a flow has ended, or goes on after it had.
-fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
+fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Option<Moved>> {
     struct Standing {
+        whole: i64,
         role: Role,
         state: State,
         open: i64,
@@ -218,7 +241,7 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
     let found = conn
         .prepare_cached(
             "SELECT role, state, created + pending + running + delayed + held, failed + expired, cancelled,
-                 cancel_requested_at IS NOT NULL
+                 cancel_requested_at IS NOT NULL, coalesce(parent, id)
              FROM jobmill_flow WHERE id = ?1",
         )?
         .query_row([id], |row| {
@@ -229,28 +252,30 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
                 failed: row.get(3)?,
                 cancelled: row.get(4)?,
                 cancel_requested: row.get(5)?,
+                whole: row.get(6)?,
             })
         })
         .optional()?;
-    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(Look::AsBefore) };
+    let Some(flow) = found.filter(|flow| flow.role != Role::Callbacks) else { return Ok(None) };
+    let moved = |to| Ok(Some(Moved { role: flow.role, from: flow.state, to }));
     if flow.state.status().is_terminal() && flow.open > 0 {
         // Somebody has sent a job of it again.
         conn.prepare_cached("UPDATE jobmill_flow SET state = 2, ended_at = NULL WHERE id = ?1")?.execute([id])?;
         if flow.role == Role::Workflow {
             judge_callbacks_again(conn, id)?;
         }
-        return Ok(Look::GoesOn);
+        return moved(State::Running);
     }
     if flow.state != State::Running || flow.open > 0 {
-        return Ok(Look::AsBefore);
+        return Ok(None);
     }
     let (mut failed, mut cancelled) = (flow.failed, flow.cancelled);
-    if is_being_resent(conn, id)? {
-        return Ok(Look::AsBefore);
+    if is_being_resent(conn, flow.whole, id)? {
+        return Ok(None);
     }
     if flow.role == Role::Workflow {
         if has_open_stage(conn, id)? {
-            return Ok(Look::AsBefore);
+            return Ok(None);
         }
         if failed + cancelled > 0 {
             let tolerated = tolerated(conn, id)?;
@@ -265,8 +290,8 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Look> {
     };
     conn.prepare_cached("UPDATE jobmill_flow SET state = :state, ended_at = :now WHERE id = :id")?
         .execute(named_params! { ":id": id, ":state": outcome, ":now": now })?;
-    settle(conn, id, outcome as i64)?;
-    Ok(Look::Ended)
+    settle(conn, flow.whole, id, outcome as i64)?;
+    moved(outcome)
 }
 
 /// Has those callbacks wait for the next end of a workflow that its last one did not call for, or that did not end well.
@@ -281,7 +306,7 @@ fn judge_callbacks_again(conn: &Connection, workflow: i64) -> rusqlite::Result<(
         .execute([workflow])?;
     if armed > 0 {
         conn.prepare_cached(
-            "INSERT INTO jobmill_flow_work (work, target) SELECT ?2, id FROM jobmill_flow WHERE parent = ?1 AND role = 2",
+            "INSERT INTO jobmill_flow_work (whole, work, target) SELECT ?1, ?2, id FROM jobmill_flow WHERE parent = ?1 AND role = 2",
         )?
         .execute(params![workflow, Task::Retry])?;
     }
@@ -289,8 +314,9 @@ fn judge_callbacks_again(conn: &Connection, workflow: i64) -> rusqlite::Result<(
 }
 
 /// Whether jobs of a flow are about to be sent again: those that were are not the last.
-fn is_being_resent(conn: &Connection, flow: i64) -> rusqlite::Result<bool> {
-    conn.prepare_cached("SELECT 1 FROM jobmill_flow_work WHERE work = 4 AND target = ?1")?.exists([flow])
+fn is_being_resent(conn: &Connection, whole: i64, flow: i64) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_flow_work WHERE whole = ?1 AND work = 4 AND target = ?2")?
+        .exists([whole, flow])
 }
 
 /// Whether a stage of a workflow has not ended. One without jobs is none that its counts would tell of.
@@ -318,13 +344,13 @@ fn tolerated(conn: &Connection, workflow: i64) -> rusqlite::Result<(i64, i64)> {
     .query_row([workflow], |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
-/// Has those judged that wait for the end of a job or a flow, if there are any.
-pub(crate) fn settle(conn: &Connection, needed: i64, verdict: i64) -> rusqlite::Result<()> {
+/// Has those judged that wait for the end of a job or a flow, if there are any, when it is the turn of `whole`.
+pub(crate) fn settle(conn: &Connection, whole: i64, needed: i64, verdict: i64) -> rusqlite::Result<()> {
     conn.prepare_cached(
-        "INSERT INTO jobmill_flow_work (work, target, state)
-         SELECT 0, ?1, ?2 WHERE EXISTS (SELECT 1 FROM jobmill_edge WHERE needs = ?1)",
+        "INSERT INTO jobmill_flow_work (whole, work, target, state)
+         SELECT ?3, 0, ?1, ?2 WHERE EXISTS (SELECT 1 FROM jobmill_edge WHERE needs = ?1)",
     )?
-    .execute(params![needed, verdict])
+    .execute([needed, verdict, whole])
     .map(drop)
 }
 
@@ -404,7 +430,7 @@ pub(crate) fn remove_old(conn: &Connection, before: Timestamp, limit: usize) -> 
 pub(crate) fn remove(conn: &Connection, workflow: i64) -> rusqlite::Result<()> {
     for sql in [
         "DELETE FROM jobmill_edge WHERE follower IN (SELECT id FROM jobmill_flow WHERE parent = ?1)",
-        "DELETE FROM jobmill_flow_work WHERE target IN (SELECT id FROM jobmill_flow WHERE parent = ?1 OR id = ?1)",
+        "DELETE FROM jobmill_flow_work WHERE whole = ?1",
         "DELETE FROM jobmill_node WHERE flow = ?1",
         "DELETE FROM jobmill_flow WHERE parent = ?1",
         "DELETE FROM jobmill_flow WHERE id = ?1",

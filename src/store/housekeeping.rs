@@ -115,7 +115,7 @@ impl Turn<'_> {
 
     /// Deletes a job that nobody runs, and tells of it.
     pub(crate) fn remove(&mut self, standing: &Standing) -> rusqlite::Result<()> {
-        if !standing.state.status().is_terminal() && edge::tell(self.conn, standing.id, flow::GONE)? {
+        if !standing.state.status().is_terminal() && edge::tell(self.conn, standing.id, standing.place, flow::GONE)? {
             self.book.flows.has_work = true;
         }
         // Its row tells which limits count it.

@@ -55,8 +55,8 @@ use rusqlite::{CachedStatement, Connection, ffi, named_params};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::event::{Ticks, Transition};
-use crate::model::id::JobId;
+use crate::model::event::{Ticks, Transition, WorkflowTransition};
+use crate::model::id::{JobId, WorkflowId};
 use crate::model::time::Timestamp;
 use crate::store::connect::{Durability, storage_error, with_patience};
 use crate::store::contact::{Contact, Lost, is_of_connection};
@@ -159,12 +159,56 @@ pub(crate) struct Outbox {
     pub(crate) ended: Vec<JobId>,
     /// Running jobs of this process that somebody asked to stop.
     pub(crate) stop: Vec<JobId>,
-    /// All that has changed.
+    /// All that has changed of jobs.
     pub(crate) transitions: Vec<Transition>,
     /// What became of ticks of schedules.
     pub(crate) ticks: Vec<Ticks>,
     /// Warnings for the log: a turn that fails is taken again, and would say them twice.
     pub(crate) warnings: Vec<String>,
+    /// What workflows came to, each with its place: before which of the transitions.
+    pub(crate) workflows: Vec<(usize, WorkflowTransition)>,
+}
+
+/// How much an outbox held at a moment.
+struct Mark {
+    ended: usize,
+    transitions: usize,
+    ticks: usize,
+    warnings: usize,
+    workflows: usize,
+}
+
+impl Outbox {
+    /// How much it holds.
+    fn mark(&self) -> Mark {
+        Mark {
+            ended: self.ended.len(),
+            transitions: self.transitions.len(),
+            ticks: self.ticks.len(),
+            warnings: self.warnings.len(),
+            workflows: self.workflows.len(),
+        }
+    }
+
+    /// Takes back what has come since, for it is not so.
+    fn cut_to(&mut self, mark: &Mark) {
+        self.ended.truncate(mark.ended);
+        self.transitions.truncate(mark.transitions);
+        self.ticks.truncate(mark.ticks);
+        self.warnings.truncate(mark.warnings);
+        self.workflows.truncate(mark.workflows);
+    }
+
+    /// Takes what workflows have come to until now.
+    fn take_workflows(&mut self, flows: &mut Flows) {
+        for transition in flows.transitions.drain(..) {
+            if transition.to.is_terminal() {
+                // Whoever waits for a workflow waits for its id, which no job has.
+                self.ended.push(JobId::from_raw(transition.id.raw()));
+            }
+            self.workflows.push((self.transitions.len(), transition));
+        }
+    }
 }
 
 /// A write transaction under way, with the engine's vocabulary.
@@ -291,10 +335,8 @@ impl Store {
             }
             drop(turn);
             self.book.flush(&self.conn, now).map_err(|error| storage_error("cannot count the jobs", error))?;
-            let ended = std::mem::take(&mut self.book.flows.ended);
+            out.take_workflows(&mut self.book.flows);
             self.commit()?;
-            // Whoever waits for a workflow waits for its id, which no job has.
-            out.ended.extend(ended.into_iter().map(JobId::from_raw));
             self.seen_at = now;
             Ok(value)
         });
@@ -449,6 +491,12 @@ impl Store {
     pub(crate) fn user_of(&self, share: i64) -> Option<Arc<str>> {
         let user = self.conn.prepare_cached("SELECT user_id FROM jobmill_share WHERE id = ?1");
         user.and_then(|mut user| user.query_row([share], |row| row.get(0))).ok()
+    }
+
+    /// The name and the user of a workflow.
+    pub(crate) fn workflow(&self, id: WorkflowId) -> Option<(Arc<str>, Option<Arc<str>>)> {
+        let found = self.conn.prepare_cached("SELECT name, user_id FROM jobmill_flow WHERE id = ?1");
+        found.and_then(|mut found| found.query_row([id.raw()], |row| Ok((row.get(0)?, row.get(1)?)))).ok()
     }
 
     /// The bells of other engines on the file.
@@ -608,6 +656,11 @@ impl Turn<'_> {
         }
     }
 
+    /// Notes what workflows have come to, in its place among what became of jobs.
+    pub(crate) fn take_workflows(&mut self) {
+        self.out.take_workflows(&mut self.book.flows);
+    }
+
     /// Runs work that may fail by itself: what it wrote is undone then, and the turn goes on. A panic is caught too,
     /// for it must not end a turn in which others ride.
     pub(crate) fn guarded<R, E>(
@@ -616,9 +669,8 @@ impl Turn<'_> {
     ) -> Result<std::thread::Result<Result<R, E>>> {
         let storage = |error| storage_error("cannot guard a change", error);
         self.book.flush(self.conn, self.now).map_err(storage)?;
-        self.out.ended.extend(self.book.flows.ended.drain(..).map(JobId::from_raw));
-        let Outbox { ended, transitions, ticks, warnings, .. } = &self.out;
-        let (ended, transitions, ticks, warnings) = (ended.len(), transitions.len(), ticks.len(), warnings.len());
+        self.take_workflows();
+        let mark = self.out.mark();
         run(self.conn, "SAVEPOINT jobmill_guard").map_err(storage)?;
         // Half a turn must not be committed: its counts are written at its end.
         self.guarded.store(true, Ordering::Relaxed);
@@ -629,10 +681,7 @@ impl Turn<'_> {
         }
         if !matches!(result, Ok(Ok(_))) {
             run(self.conn, "ROLLBACK TO jobmill_guard").map_err(storage)?;
-            self.out.ended.truncate(ended);
-            self.out.transitions.truncate(transitions);
-            self.out.ticks.truncate(ticks);
-            self.out.warnings.truncate(warnings);
+            self.out.cut_to(&mark);
             let last_id = self.book.last_id;
             self.book.reload(self.conn).map_err(storage)?;
             self.book.last_id = last_id;

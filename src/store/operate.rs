@@ -15,7 +15,7 @@ use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::place::{LaneKey, Place, place_columns};
 use crate::store::row::{RunAt, State};
 use crate::store::step::Step;
-use crate::store::{callback, detail, unique};
+use crate::store::{callback, detail, edge, unique};
 
 /// What a request to cancel came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -210,9 +210,16 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Makes a job that failed, was cancelled or expired pending once more, with one attempt at least.
+    /// Makes a job that failed, was cancelled or expired pending once more, with one attempt at least; or has it wait again
+    /// if something that it follows was sent again, too.
     pub(crate) fn retry(&mut self, id: JobId, caller: &Caller) -> rusqlite::Result<Result<(), Refused>> {
-        self.send_again(id, State::Delayed, caller)
+        let open = self.open_needs(id)?;
+        let to = if open.is_empty() { State::Delayed } else { State::Created };
+        let sent = self.send_again(id, to, caller)?;
+        if sent.is_ok() {
+            edge::arm(self.conn, id.raw(), &open)?;
+        }
+        Ok(sent)
     }
 
     /// The same, or lets it wait for others once more.

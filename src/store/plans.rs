@@ -198,6 +198,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
                 workflow::PLAN_FOLLOWERS,
                 "jobmill_edge USING PRIMARY KEY (needs=? AND follower>?)",
             ),
+            ("workflow, duties", workflow::PLAN_DUTY, "jobmill_flow_work_whole (whole>? AND whole<?)"),
             ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("workflow, admit", workflow::PLAN_ADMIT, rowid),
             ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
@@ -235,6 +236,9 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
                 assert_cheap("pages of workflows", &plan);
             }
         }
+        // The last entry of the index is read, for all that the plan calls a search of it.
+        let plan_last = plan(conn, workflow::PLAN_LAST);
+        assert_eq!(plan_last, ["SEARCH jobmill_flow_work USING COVERING INDEX jobmill_flow_work_whole"]);
         // Of all jobs, none is read that is no batch.
         let plan_batches = plan(conn, batch::poll::PLAN_BATCHES);
         assert!(plan_batches.iter().any(|step| step.contains("job USING INTEGER PRIMARY KEY")), "{plan_batches:?}");

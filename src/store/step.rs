@@ -52,7 +52,7 @@ impl Turn<'_> {
         self.step(step)?;
         self.ended(step.job);
         if let Some(to) = step.to
-            && edge::tell(self.conn, step.job, to as i64)?
+            && edge::tell(self.conn, step.job, step.place, to as i64)?
         {
             self.book.flows.has_work = true;
         }

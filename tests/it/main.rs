@@ -57,6 +57,8 @@ mod unique;
 mod update;
 mod users;
 mod workflow;
+mod workflow_chaos;
+mod workflow_events;
 mod workflow_faults;
 mod workflow_operate;
 mod workflow_steps;

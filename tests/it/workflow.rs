@@ -428,6 +428,63 @@ fn a_handler_decides_the_fan_out_while_it_runs() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// They were tried again with all attempts that the jobs had, over hours.
+#[test]
+fn adding_to_what_is_closed_or_not_there_fails_for_good() -> jobmill::Result<()> {
+    #[derive(Debug)]
+    struct Wrapped(jobmill::Error);
+    impl std::fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("cannot go on")
+        }
+    }
+    impl std::error::Error for Wrapped {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Add(String);
+    impl Payload for Add {
+        const KIND: &'static str = "add";
+    }
+    let (t, _) = harness_with(|builder| {
+        builder.handle(|job: Add, ctx: &Context| -> Result<(), Failure> {
+            if job.0 == "own" {
+                ctx.enqueue_in_workflow([Do::job("x")])?;
+            } else if job.0 == "wrapped" {
+                ctx.enqueue_in_stage("parts", [Do::job("x")]).map_err(Wrapped)?;
+            } else {
+                let error = ctx.enqueue_in_stage(&job.0, [Do::job("x")]).expect_err("a refusal");
+                assert!(error.is_permanent() && !error.to_string().contains("again"), "{error}");
+                return Err(error.into());
+            }
+            Ok(())
+        })
+    })?;
+    let add = |to: &str| NewJob::of(&Add(to.to_owned()));
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", [Do::job("a")])
+        .job("late", add("parts"))
+        .after("parts")
+        .job("later", add("wrapped"))
+        .after("parts")
+        .job("lost", add("nowhere"));
+    let id = start(&t, workflow);
+    let alone = t.enqueue(add("own"))?;
+    t.drain()?;
+    for (name, error) in [
+        ("late", "the stage has ended, or the workflow was cancelled"),
+        ("later", "cannot go on: the stage has ended, or the workflow was cancelled"),
+        ("lost", "the workflow has no stage \"nowhere\""),
+    ] {
+        t.check(job(&t, id, name), &format!("failed, attempt 1: {error}"));
+        assert_eq!(t.client().get(job(&t, id, name))?.failure_reason, Some(FailureReason::Refused));
+    }
+    t.check(alone, &format!("failed, attempt 1: {alone} is of no workflow"));
+    Ok(())
+}
+
 #[test]
 fn what_breaks_a_rule_writes_nothing() -> jobmill::Result<()> {
     let t = idle()?;

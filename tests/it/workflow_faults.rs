@@ -4,13 +4,13 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Client, Context, Durability, Engine, ErrorKind, Failure, NewJob, NewWorkflow, OnFailure, Payload, Status,
-    WorkflowId,
+    Cancelled, Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, NewJob, NewWorkflow,
+    OnFailure, Payload, Status, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::support::work::{Do, Record, harness, standing};
-use crate::support::{PATIENCE, file, query, secs, sound, until};
+use crate::support::{PATIENCE, file, query, raw, secs, sound, tamper, until};
 
 /// Fails, cancels, fans out, joins, and tells of it.
 fn rich() -> NewWorkflow<'static> {
@@ -143,6 +143,97 @@ fn no_turn_of_a_cascade_does_more_than_its_slice() -> jobmill::Result<()> {
     t.client().retry_workflow(id)?;
     assert!(t.faults().commits() - before >= 5, "{} commits", t.faults().commits() - before);
     drop(moments);
+    Ok(())
+}
+
+/// What ends called for was done in the order in which they came, so that a long cascade held up all that came after it.
+#[test]
+fn workflows_take_turns_however_much_is_to_be_done_for_one() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["bad"]);
+    let large = || {
+        NewWorkflow::new("large")
+            .job("bad", Do::job("bad"))
+            .jobs("parts", (0..4000).map(|n| Do::job(n.to_string())))
+            .after("bad")
+    };
+    let (before, after) = (t.client().start_workflow(large())?, t.client().start_workflow(large())?);
+    let small = t.client().start_workflow(NewWorkflow::chain("small", ["a", "b"].map(|name| (name, Do::job(name)))))?;
+    let alone = t.enqueue(Do::job("alone"))?;
+    let follows = t.enqueue(Do::job("follows").after(alone))?;
+    let events = t.client().subscribe(65_536)?;
+    t.drain()?;
+    let b = t.client().workflow(small)?.job("b").expect("a job of this name");
+    let (mut refused, mut refused_before) = (0, Vec::new());
+    for event in events.try_iter() {
+        let Event::Changed(change) = event else { continue };
+        match change.cause {
+            Cause::Cancelled => refused += 1,
+            Cause::Admitted if change.id == b || change.id == follows => refused_before.push(refused),
+            _ => {}
+        }
+    }
+    assert_eq!(refused, 8000);
+    // Each of the large ones has two turns before them at most, and a turn goes through 500.
+    assert!(refused_before.len() == 2 && refused_before.iter().all(|before| *before <= 2000), "{refused_before:?}");
+    for id in [before, after] {
+        assert_eq!(t.client().workflow(id)?.jobs.cancelled, 4000);
+    }
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_workflow_has_its_turn_however_many_come_after_it() -> jobmill::Result<()> {
+    let (t, _record) = harness()?;
+    let waiting = NewWorkflow::new("old").job("told", NewJob::tracked()).job("then", Do::job("then")).after("told");
+    let old = t.client().start_workflow(waiting)?;
+    let old = t.client().workflow(old)?;
+    let (told, then) = (old.job("told").expect("a job"), old.job("then").expect("a job"));
+    // More of them come than a turn goes through, each with a greater id.
+    let mut next = raw(then) + 1_000_000;
+    let mut turn_after_more = || {
+        let until = next + 1200;
+        tamper(
+            t.client(),
+            &format!(
+                "WITH RECURSIVE n (id) AS (SELECT {next} UNION ALL SELECT id + 1 FROM n WHERE id + 1 < {until})
+                 INSERT INTO jobmill_flow_work (whole, work, target) SELECT id, 1, id FROM n"
+            ),
+        );
+        next = until;
+        t.client().resume("default")
+    };
+    turn_after_more()?;
+    t.client().update(told, JobUpdate::new().status(Status::Completed))?;
+    t.check(then, "created");
+    for _ in 0..3 {
+        turn_after_more()?;
+    }
+    t.check(then, "pending");
+    Ok(())
+}
+
+#[test]
+fn a_cancel_in_the_midst_of_a_settling_lets_nobody_begin_who_is_judged_after_it() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let followers = (0..900).map(|n| format!("f{n}"));
+    let workflow = followers.fold(NewWorkflow::new("w").job("first", NewJob::tracked()), |workflow, name| {
+        workflow.job(&name, Do::job(&name)).after("first")
+    });
+    let id = t.client().start_workflow(workflow)?;
+    let first = t.client().workflow(id)?.job("first").expect("a job of this name");
+    t.client().update(first, JobUpdate::new().status(Status::Completed))?;
+    let jobs = t.client().workflow(id)?.jobs;
+    assert_eq!((jobs.completed, jobs.pending, jobs.created), (1, 500, 400), "a turn judges 500");
+    let events = t.client().subscribe(10_000)?;
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Now);
+    let admitted = |event: &Event| matches!(event, Event::Changed(change) if change.cause == Cause::Admitted);
+    assert_eq!(events.try_iter().filter(admitted).count(), 0);
+    t.drain()?;
+    assert_eq!(record.take(), Vec::<String>::new());
+    assert_eq!(t.client().workflow(id)?.jobs.cancelled, 900);
+    sound(t.client());
     Ok(())
 }
 
@@ -310,6 +401,38 @@ fn a_workflow_goes_on_when_the_process_is_killed_that_worked_on_it() -> jobmill:
     assert_eq!((workflow.status, workflow.jobs.completed), (Status::Completed, 9000));
     sound(&client);
     engine.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+/// What the retry had not come to was sent again after the cancel, and could begin.
+#[test]
+fn a_cancel_in_the_midst_of_a_retry_has_nothing_more_sent_again() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", (0..900).map(|n| Do::job(n.to_string())))
+        .job("join", Do::job("join"))
+        .after("parts")
+        .job("alone", Do::job("alone"))
+        .job("follows", Do::job("follows"))
+        .after("alone");
+    let id = t.client().start_workflow(workflow)?;
+    t.client().cancel_workflow(id)?;
+    t.faults().fail(2, Fault::Before);
+    assert_eq!(t.client().retry_workflow(id).unwrap_err().kind(), ErrorKind::Storage);
+    assert_eq!(t.client().workflow(id)?.jobs.pending, 498, "a turn goes through 500, of which two wait");
+    let events = t.client().subscribe(10_000)?;
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Now);
+    let pending = |event: &Event| matches!(event, Event::Changed(change) if change.to == Some(Status::Pending));
+    assert_eq!(events.try_iter().filter(pending).count(), 0);
+    t.drain()?;
+    assert_eq!(record.take(), Vec::<String>::new());
+    assert_eq!(standing(&t, id), "cancelled: parts cancelled, join cancelled, alone cancelled, follows cancelled");
+    sound(t.client());
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take().len(), 903);
+    assert_eq!(standing(&t, id), "completed: parts completed, join completed, alone completed, follows completed");
+    sound(t.client());
     Ok(())
 }
 

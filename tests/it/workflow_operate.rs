@@ -165,6 +165,92 @@ fn a_cancelled_workflow_can_be_sent_again() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// It said that it had completed, and was closed to those who were to fill it once all was sent again.
+#[test]
+fn a_stage_without_jobs_that_has_not_begun_is_cancelled_with_its_workflow_and_sent_again_with_it() -> jobmill::Result<()>
+{
+    #[derive(Serialize, Deserialize)]
+    struct Split;
+    impl Payload for Split {
+        const KIND: &'static str = "split";
+    }
+    let (t, record) = harness_with(|builder| {
+        builder.handle(|_: Split, ctx: &Context| -> Result<(), Failure> {
+            ctx.enqueue_in_stage("parts", ["x", "y"].map(Do::job))?;
+            Ok(())
+        })
+    })?;
+    let workflow = NewWorkflow::new("w")
+        .job("split", NewJob::of(&Split).delay(secs(10)))
+        .jobs("parts", std::iter::empty::<NewJob>())
+        .after("split")
+        .job("join", Do::job("join"))
+        .after("parts");
+    let id = start(&t, workflow);
+    t.client().cancel_workflow(id)?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "cancelled: split cancelled, parts cancelled, join cancelled");
+    t.client().retry_workflow(id)?;
+    assert_eq!(standing(&t, id), "running: split pending, parts created, join created");
+    t.drain()?;
+    assert_eq!(record.take(), ["x", "y", "join"]);
+    assert_eq!(standing(&t, id), "completed: split completed, parts completed, join completed");
+    sound(t.client());
+    Ok(())
+}
+
+/// Each was sent again as if it followed nobody, so that it ran beside what it followed, and without what that would give.
+#[test]
+fn jobs_that_are_sent_again_one_by_one_wait_for_those_that_they_follow() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["a"]);
+    let id = start(
+        &t,
+        NewWorkflow::new("w")
+            .job("a", Do::job("a"))
+            .job("b", NewJob::from_previous::<Do>())
+            .after("a")
+            .jobs("parts", [Do::job("p"), Do::job("bad")])
+            .job("c", Do::job("c"))
+            .after("b")
+            .after("parts"),
+    );
+    let first = t.enqueue(Do::job("a"))?;
+    let then = t.enqueue(Do::job("then").after(first))?;
+    let last = t.enqueue(Do::job("last").after_with(then, OnFailure::Fail).after_with(first, OnFailure::Continue))?;
+    t.drain()?;
+    assert_eq!(standing(&t, id), "failed: a failed, b cancelled, parts completed, c cancelled");
+    record.set_failing([]);
+    record.take();
+    let workflow = t.client().workflow(id)?;
+    for name in ["a", "b", "c"] {
+        t.client().retry(workflow.job(name).unwrap())?;
+    }
+    assert_eq!(standing(&t, id), "running: a pending, b created, parts completed, c created");
+    let ended = Query::new().statuses([Status::Failed, Status::Cancelled]);
+    assert_eq!(t.client().select(ended)?.retry()?.changed, 3);
+    t.check(then, "created");
+    t.check(last, "created");
+    t.drain()?;
+    assert_eq!(standing(&t, id), "completed: a completed, b completed, parts completed, c completed");
+    assert_eq!(record.take(), ["a", "a", "A", "then", "c", "last"]);
+    // If it fails again, so do they.
+    record.set_failing(["a"]);
+    let first = t.enqueue(Do::job("a"))?;
+    let then = t.enqueue(Do::job("then").after_with(first, OnFailure::Fail))?;
+    t.drain()?;
+    t.client().retry(first)?;
+    t.client().retry(then)?;
+    t.drain()?;
+    assert_eq!(t.client().get(then)?.status, Status::Failed);
+    // One that was sent again alone runs whatever it follows.
+    t.client().retry(then)?;
+    t.drain()?;
+    t.check(then, "completed, attempt 1");
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn what_cannot_be_sent_again_keeps_nobody_waiting() -> jobmill::Result<()> {
     let (t, record) = harness()?;

@@ -63,9 +63,11 @@ CREATE TABLE jobmill_edge (
 -- Serves the look for what a follower waits for still, and its needs.
 CREATE INDEX jobmill_edge_follower ON jobmill_edge (follower, verdict);
 
--- What an end, a cancel or a retry calls for, in its order: done a slice at a time, by whoever takes the next turn.
+-- What an end, a cancel or a retry calls for: done a slice at a time, by whoever takes the next turn. Within a workflow it
+-- is done in its order; workflows take turns.
 CREATE TABLE jobmill_flow_work (
     id       INTEGER NOT NULL PRIMARY KEY,
+    whole    INTEGER NOT NULL,            -- the workflow whose turn it is done in; for a job of none, that job
     work     INTEGER NOT NULL CHECK (work BETWEEN 0 AND 4),  -- 0 settle, 1 admit, 2 refuse, 3 cancel, 4 retry
     target   INTEGER NOT NULL,            -- the job or the flow
     state    INTEGER NOT NULL DEFAULT 0,  -- settle: how it ended; refuse: how its jobs end
@@ -75,6 +77,8 @@ CREATE TABLE jobmill_flow_work (
     user_id  TEXT,                        -- cancel, retry: on whose behalf
     actor    TEXT
 ) STRICT;
+-- Serves the next duty of a workflow, and the next workflow that has one.
+CREATE INDEX jobmill_flow_work_whole ON jobmill_flow_work (whole);
 
 -- The values of a handler's steps that are done.
 CREATE TABLE jobmill_journal (

@@ -125,6 +125,7 @@ impl Turn<'_> {
         if released == 0 {
             return Ok(false);
         }
+        self.book.flows.moved(whole, State::Created, State::Running, self.now);
         let mut node = self
             .conn
             .prepare_cached("INSERT INTO jobmill_node (flow, place, role, target, name) VALUES (?1, ?2, ?3, ?4, ?5)")?;
@@ -156,7 +157,7 @@ impl Turn<'_> {
                     // It may have no jobs.
                     self.book.flows.touch(target);
                 } else {
-                    self.admit_later(target)?;
+                    self.admit_later(whole, target)?;
                 }
             }
             any_root |= planned.needs.is_empty() && !planned.is_stage;
@@ -177,7 +178,7 @@ impl Turn<'_> {
             )?;
         }
         if any_root && !at_once {
-            self.admit_later(whole)?;
+            self.admit_later(whole, whole)?;
         }
         // Tracked jobs may all have ended before, and stages may have no jobs.
         self.book.flows.touch(whole);
@@ -196,7 +197,7 @@ impl Turn<'_> {
                 .optional()?;
             if let Some(state) = ended {
                 log::debug!("{} had ended when its workflow began", planned.name);
-                flow::settle(self.conn, target, state as i64)?;
+                flow::settle(self.conn, draft.id.raw(), target, state as i64)?;
                 self.book.flows.has_work = true;
             }
         }
@@ -228,11 +229,11 @@ impl Turn<'_> {
         Ok(false)
     }
 
-    fn admit_later(&mut self, flow: i64) -> rusqlite::Result<()> {
+    fn admit_later(&mut self, whole: i64, flow: i64) -> rusqlite::Result<()> {
         self.book.flows.has_work = true;
         self.conn
-            .prepare_cached("INSERT INTO jobmill_flow_work (work, target, state) VALUES (?1, ?2, 1)")?
-            .execute(params![Task::Admit, flow])
+            .prepare_cached("INSERT INTO jobmill_flow_work (whole, work, target, state) VALUES (?1, ?2, ?3, 1)")?
+            .execute(params![whole, Task::Admit, flow])
             .map(drop)
     }
 

@@ -1,7 +1,7 @@
 //! What the ends of jobs and workflows call for: whoever waits is judged, admitted, refused, a slice in each turn.
 //!
-//! What is to be done stands in a queue in the file, so that a cascade over many jobs never holds the writer for long, and
-//! goes on after a crash where it stopped.
+//! What is to be done stands in the file, so that a cascade over many jobs never holds the writer for long, and goes on after
+//! a crash where it stopped. Workflows take turns, so that a long one keeps nobody waiting for its end.
 
 pub(crate) mod create;
 pub(crate) mod operate;
@@ -17,9 +17,9 @@ use crate::model::job::Status;
 use crate::model::need::Condition;
 use crate::model::time::Timestamp;
 use crate::store::audit::Line;
-use crate::store::edge::is_waiting;
+use crate::store::edge::{self, is_waiting};
 use crate::store::enqueue::PAYLOAD_IN_ROW_BYTES;
-use crate::store::flow::{self, GONE, Role, Task};
+use crate::store::flow::{self, GONE, Role, Round, Task};
 use crate::store::operate::Standing;
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{RunAt, State};
@@ -35,6 +35,7 @@ const AS_THEY_ARE: i64 = 1;
 /// The next thing to be done.
 struct Duty {
     id: i64,
+    whole: i64,
     task: Task,
     target: i64,
     state: i64,
@@ -56,6 +57,14 @@ struct Member {
 /// Reads what waits for an end and has not been judged.
 pub(crate) const PLAN_FOLLOWERS: &str = "SELECT follower, condition, stage, feeds FROM jobmill_edge
      WHERE needs = :needs AND follower > :after AND verdict IS NULL ORDER BY follower LIMIT :limit";
+
+/// Reads the next duty, of the workflow whose turn it is.
+pub(crate) const PLAN_DUTY: &str = "SELECT id, whole, work, target, state, cause, verdict, position, actor
+     FROM jobmill_flow_work INDEXED BY jobmill_flow_work_whole
+     WHERE whole >= :from AND whole <= :until ORDER BY whole, id LIMIT 1";
+
+/// Reads which workflow is the last of a round.
+pub(crate) const PLAN_LAST: &str = "SELECT max(whole) FROM jobmill_flow_work INDEXED BY jobmill_flow_work_whole";
 
 /// Reads the jobs of a flow.
 pub(crate) const PLAN_MEMBERS: &str = concat!(
@@ -82,9 +91,10 @@ impl Member {
 }
 
 impl Turn<'_> {
-    /// Does what ends have called for, to about `limit` jobs.
+    /// Does what ends have called for, to about `limit` jobs. Where it stops, the next workflow goes on.
     pub(crate) fn walk_flows(&mut self, limit: usize) -> rusqlite::Result<()> {
         self.book.flows.flush(self.conn, self.now)?;
+        self.take_workflows();
         let mut left = limit;
         while self.book.flows.has_work && left > 0 {
             let Some(duty) = self.next_duty()? else {
@@ -110,26 +120,37 @@ impl Turn<'_> {
                 }
             }
             self.book.flows.flush(self.conn, self.now)?;
+            self.take_workflows();
+            self.book.flows.round.from = if left > 0 { duty.whole } else { duty.whole + 1 };
         }
         Ok(())
     }
 
-    fn next_duty(&self) -> rusqlite::Result<Option<Duty>> {
+    /// The next duty of the workflow whose turn it is, or else of the one after it.
+    fn next_duty(&mut self) -> rusqlite::Result<Option<Duty>> {
+        if let Some(duty) = self.duty_within(self.book.flows.round)? {
+            return Ok(Some(duty));
+        }
+        let last: Option<i64> = self.conn.prepare_cached(PLAN_LAST)?.query_row([], |row| row.get(0))?;
+        let Some(until) = last else { return Ok(None) };
+        self.book.flows.round = Round { from: 0, until };
+        self.duty_within(self.book.flows.round)
+    }
+
+    fn duty_within(&self, round: Round) -> rusqlite::Result<Option<Duty>> {
         self.conn
-            .prepare_cached(
-                "SELECT id, work, target, state, cause, verdict, position, actor
-                 FROM jobmill_flow_work ORDER BY id LIMIT 1",
-            )?
-            .query_row([], |row| {
+            .prepare_cached(PLAN_DUTY)?
+            .query_row(named_params! { ":from": round.from, ":until": round.until }, |row| {
                 Ok(Duty {
                     id: row.get(0)?,
-                    task: row.get(1)?,
-                    target: row.get(2)?,
-                    state: row.get(3)?,
-                    cause: row.get(4)?,
-                    verdict: row.get(5)?,
-                    position: row.get(6)?,
-                    caller: Caller { user: None, name: row.get(7)? },
+                    whole: row.get(1)?,
+                    task: row.get(2)?,
+                    target: row.get(3)?,
+                    state: row.get(4)?,
+                    cause: row.get(5)?,
+                    verdict: row.get(6)?,
+                    position: row.get(7)?,
+                    caller: Caller { user: None, name: row.get(8)? },
                 })
             })
             .optional()
@@ -206,10 +227,11 @@ impl Turn<'_> {
         }
         self.conn
             .prepare_cached(
-                "INSERT INTO jobmill_flow_work (work, target, state, cause, verdict)
-                 VALUES (:task, :stage, :state, :cause, :verdict)",
+                "INSERT INTO jobmill_flow_work (whole, work, target, state, cause, verdict)
+                 VALUES (:whole, :task, :stage, :state, :cause, :verdict)",
             )?
             .execute(named_params! {
+                ":whole": duty.whole,
                 ":task": if is_met { Task::Admit } else { Task::Refuse },
                 ":stage": stage,
                 ":state": if is_met { 0 } else { ends_as as i64 },
@@ -227,15 +249,23 @@ impl Turn<'_> {
             .query_row([duty.target], |row| Ok((row.get::<_, Role>(0)?, row.get::<_, State>(1)?)))
             .optional()?;
         let Some((role, flow_state)) = flow else { return Ok((0, None)) };
-        if duty.task == Task::Admit && flow::is_closed(self.conn, duty.target)? {
+        let closed = matches!(duty.task, Task::Admit | Task::Retry) && flow::is_closed(self.conn, duty.target)?;
+        if duty.task == Task::Admit && closed {
             // Whoever has cancelled it sees to its jobs.
             return Ok((0, None));
         }
         if duty.task == Task::Cancel {
-            // One that has not begun ends now.
-            self.conn
-                .prepare_cached("UPDATE jobmill_flow SET state = 2 WHERE id = ?1 AND state = 0")?
-                .execute([duty.target])?;
+            // One that has not begun ends now, cancelled even if it has no jobs that tell so.
+            let begun = self
+                .conn
+                .prepare_cached(
+                    "UPDATE jobmill_flow SET state = 2, cancel_requested_at = coalesce(cancel_requested_at, ?2)
+                     WHERE id = ?1 AND state = 0",
+                )?
+                .execute(params![duty.target, self.now])?;
+            if begun > 0 && role == Role::Workflow {
+                self.book.flows.moved(duty.target, State::Created, State::Running, self.now);
+            }
         }
         let members: Vec<Member> = self
             .conn
@@ -285,9 +315,10 @@ impl Turn<'_> {
                         _ => is_waiting(self.conn, member.id.raw())?,
                     };
                     let to = if waits { State::Created } else { State::Delayed };
-                    if self.send_again(member.id, to, &duty.caller)?.is_err() {
-                        // Another job holds its key by now. Those that wait for it learn that it stays as it is.
-                        flow::settle(self.conn, member.id.raw(), member.state as i64)?;
+                    if closed || self.send_again(member.id, to, &duty.caller)?.is_err() {
+                        // All was cancelled before it was sent again, or another job holds its key by now. Those that wait
+                        // for it learn that it stays as it is.
+                        flow::settle(self.conn, duty.whole, member.id.raw(), member.state as i64)?;
                     }
                 }
                 _ => {}
@@ -391,6 +422,22 @@ impl Turn<'_> {
             &Line::of(standing.id, action).share(standing.place.share).states(State::Created, to).note(Some(why)),
         )?;
         self.last_step(standing.step(to, cause))
+    }
+
+    /// What a job is to wait for that is sent again: what it follows may be under way again, too. Of a workflow that was
+    /// cancelled nobody waits, for nobody would be admitted.
+    pub(crate) fn open_needs(&self, job: JobId) -> rusqlite::Result<Vec<i64>> {
+        let open = edge::open_needs(self.conn, job.raw())?;
+        if open.is_empty() {
+            return Ok(open);
+        }
+        let flow: Option<Option<i64>> = self
+            .conn
+            .prepare_cached("SELECT flow FROM jobmill_job WHERE id = ?1")?
+            .query_row([job], |row| row.get(0))
+            .optional()?;
+        let closed = flow.flatten().map_or(Ok(false), |flow| flow::is_closed(self.conn, flow))?;
+        Ok(if closed { Vec::new() } else { open })
     }
 
     /// Feeds a job once more that is sent again: the one that it follows may have failed when it was judged, and has

@@ -1,6 +1,6 @@
 //! What is done to workflows from outside: cancel, retry. And the values of steps that are done.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use rusqlite::{OptionalExtension, named_params, params};
 
@@ -8,10 +8,10 @@ use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::flow::Task;
 use crate::store::operate::Cancelled;
 use crate::store::row::State;
+use crate::store::{Turn, edge};
 
 /// Why a workflow was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +58,8 @@ impl Turn<'_> {
                 let roles = if state == State::Created { 2 } else { 1 };
                 self.conn
                     .prepare_cached(
-                        "INSERT INTO jobmill_flow_work (work, target, actor)
-                         SELECT :task, id, :actor FROM jobmill_flow
+                        "INSERT INTO jobmill_flow_work (whole, work, target, actor)
+                         SELECT :id, :task, id, :actor FROM jobmill_flow
                          WHERE (id = :id OR parent = :id) AND role <= :roles AND ended_at IS NULL ORDER BY role DESC, id",
                     )?
                     .execute(named_params! {
@@ -116,7 +116,8 @@ impl Turn<'_> {
             return Ok(Err(WorkflowRefused::Status(state.status())));
         }
         self.arm_again(id.raw())?;
-        for flow in flows.into_iter().chain([id.raw()]).collect::<HashSet<i64>>() {
+        self.book.flows.moved(id.raw(), state, State::Running, self.now);
+        for flow in flows.into_iter().chain([id.raw()]).collect::<BTreeSet<i64>>() {
             self.conn
                 .prepare_cached(
                     "UPDATE jobmill_flow
@@ -127,8 +128,8 @@ impl Turn<'_> {
                 )?
                 .execute(named_params! { ":id": flow })?;
             self.conn
-                .prepare_cached("INSERT INTO jobmill_flow_work (work, target, actor) VALUES (?1, ?2, ?3)")?
-                .execute(params![Task::Retry, flow, caller.actor()])?;
+                .prepare_cached("INSERT INTO jobmill_flow_work (whole, work, target, actor) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![id.raw(), Task::Retry, flow, caller.actor()])?;
         }
         self.book.flows.has_work = true;
         Ok(Ok(()))
@@ -149,17 +150,16 @@ impl Turn<'_> {
             .query_map([workflow], |row| row.get(0))?
             .collect::<rusqlite::Result<_>>()?;
         ill.insert(workflow);
-        let mut arm =
-            self.conn.prepare_cached("UPDATE jobmill_edge SET verdict = NULL WHERE needs = ?1 AND follower = ?2")?;
         let mut needs_of = self.conn.prepare_cached("SELECT needs FROM jobmill_edge WHERE follower = ?1")?;
-        let mut unsettle = self.conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE work = 0 AND target = ?1")?;
+        let mut unsettle =
+            self.conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE whole = ?1 AND work = 0 AND target = ?2")?;
         for follower in &ill {
-            let needs: Vec<i64> = needs_of.query_map([follower], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
-            for needed in needs.into_iter().filter(|needed| ill.contains(needed)) {
-                arm.execute([needed, *follower])?;
-            }
+            let mut needs: Vec<i64> =
+                needs_of.query_map([follower], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+            needs.retain(|needed| ill.contains(needed));
+            edge::arm(self.conn, *follower, &needs)?;
             // What its last end called for would be taken for what its next one does.
-            unsettle.execute([follower])?;
+            unsettle.execute([workflow, *follower])?;
         }
         Ok(())
     }
@@ -167,10 +167,7 @@ impl Turn<'_> {
     /// Whether something is still to be done to the jobs of a workflow that was asked for.
     pub(crate) fn is_operating(&self, id: WorkflowId) -> rusqlite::Result<bool> {
         self.conn
-            .prepare_cached(
-                "SELECT 1 FROM jobmill_flow_work
-                 WHERE work IN (3, 4) AND target IN (SELECT id FROM jobmill_flow WHERE id = ?1 OR parent = ?1)",
-            )?
+            .prepare_cached("SELECT 1 FROM jobmill_flow_work WHERE whole = ?1 AND work IN (3, 4)")?
             .exists([id.raw()])
     }
 

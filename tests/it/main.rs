@@ -25,6 +25,7 @@ mod house;
 mod lifecycle;
 mod limits;
 mod limits_model;
+mod limits_order;
 mod listing;
 mod local;
 mod local_chat;

@@ -1,5 +1,7 @@
 //! Choosing the next jobs and marking them as ours.
 
+use std::collections::HashSet;
+
 use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
 use crate::model::event::Cause;
@@ -91,6 +93,7 @@ impl Turn<'_> {
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
+        let mut shut = HashSet::new();
         let mut passed = 0;
         while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
             let chunk_max = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
@@ -129,7 +132,7 @@ impl Turn<'_> {
                 continue;
             }
             let taker = sources[at].pop(scene.fair && !is_apart(lane));
-            match self.claim_one(&mut statements, demand, owner, lane, &head)? {
+            match self.claim_one(&mut statements, demand, owner, lane, &head, &mut shut)? {
                 Met::Claimed(claim) => {
                     if let Some(lane) = self.book.lanes.get(lane) {
                         demand.took(lane, claim.weight);
@@ -239,6 +242,8 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// Claims a job, if it may run. `shut` are the gates that have held one of a lane before in this claim, with the lane: who
+    /// comes after that one does not pass it by being cheaper.
     fn claim_one(
         &mut self,
         statements: &mut Statements<'_>,
@@ -246,6 +251,7 @@ impl Turn<'_> {
         owner: i64,
         lane: i64,
         head: &Head,
+        shut: &mut HashSet<(i64, i64)>,
     ) -> rusqlite::Result<Met> {
         let Head { id, rank, state: from, .. } = *head;
         let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
@@ -269,7 +275,16 @@ impl Turn<'_> {
             self.expire_one(id, claim.place, from, claim.job.attempt)?;
             return Ok(Met::Passed);
         }
-        if let Some(gate) = self.shut_gate(&uses)? {
+        let mut holder = uses.iter().map(|(gate, _)| *gate).find(|gate| shut.contains(&(*gate, lane)));
+        if holder.is_none() {
+            holder = self.shut_gate(&uses)?;
+            shut.extend(holder.map(|gate| (gate, lane)));
+        }
+        if holder.is_none() && from == State::Delayed {
+            // One whose own time has come passes none that a gate holds.
+            holder = self.gate_behind(&uses, lane, JobId::first_at(claim.job.run_at).raw())?;
+        }
+        if let Some(gate) = holder {
             self.hold(id, claim.place, from, gate)?;
             return Ok(Met::Passed);
         }

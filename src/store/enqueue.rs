@@ -81,6 +81,8 @@ impl<'c> Ledger<'c> for Turn<'c> {
             row.line = self.line_up(row.id, &uses, row.place.lane)?;
             if row.line.is_some() {
                 row.state = State::Held;
+            } else {
+                row.others_wait = self.others_wait(&uses)?;
             }
         }
         row.uses = uses;
@@ -91,7 +93,7 @@ impl<'c> Ledger<'c> for Turn<'c> {
         if row.state != State::Pending {
             return;
         }
-        row.owner = self.may_claim_at_once(row.place.lane, new);
+        row.owner = if row.others_wait { None } else { self.may_claim_at_once(row.place.lane, new) };
         match row.owner {
             Some(_) => row.state = State::Running,
             // From here on somebody waits.
@@ -189,7 +191,7 @@ impl<'c> Ledger<'c> for File<'c> {
         if row.state == State::Pending {
             // Whether it may go, the next turn of an engine finds out.
             let first = uses.first().map_or(0, |(gate, _)| *gate);
-            let joined = line::join(self.conn, &uses, row.place.lane, first, row.id.created_at().as_micros())?;
+            let joined = line::join(self.conn, &uses, row.place.lane, first, row.id.raw())?;
             (row.state, row.line, held_at) = (State::Held, Some(joined.line), Some(joined.gate));
         }
         gate::enter_in(self.conn, row.place.lane, &uses, held_at, row.now)?;
@@ -303,6 +305,8 @@ pub(crate) struct NewRow {
     uses: Vec<Taken>,
     /// The line in which it stands, if it is held.
     line: Option<i64>,
+    /// One of its gates holds others, which may go before it.
+    others_wait: bool,
 }
 
 /// Writes a job's own row. Its parameters go by number, for it is run once for each job.
@@ -336,7 +340,8 @@ fn enqueue<'c>(ledger: &mut impl Ledger<'c>, new: &NewJob, now: Timestamp) -> ru
         (_, None) => RunAt::AtOnce,
     };
     let (owner, uses, line) = (None, Vec::new(), None);
-    let mut row = NewRow { id, place, state, now, run_at, stored_run_at, expires_at, owner, uses, line };
+    let others_wait = false;
+    let mut row = NewRow { id, place, state, now, run_at, stored_run_at, expires_at, owner, uses, line, others_wait };
     if place.limited {
         ledger.bound(&mut row, new)?;
     }

@@ -256,7 +256,7 @@ impl Turn<'_> {
         Ok(Finished::Now(State::Delayed))
     }
 
-    fn put_back(&mut self, claim: &Claim) -> rusqlite::Result<Finished> {
+    pub(crate) fn put_back(&mut self, claim: &Claim) -> rusqlite::Result<Finished> {
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?

@@ -73,6 +73,11 @@ impl Gate {
         self.lanes.iter().any(|known| known.lane == lane && known.held > 0)
     }
 
+    /// Whether it holds any jobs.
+    pub(crate) fn holds_any(&self) -> bool {
+        self.lanes.iter().any(|known| known.held > 0)
+    }
+
     /// Counts jobs of a lane that may be claimed from now on, and jobs that it holds.
     pub(crate) fn count(&mut self, lane: i64, ready: i64, held: i64) {
         if (ready, held) == (0, 0) {

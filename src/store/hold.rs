@@ -18,20 +18,37 @@ impl Turn<'_> {
         uses.iter().map(|used| Ok((self.book.gates.find_or_create(self.conn, used)?, used.cost))).collect()
     }
 
-    /// Lets a job that comes to wait stand in the line of its gates, if it must wait there. Nothing of its row is written.
+    /// Lets a new job stand in the line of its gates, if it must wait there. Nothing of its row is written.
     pub(crate) fn line_up(&mut self, id: JobId, uses: &[Taken], lane: i64) -> rusqlite::Result<Option<i64>> {
         let Some(gate) = self.gate_ahead(uses, lane)? else { return Ok(None) };
-        let joined = self.join_line(uses, lane, gate, id.created_at().as_micros())?;
-        Ok(Some(joined.line))
-    }
-
-    fn join_line(&mut self, uses: &[Taken], lane: i64, gate: i64, place: i64) -> rusqlite::Result<Joined> {
-        let joined = line::join(self.conn, uses, lane, gate, place)?;
+        let joined = line::join(self.conn, uses, lane, gate, id.raw())?;
         if joined.leads {
             // Nobody knows yet when the gate lets it go.
             self.book.gates.loosen(joined.gate);
         }
+        Ok(Some(joined.line))
+    }
+
+    /// The same for a job that is not new, before which nobody may stand whatever the line's row says.
+    pub(crate) fn line_up_again(&mut self, id: JobId, uses: &[Taken], lane: i64) -> rusqlite::Result<Option<i64>> {
+        let Some(gate) = self.gate_ahead(uses, lane)? else { return Ok(None) };
+        Ok(Some(self.join_line(uses, lane, gate, id.raw())?.line))
+    }
+
+    fn join_line(&mut self, uses: &[Taken], lane: i64, gate: i64, place: i64) -> rusqlite::Result<Joined> {
+        let joined = line::join(self.conn, uses, lane, gate, place)?;
+        self.book.gates.loosen(joined.gate);
         Ok(joined)
+    }
+
+    /// Whether others wait at one of these gates, in whichever lane.
+    pub(crate) fn others_wait(&mut self, uses: &[Taken]) -> rusqlite::Result<bool> {
+        for (id, _) in uses {
+            if self.book.gates.get(self.conn, *id)?.holds_any() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The gate at which a new job of this lane must wait: behind those that it holds, and those that it has let go already.
@@ -44,8 +61,21 @@ impl Turn<'_> {
         self.closed_gate(uses, lane)
     }
 
+    /// The gate at which others of the lane wait that come before this place in the order. Whoever does not pass them cannot
+    /// keep them waiting for ever; and the first of all waits for nobody, so that not all wait for each other.
+    pub(crate) fn gate_behind(&mut self, uses: &[Taken], lane: i64, place: i64) -> rusqlite::Result<Option<i64>> {
+        for (id, _) in uses {
+            if self.book.gates.get(self.conn, *id)?.holds(lane)
+                && line::first(self.conn, *id, lane)?.is_some_and(|first| first.head < place)
+            {
+                return Ok(Some(*id));
+            }
+        }
+        Ok(None)
+    }
+
     /// The gate that has no room for one more job of this lane, behind those that it has let go already. What it holds does
-    /// not count: of two gates that hold jobs of each other's, neither would let one go.
+    /// not count.
     pub(crate) fn closed_gate(&mut self, uses: &[Taken], lane: i64) -> rusqlite::Result<Option<i64>> {
         for (id, cost) in uses {
             let now = self.now;
@@ -71,7 +101,7 @@ impl Turn<'_> {
     pub(crate) fn hold(&mut self, id: JobId, place: Place, from: State, gate: i64) -> rusqlite::Result<()> {
         let (uses, at): (Vec<Taken>, i64) = self
             .conn
-            .prepare_cached("SELECT limits, coalesce(run_at, id >> 10) FROM jobmill_job WHERE id = ?1")?
+            .prepare_cached("SELECT limits, coalesce(run_at << 10, id) FROM jobmill_job WHERE id = ?1")?
             .query_row([id], |row| Ok((parse(row.get_ref(0)?.as_str_or_null()?), row.get(1)?)))?;
         let joined = self.join_line(&uses, place.lane, gate, at)?;
         self.conn
@@ -101,7 +131,12 @@ impl Turn<'_> {
         }
         let (uses, line) = uses_of(self.conn, step.job)?;
         let holder = match line {
-            Some(line) if step.from == Some(State::Held) => line::leave(self.conn, line, step.place.lane, 1)?,
+            Some(line) if step.from == Some(State::Held) => {
+                let gate = line::leave(self.conn, line, step.place.lane, 1)?;
+                // The next one may cost less.
+                gate.into_iter().for_each(|gate| self.book.gates.loosen(gate));
+                gate
+            }
             Some(line) if step.to == Some(State::Held) => line::gate_of(self.conn, line, step.place.lane)?,
             _ => None,
         };
@@ -141,7 +176,8 @@ impl Turn<'_> {
             }
             let waiting = gate.lanes.iter().any(|in_lane| in_lane.held > 0);
             let left = matches!(from, Some(State::Running | State::Pending)) && to != Some(State::Running);
-            if waiting && (left || taken != 0 && rate.is_some()) {
+            // One that takes nothing has kept room too, for those behind it are reckoned to be as dear as the next.
+            if waiting && (left || rate.is_some() && to == Some(State::Running)) {
                 gates.loosen(*id);
             }
         }
@@ -179,7 +215,7 @@ impl Turn<'_> {
     fn join_again(&mut self, job: JobId, uses: &[Taken], lane: i64, gate: i64) -> rusqlite::Result<i64> {
         let at = self
             .conn
-            .prepare_cached("SELECT coalesce(run_at, id >> 10) FROM jobmill_job WHERE id = ?1")?
+            .prepare_cached("SELECT coalesce(run_at << 10, id) FROM jobmill_job WHERE id = ?1")?
             .query_row([job], |row| row.get(0))?;
         let joined = self.join_line(uses, lane, gate, at)?;
         self.conn

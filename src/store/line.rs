@@ -13,6 +13,7 @@ pub(crate) const PLAN_FIRST: &str = "SELECT line, head FROM jobmill_line_lane IN
 pub(crate) struct First {
     pub(crate) line: i64,
     /// The place in the order of its first job as it was last known: one that has gone since may have stood there.
+    /// A place is the job's id, or its `run_at` as an id would hold it.
     pub(crate) head: i64,
     /// The same of the line behind it. None: it is the only one.
     pub(crate) next_head: Option<i64>,

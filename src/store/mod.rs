@@ -65,6 +65,7 @@ use crate::store::flow::Flows;
 use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
+use crate::store::rescue::Unheard;
 use crate::store::row::{Claim, State};
 use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
@@ -116,6 +117,8 @@ pub(crate) struct Store {
     stale: bool,
     /// Somebody else has written since this was last asked.
     changed_by_others: bool,
+    /// What failed turns may have written after all.
+    unheard: Unheard,
     patience: Duration,
     commits: u64,
     /// What the clock told at the last turn.
@@ -266,6 +269,7 @@ impl Store {
             data_version: None,
             stale: true,
             changed_by_others: false,
+            unheard: Unheard::default(),
             patience,
             commits: 0,
             seen_at: Timestamp::EPOCH,
@@ -328,6 +332,7 @@ impl Store {
                 nothing_waits,
                 guarded: &self.guarded,
             };
+            turn.hear(&self.unheard).map_err(|error| storage_error("cannot take back what was claimed", error))?;
             let value = work(&mut turn)?;
             if self.contact.is_troubled() {
                 // Whether all is well again shows only when something is written.
@@ -341,13 +346,17 @@ impl Store {
             Ok(value)
         });
         match &result {
-            Ok(_) => self.succeeded(),
+            Ok(_) => {
+                self.unheard = Unheard::default();
+                self.succeeded();
+            }
             Err(error) => self.failed(error),
         }
         if result.is_err() {
             self.stale = true;
             // The commit of a turn that failed may have been written after all, and nobody will tell of it.
             self.changed_by_others = true;
+            self.unheard.note(std::mem::take(&mut out));
             self.book.lanes.forget();
             self.book.shares.forget();
             self.book.flows.forget();

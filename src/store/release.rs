@@ -19,10 +19,10 @@ const CHUNK_MAX: usize = 64;
 
 /// Reads the first jobs of a line in a lane.
 pub(crate) const PLAN_HELD: &str = concat!(
-    "SELECT id, limits, coalesce(run_at, id >> 10), ",
+    "SELECT id, limits, coalesce(run_at << 10, id), ",
     place_columns!(),
     " FROM jobmill_job INDEXED BY jobmill_job_held
-     WHERE line = ?1 AND lane = ?2 AND state = 8 ORDER BY coalesce(run_at, id >> 10), id LIMIT ?3"
+     WHERE line = ?1 AND lane = ?2 AND state = 8 ORDER BY coalesce(run_at << 10, id), id LIMIT ?3"
 );
 
 /// A held job.
@@ -42,7 +42,7 @@ enum Stop {
     Overtaken(i64),
     /// The gate does not let the first job through.
     Shut(Passage),
-    /// Another gate does not.
+    /// Another gate does not, or lets others go before it.
     ShutAt(i64),
 }
 
@@ -136,7 +136,11 @@ impl Turn<'_> {
                 return Ok((gone, Stop::Shut(passage)));
             }
             let others: Vec<Taken> = uses.iter().filter(|(gate, _)| *gate != id).copied().collect();
-            if let Some(to) = self.closed_gate(&others, lane)? {
+            let behind = match self.closed_gate(&others, lane)? {
+                None => self.gate_behind(&others, lane, at)?,
+                shut => shut,
+            };
+            if let Some(to) = behind {
                 return Ok((gone, Stop::ShutAt(to)));
             }
             self.let_go(job, place, &uses, id)?;
@@ -176,7 +180,7 @@ impl Turn<'_> {
             .collect()
     }
 
-    /// Moves a line to another gate, which does not let it through.
+    /// Moves a line to another gate, at which it must wait.
     fn move_line(&mut self, line: i64, lane: i64, from: i64, to: i64) -> rusqlite::Result<()> {
         let held = line::move_to(self.conn, line, lane, to)?;
         for (gate, held) in [(from, -held), (to, held)] {

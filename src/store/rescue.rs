@@ -1,9 +1,9 @@
-//! Taking back the jobs of an engine that died.
+//! Taking back the jobs of an engine that died, and those that it has claimed and does not know of.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
-use rusqlite::named_params;
+use rusqlite::{OptionalExtension, named_params};
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::event::Cause;
@@ -12,13 +12,13 @@ use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::retry::spread;
 use crate::model::time::Timestamp;
-use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
 use crate::store::place::{Place, place_columns};
-use crate::store::row::State;
+use crate::store::row::{Claim, State};
 use crate::store::step::Step;
+use crate::store::{Outbox, Turn};
 
 /// The error that a job bears whose process died while its handler ran.
 const CRASHED: &str = "the process died while the handler ran";
@@ -59,7 +59,54 @@ pub(crate) struct Rescued {
     pub(crate) ended: usize,
 }
 
+/// What a turn has claimed and whom it was to stop, of which the commit failed. It may have been written after all, and then
+/// nobody runs these jobs, and nobody stops.
+#[derive(Default)]
+pub(crate) struct Unheard {
+    claims: Vec<Claim>,
+    stop: Vec<JobId>,
+}
+
+impl Unheard {
+    /// Notes what a failed turn has left. One that fails again and again claims the same jobs each time.
+    pub(crate) fn note(&mut self, out: Outbox) {
+        let mut known: HashSet<(JobId, i64)> = self.claims.iter().map(|claim| (claim.job.id, claim.fence)).collect();
+        self.claims.extend(out.claims.into_iter().filter(|claim| known.insert((claim.job.id, claim.fence))));
+        self.stop.extend(out.stop);
+        self.stop.sort_unstable();
+        self.stop.dedup();
+    }
+}
+
 impl Turn<'_> {
+    /// Does what was left undone of a turn that was written though its commit failed: what it claimed waits again, for
+    /// nobody has begun it, and those that it was to stop are told.
+    pub(crate) fn hear(&mut self, unheard: &Unheard) -> rusqlite::Result<()> {
+        for claim in &unheard.claims {
+            if self.is_ours(claim.job.id, Some(claim.fence))?.is_some() {
+                self.put_back(claim)?;
+                self.nothing_waits = false;
+            }
+        }
+        for id in &unheard.stop {
+            if self.is_ours(*id, None)? == Some(true) {
+                self.out.stop.push(*id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody has asked for the cancellation of a job. None unless this engine runs it, under this claim.
+    fn is_ours(&self, id: JobId, fence: Option<i64>) -> rusqlite::Result<Option<bool>> {
+        self.conn
+            .prepare_cached(
+                "SELECT cancel_requested_at IS NOT NULL FROM jobmill_job
+                 WHERE id = :id AND state = 2 AND owner = :owner AND claim = coalesce(:fence, claim)",
+            )?
+            .query_row(named_params! { ":id": id, ":owner": self.book.owner, ":fence": fence }, |row| row.get(0))
+            .optional()
+    }
+
     /// Takes back the jobs of a dead engine and closes its row. Those that it had `begun`, by id and fencing token,
     /// have spent an attempt; those that it had only claimed have not.
     pub(crate) fn rescue(&mut self, owner: i64, begun: &HashSet<(i64, i64)>) -> rusqlite::Result<Rescued> {

@@ -1,4 +1,5 @@
-//! Whatever is done to limited jobs, in whatever order: no limit is passed, the books are right, and each job ends.
+//! Whatever is done to limited jobs, in whatever order: no limit is passed, nobody overtakes another of the same key, the
+//! books are right, and each job ends.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -6,8 +7,8 @@ use std::time::Duration;
 
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Client, Context, Durability, ErrorKind, Failure, JobId, Limit, LimitUse, NewJob, Outcome, Preference, Priority,
-    Query, Retention, Status, Timestamp, Workers,
+    Client, Clock, Context, Durability, ErrorKind, Failure, Job, JobId, Limit, LimitUse, NewJob, Outcome, Preference,
+    Priority, Query, Reason, Retention, Status, SystemClock, Timestamp, Workers,
 };
 
 use crate::mirror::{Act, act};
@@ -16,6 +17,8 @@ use crate::support::{Dice, echo, now, secs, with_hands};
 const QUEUES: [&str; 3] = ["default", "mail", "narrow"];
 const KEYS: [&str; 2] = ["", "k"];
 const NAMES: [&str; 3] = ["few", "slow", "both"];
+/// The most tokens that a job takes of a limit.
+const COST_MAX: usize = 4;
 
 /// What may be done besides the common.
 #[derive(Clone, Copy, Default)]
@@ -26,6 +29,15 @@ struct Rules {
     disorder: bool,
     fair: bool,
     deadlines: bool,
+    /// A second client, which remembers the file by itself, does half of what is done.
+    second: bool,
+}
+
+impl Rules {
+    /// Whether jobs of one lane go in their order.
+    fn are_in_order(self) -> bool {
+        !self.disorder && !self.fair && !self.deadlines
+    }
 }
 
 /// What is known of one key of a limit with a rate: tokens, and when they were counted.
@@ -44,6 +56,8 @@ struct Seen {
     buckets: HashMap<(String, String), Bucket>,
     /// Whether starts are compared with what the rates let.
     counts: bool,
+    /// Whether they are compared with who waits.
+    orders: bool,
     wrong: Vec<String>,
     ran: usize,
 }
@@ -53,8 +67,17 @@ impl Witness {
         let job = ctx.client().get(ctx.id())?;
         let mut seen = self.0.lock().expect("no panic");
         seen.ran += 1;
+        if seen.orders {
+            let waiting = Query::new().statuses([Status::Pending]).queues([&job.queue]).priorities([job.priority]);
+            let waiting = ctx.client().list(waiting.limit(1000))?.jobs;
+            let passed: Vec<String> =
+                waiting.iter().filter(|waits| passes(&job, waits)).map(|waits| format!("{waits:?}")).collect();
+            if !passed.is_empty() {
+                seen.wrong.push(format!("{job:?} went before {passed:?}"));
+            }
+        }
         for tag in &job.tags {
-            let Some((name, key)) = tag.split_once('/') else { continue };
+            let Some((name, key, cost)) = use_of(tag) else { continue };
             let limit = seen.limits[name].clone();
             let running = ctx.client().limit_usage(name, key)?.running;
             if limit.get_concurrency().is_some_and(|most| running > u64::from(most)) {
@@ -64,16 +87,46 @@ impl Witness {
                 let full = Bucket { tokens: burst.into(), at };
                 let bucket = seen.buckets.entry((name.to_owned(), key.to_owned())).or_insert(full);
                 let came = at.since(bucket.at).as_secs_f64() * f64::from(tokens) / period.as_secs_f64();
-                bucket.tokens = (bucket.tokens + came).min(burst.into()) - 1.0;
+                let tokens = (bucket.tokens + came).min(burst.into());
+                bucket.tokens = tokens - f64::from(cost);
                 bucket.at = bucket.at.max(at);
-                if bucket.tokens < -0.01 {
-                    let short = bucket.tokens;
-                    seen.wrong.push(format!("{tag} started at {at} with {short:.2} tokens left"));
+                if tokens < f64::from(cost.min(burst)) - 0.01 {
+                    seen.wrong.push(format!("{tag} started at {at} with {tokens:.2} tokens"));
                 }
             }
         }
         Ok(())
     }
+}
+
+/// What a tag tells that a job takes: of which limit, at which key, how much.
+fn use_of(tag: &str) -> Option<(&str, &str, u32)> {
+    let mut parts = tag.split('/');
+    Some((parts.next()?, parts.next()?, parts.next()?.parse().ok()?))
+}
+
+/// The place of a job in its line.
+fn place(job: &Job) -> Timestamp {
+    job.run_at.max(job.id.created_at())
+}
+
+/// Whether a job of a lane that has begun has passed one that came before it and needs no key that it did not need.
+fn passes(begun: &Job, waits: &Job) -> bool {
+    let keys = |job: &Job| -> Vec<(String, String)> {
+        let uses = job.tags.iter().filter_map(|tag| use_of(tag));
+        uses.map(|(name, key, _)| (name.to_owned(), key.to_owned())).collect()
+    };
+    let began = begun.started_at.unwrap_or(Timestamp::EPOCH);
+    let needed = keys(begun);
+    // Jobs that are let go stand by their ids again.
+    waits.id < begun.id
+        && place(waits) < place(begun)
+        && place(waits) <= began
+        && waits.kind == begun.kind
+        && waits.user_id.is_some() == begun.user_id.is_some()
+        && !keys(waits).is_empty()
+        && keys(waits).iter().all(|key| needed.contains(key))
+        && waits.expires_at.is_none_or(|at| at > began)
 }
 
 fn first_limits() -> [Limit; 3] {
@@ -86,6 +139,7 @@ fn first_limits() -> [Limit; 3] {
 
 struct Model {
     t: Harness,
+    second: Option<Client>,
     dice: Dice,
     rules: Rules,
     witness: Witness,
@@ -99,6 +153,7 @@ impl Model {
             let mut seen = witness.0.lock().expect("no panic");
             seen.limits = first_limits().into_iter().map(|limit| (limit.name().to_owned(), limit)).collect();
             seen.counts = !rules.changes && !rules.disorder;
+            seen.orders = rules.are_in_order();
         }
         let watching = witness.clone();
         let t = with_hands(move |builder| {
@@ -108,7 +163,7 @@ impl Model {
                     watching.see(ctx)?;
                     if rules.disorder {
                         let job = ctx.client().get(ctx.id())?;
-                        for name in job.tags.iter().filter_map(|tag| tag.split_once('/')).map(|(name, _)| name) {
+                        for name in job.tags.iter().filter_map(|tag| use_of(tag)).map(|(name, ..)| name) {
                             ctx.spent(name, job.attempt * 2)?;
                         }
                         if job.tags.len() == 3 {
@@ -129,7 +184,14 @@ impl Model {
             t.client().set_limit(&limit)?;
         }
         t.client().limit_queue(&Limit::new("narrow").concurrency(2).rate(5, secs(1)))?;
-        Ok(Self { t, dice: Dice(seed), rules, witness, ids: Vec::new() })
+        let second = if rules.second {
+            // It goes by the true time, which stays behind that of the harness.
+            t.clock().jump(SystemClock.now().saturating_add(secs(60)));
+            Some(Client::open_with(t.path(), Durability::Normal)?)
+        } else {
+            None
+        };
+        Ok(Self { t, second, dice: Dice(seed), rules, witness, ids: Vec::new() })
     }
 
     fn job(&mut self) -> NewJob {
@@ -139,8 +201,9 @@ impl Model {
         let mut tags = Vec::new();
         for name in dice.some(&NAMES) {
             let key = dice.pick(&KEYS);
-            job = job.limit(LimitUse::of(name).key(key));
-            tags.push(format!("{name}/{key}"));
+            let cost = if dice.percent(50) { 1 } else { dice.below(COST_MAX + 1) };
+            job = job.limit(LimitUse::of(name).key(key).cost(cost as u32));
+            tags.push(format!("{name}/{key}/{cost}"));
         }
         job = job.tags(tags);
         if dice.percent(40) {
@@ -168,7 +231,10 @@ impl Model {
     }
 
     fn act(&mut self) -> jobmill::Result<()> {
-        let client = self.t.client().clone();
+        let client = match &self.second {
+            Some(second) if self.dice.percent(50) => second.clone(),
+            _ => self.t.client().clone(),
+        };
         let id = self.ids.get(self.dice.below(self.ids.len() + 1)).copied();
         match (self.dice.below(20), id) {
             (0..=2, _) => {
@@ -284,6 +350,24 @@ impl Model {
         assert_eq!(seen.wrong, Vec::<String>::new(), "{context}");
     }
 
+    /// Asserts that nobody waits but for his time or for a limit that is shut.
+    #[track_caller]
+    fn check_who_waits(&self, context: &str) {
+        let (client, now) = (self.t.client(), now(&self.t));
+        let waiting = client.list(Query::new().statuses([Status::Pending]).limit(1000)).expect("a list").jobs;
+        for job in waiting.iter().filter(|job| job.run_at <= now) {
+            let why = client.explain(job.id).expect("a reason");
+            let limited = why.reasons.iter().find_map(|reason| match reason {
+                Reason::Limited { limit, key, until, .. } => Some((limit, key, until)),
+                _ => None,
+            });
+            let Some((limit, key, until)) = limited else { panic!("{context}: {} waits for no limit: {why}", job.id) };
+            let usage = client.limit_usage(limit, key).expect("a usage");
+            let shut = usage.blocked_until.is_some() || usage.tokens.is_some_and(|tokens| tokens < COST_MAX as i64);
+            assert!(shut && until.is_some_and(|until| until > now), "{context}: {} waits: {why}, {usage:?}", job.id);
+        }
+    }
+
     /// Lets everything come to its end.
     #[track_caller]
     fn end(self, context: &str) -> usize {
@@ -295,9 +379,18 @@ impl Model {
             // Delayed jobs wait for their time, wherever the clock was set meanwhile.
             self.t.clock().jump(now(&self.t).saturating_add(secs(10_000_000)));
         }
+        let queues_are_free = self.ids.len().is_multiple_of(2);
+        if queues_are_free {
+            for queue in QUEUES {
+                client.limit_queue(&Limit::new(queue)).expect("a queue without bounds");
+            }
+        }
         for _ in 0..3000 {
             self.t.drain().expect("a drain");
             self.check(context);
+            if queues_are_free {
+                self.check_who_waits(context);
+            }
             let open = client.list(Query::new().statuses([Status::Pending, Status::Running]).limit(1)).expect("a list");
             if open.jobs.is_empty() {
                 let usages = NAMES.into_iter().flat_map(|name| KEYS.map(|key| client.limit_usage(name, key)));
@@ -316,15 +409,16 @@ impl Model {
 }
 
 fn run(seeds: std::ops::Range<u64>, steps: usize, rules: Rules) -> jobmill::Result<()> {
+    let (count, mut ran) = (seeds.clone().count(), 0);
     for seed in seeds {
         let mut model = Model::new(seed, rules)?;
         for step in 0..steps {
             model.step()?;
             model.check(&format!("seed {seed}, step {step}"));
         }
-        let ran = model.end(&format!("seed {seed}, at the end"));
-        assert!(ran > steps / 4, "seed {seed}: {ran} attempts say little");
+        ran += model.end(&format!("seed {seed}, at the end"));
     }
+    assert!(ran > count * steps / 4, "{ran} attempts say little");
     Ok(())
 }
 
@@ -346,6 +440,11 @@ fn neither_deaths_nor_faults_nor_clocks_that_are_set_lose_a_limited_job() -> job
 #[test]
 fn limits_hold_when_users_take_turns_and_the_aged_go_first() -> jobmill::Result<()> {
     run(30..32, 120, Rules { fair: true, changes: true, ..Rules::default() })
+}
+
+#[test]
+fn two_who_remember_one_file_keep_its_limits_together() -> jobmill::Result<()> {
+    run(50..52, 120, Rules { second: true, changes: true, ..Rules::default() })
 }
 
 #[test]

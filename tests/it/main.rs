@@ -28,6 +28,7 @@ mod house;
 mod lifecycle;
 mod limits;
 mod limits_model;
+mod limits_order;
 mod listing;
 mod listing_model;
 mod local;

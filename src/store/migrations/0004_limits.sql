@@ -79,7 +79,7 @@ CREATE INDEX jobmill_job_end_reason ON jobmill_job (end_reason) WHERE end_reason
 -- Serves the claim by deadline.
 CREATE INDEX jobmill_job_deadline ON jobmill_job (lane, expires_at) WHERE state = 1 AND expires_at IS NOT NULL;
 -- Serves the jobs that a limit holds, in the order in which it lets them go.
-CREATE INDEX jobmill_job_held ON jobmill_job (line, lane, coalesce(run_at, id >> 10), id) WHERE state = 8;
+CREATE INDEX jobmill_job_held ON jobmill_job (line, lane, coalesce(run_at << 10, id), id) WHERE state = 8;
 
 ALTER TABLE jobmill_lane ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobmill_share ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
@@ -131,7 +131,7 @@ CREATE TABLE jobmill_line_lane (
     lane INTEGER NOT NULL,
     gate INTEGER NOT NULL,
     held INTEGER NOT NULL,  -- how many jobs stand in it
-    head INTEGER NOT NULL,  -- no job of it has an earlier place in the order
+    head INTEGER NOT NULL,  -- no job of it has an earlier place in the order: an id, or a run_at as an id would hold it
     PRIMARY KEY (line, lane)
 ) STRICT, WITHOUT ROWID;
 -- Serves the gate that has room.

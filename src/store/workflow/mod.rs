@@ -368,7 +368,7 @@ impl Turn<'_> {
         let mut line = None;
         if place.limited && state == State::Pending {
             let (uses, _) = gate::uses_of(self.conn, id)?;
-            line = self.line_up(id, &uses, place.lane)?;
+            line = self.line_up_again(id, &uses, place.lane)?;
             if line.is_some() {
                 state = State::Held;
             }

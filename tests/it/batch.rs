@@ -10,8 +10,7 @@ use jobmill::{
 use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, errored, succeeded};
-pub(crate) use crate::support::scene::items;
-use crate::support::scene::{Scene, batch, item};
+use crate::support::scene::{Scene, batch, item, items};
 use crate::support::{PATIENCE, secs, until};
 
 /// What every item came to, by its key, as words.

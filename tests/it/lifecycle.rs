@@ -13,8 +13,8 @@ use jobmill::{
 };
 use parking_lot::Mutex;
 
-use crate::batch::items;
 use crate::support::fake::{Fake, succeeded};
+use crate::support::scene::items;
 use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, idle, refused, secs, sound, until};
 
 /// Another writer that keeps the file locked, until it is dropped.

@@ -128,6 +128,12 @@ fn one_that_takes_nothing_keeps_nobody_waiting_while_it_runs() -> jobmill::Resul
         t.advance(secs(1));
     }
     assert_eq!(starts.take(), ["spends", "next", "free", "dear"]);
+    t.advance(secs(1));
+    // As the first of these runs, the books would tell that the other is held by a gate that has room.
+    t.client().enqueue_many([of_cost("free", 0), of_cost("dear", 10)])?;
+    assert_eq!(t.client().limit_usage("tokens", "")?.held, 1);
+    t.drain()?;
+    assert_eq!(starts.take(), ["free", "dear"]);
     sound(t.client());
     Ok(())
 }

@@ -37,6 +37,7 @@ pub(crate) mod schema;
 pub(crate) mod share;
 pub(crate) mod step;
 pub(crate) mod tally;
+pub(crate) mod unheard;
 pub(crate) mod unique;
 pub(crate) mod update;
 pub(crate) mod waiting;
@@ -64,10 +65,10 @@ use crate::store::flow::Flows;
 use crate::store::gate::Gates;
 use crate::store::lane::{Demand, Lane, Lanes, NextDelayed};
 use crate::store::place::Place;
-use crate::store::rescue::Unheard;
 use crate::store::row::{Claim, State};
 use crate::store::schedule::tick::Agenda;
 use crate::store::share::Shares;
+use crate::store::unheard::Unheard;
 
 /// A clock that goes back by more than this was set.
 pub(crate) const SET_BACK: Duration = Duration::from_secs(1);
@@ -306,7 +307,8 @@ impl Store {
             self.stale = true;
             // The commit of a turn that failed may have been written after all, and nobody will tell of it.
             self.changed_by_others = true;
-            self.unheard.note(std::mem::take(&mut out));
+            let left = std::mem::take(&mut out);
+            self.unheard.note(left.claims, left.stop);
             self.book.lanes.forget();
             self.book.shares.forget();
             self.book.flows.forget();

@@ -12,13 +12,14 @@ use crate::model::history::Action;
 use crate::model::id::JobId;
 use crate::model::retry::spread;
 use crate::model::time::Timestamp;
+use crate::store::Turn;
 use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
 use crate::store::place::{Place, place_columns};
-use crate::store::row::{Claim, State};
+use crate::store::row::State;
 use crate::store::step::Step;
-use crate::store::{Outbox, Turn};
+use crate::store::unheard::Unheard;
 
 /// The error that a job bears whose process died while its handler ran.
 const CRASHED: &str = "the process died while the handler ran";
@@ -57,25 +58,6 @@ pub(crate) struct Rescued {
     pub(crate) returned: usize,
     /// Failed or cancelled.
     pub(crate) ended: usize,
-}
-
-/// What a turn has claimed and whom it was to stop, of which the commit failed. It may have been written after all, and then
-/// nobody runs these jobs, and nobody stops.
-#[derive(Default)]
-pub(crate) struct Unheard {
-    claims: Vec<Claim>,
-    stop: Vec<JobId>,
-}
-
-impl Unheard {
-    /// Notes what a failed turn has left. One that fails again and again claims the same jobs each time.
-    pub(crate) fn note(&mut self, out: Outbox) {
-        let mut known: HashSet<(JobId, i64)> = self.claims.iter().map(|claim| (claim.job.id, claim.fence)).collect();
-        self.claims.extend(out.claims.into_iter().filter(|claim| known.insert((claim.job.id, claim.fence))));
-        self.stop.extend(out.stop);
-        self.stop.sort_unstable();
-        self.stop.dedup();
-    }
 }
 
 impl Turn<'_> {

@@ -50,7 +50,8 @@ impl Limit {
     }
 
     /// Sets how many tokens come to a key in a period, evenly: a job starts when what it [costs](LimitUse::cost) is there.
-    /// From 1 to [`Limit::MAX`] tokens. A key that has rested has those of a whole period, unless
+    /// From 1 to [`Limit::MAX`] tokens; a period is a millisecond at least. What a job takes is reckoned in whole nanoseconds, rounded
+    /// down: of a rate above 10⁹ tokens a second one token by itself is free. A key that has rested has those of a whole period, unless
     /// [`burst`](Limit::burst) says otherwise. Defaults to no bound.
     pub fn rate(mut self, tokens: u32, period: Duration) -> Self {
         let burst = self.rate.map_or(tokens, |rate| rate.burst);
@@ -296,6 +297,22 @@ mod tests {
             let full_at = slow.take(0, 1, NOW);
             assert_eq!(slow.take(full_at, -i64::from(Limit::MAX), NOW), NOW, "{burst}: what was given back was taken");
         }
+    }
+
+    #[test]
+    fn the_fastest_rate_lets_no_job_start_more_than_a_nanosecond_early() {
+        let fastest = Rate { tokens: Limit::MAX, period: Duration::from_millis(1), burst: Limit::MAX };
+        // A token takes a thousandth of a nanosecond to come.
+        for cost in [1, 999, 1000, 1500, 1_000_000, Limit::MAX] {
+            let jobs = 1000;
+            let full_at = (0..jobs).fold(NOW, |full_at, _| fastest.take(full_at, cost.into(), NOW));
+            let exact = i64::from(cost) * jobs / 1000;
+            assert!((0..jobs).contains(&(exact - (full_at - NOW))), "{cost}: {}", full_at - NOW);
+        }
+        let full_at = fastest.take(NOW, Limit::MAX.into(), NOW);
+        // A token that lacks less than a nanosecond is there.
+        assert_eq!((full_at - NOW, fastest.level(full_at, NOW)), (1_000_000, 1));
+        assert_eq!(fastest.ready_at(full_at, 1000, NOW), NOW + 1);
     }
 
     #[test]

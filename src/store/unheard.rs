@@ -1,12 +1,12 @@
-//! What failed turns may have written after all.
+//! What failed turns have left that may have been written after all.
 
 use std::collections::HashSet;
 
 use crate::model::id::JobId;
 use crate::store::row::Claim;
 
-/// What a turn has claimed and whom it was to stop, of which the commit failed. It may have been written after all, and then
-/// nobody runs these jobs, and nobody stops.
+/// What a turn has claimed and whom it was to stop, of which the commit failed. If it was written all the same, nobody runs
+/// these jobs, and nobody stops.
 #[derive(Default)]
 pub(crate) struct Unheard {
     pub(crate) claims: Vec<Claim>,

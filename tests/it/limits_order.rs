@@ -128,6 +128,12 @@ fn one_that_takes_nothing_keeps_nobody_waiting_while_it_runs() -> jobmill::Resul
         t.advance(secs(1));
     }
     assert_eq!(starts.take(), ["spends", "next", "free", "dear"]);
+    t.advance(secs(1));
+    // As the first of these runs, the books would tell that the other is held by a gate that has room.
+    t.client().enqueue_many([of_cost("free", 0), of_cost("dear", 10)])?;
+    assert_eq!(t.client().limit_usage("tokens", "")?.held, 1);
+    t.drain()?;
+    assert_eq!(starts.take(), ["free", "dear"]);
     sound(t.client());
     Ok(())
 }
@@ -233,5 +239,44 @@ fn one_whose_own_time_has_come_goes_behind_a_dear_one_that_waits_for_longer() ->
         assert_eq!(starts.take(), [n.to_string()]);
     }
     sound(t.client());
+    Ok(())
+}
+
+/// What stands ready in one lane keeps room for itself there. Nobody looked at the gate when it was moved to another.
+#[test]
+fn who_stands_behind_one_that_is_moved_while_it_is_ready_is_looked_at_anew() -> jobmill::Result<()> {
+    let (t, starts) = noting(ten_a_second(), 4)?;
+    // The gate has let it go, and nobody claims it before the drain.
+    let ready = t.enqueue(of_cost("ready", 10))?;
+    t.enqueue(of_cost("behind", 10))?;
+    assert_eq!(t.client().limit_usage("tokens", "")?.held, 1);
+    t.client().pause("aside")?;
+    t.client().set_queue(ready, "aside")?;
+    sound(t.client());
+    t.drain()?;
+    assert_eq!(starts.take(), ["behind"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// The second word about what a job took was reckoned from its estimate, as if there had been no first.
+#[test]
+fn each_word_about_what_a_job_takes_is_reckoned_from_the_last() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let run = |_: Echo, ctx: &Context| -> Result<(), Failure> {
+            let mut tokens = Vec::new();
+            for spent in [4, 9, 7] {
+                ctx.spent("tokens", spent)?;
+                tokens.push(ctx.client().limit_usage("tokens", "")?.tokens);
+            }
+            assert_eq!(tokens, [Some(6), Some(1), Some(3)]);
+            Ok(())
+        };
+        ten_a_second().into_iter().fold(builder.handle(run), |builder, limit| builder.limit(limit))
+    })?;
+    let id = t.enqueue(of_cost("", 2))?;
+    t.drain()?;
+    t.check(id, "completed, attempt 1");
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(3));
     Ok(())
 }

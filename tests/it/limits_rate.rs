@@ -1,0 +1,379 @@
+//! Rates: how fast the jobs of a key start, what they cost, and what becomes of that when a limit or the clock is changed.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jobmill::testing::Harness;
+use jobmill::{Client, Context, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Workers};
+
+use crate::support::{Echo, file, query, secs, sound};
+
+/// When jobs of each name ran, in seconds since the harness was made.
+#[derive(Clone, Default)]
+pub(crate) struct Starts(Arc<Mutex<Vec<String>>>);
+
+impl Starts {
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().expect("no panic"))
+    }
+}
+
+pub(crate) fn timed(
+    limits: &'static [fn() -> Limit],
+    queue: Option<fn() -> Limit>,
+) -> jobmill::Result<(Harness, Starts)> {
+    let starts = Starts::default();
+    let state = starts.clone();
+    let t = Harness::new(move |builder| {
+        let mut builder = builder
+            .handle(|job: Echo, ctx: &Context| -> Result<Outcome<()>, Failure> {
+                ctx.state::<Starts>()?.0.lock().expect("no panic").push(job.0.clone());
+                match job.0.as_str() {
+                    "costs 6" => ctx.spent("tokens", 6)?,
+                    "costs 0" => ctx.spent("tokens", 0)?,
+                    "costs 1 after all" => {
+                        ctx.spent("tokens", 2)?;
+                        ctx.spent("tokens", 3)?;
+                        ctx.spent("tokens", 1)?;
+                    }
+                    "throttled" => {
+                        ctx.throttled(secs(60))?;
+                        return Ok(Outcome::Snooze(secs(60)));
+                    }
+                    _ => {}
+                }
+                Ok(Outcome::Done(()))
+            })
+            .state(state.clone());
+        for limit in limits {
+            builder = builder.limit(limit());
+        }
+        match queue {
+            Some(queue) => builder.limit_queue(queue()),
+            None => builder,
+        }
+    })?;
+    Ok((t, starts))
+}
+
+pub(crate) fn three_a_second() -> Limit {
+    Limit::new("tokens").rate(3, secs(1))
+}
+
+#[test]
+fn jobs_start_as_fast_as_tokens_come_and_no_faster() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], None)?;
+    let ids = t.client().enqueue_many((0..8).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "1", "2"], "a bucket that rested is full");
+    let until = t.client().explain(ids[7].id())?;
+    assert!(matches!(until.reasons[..], [Reason::Limited { until: Some(_), .. }]), "{until}");
+    t.advance(Duration::from_millis(333));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0]);
+    t.advance(Duration::from_millis(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["3"]);
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["4", "5", "6"]);
+    t.advance(secs(3600));
+    t.drain()?;
+    assert_eq!(starts.take(), ["7"]);
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(2));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn what_a_job_really_took_is_corrected_after_the_call() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], None)?;
+    let estimated = |name: &str| Echo::job(name).limit(LimitUse::of("tokens").cost(3));
+    t.client().enqueue_many([estimated("costs 6"), Echo::job("next").limit("tokens")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["costs 6"]);
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(-3));
+    t.advance(Duration::from_millis(1300));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0], "the debt is paid first");
+    t.advance(Duration::from_millis(50));
+    t.drain()?;
+    assert_eq!(starts.take(), ["next"]);
+    t.advance(secs(5));
+    t.client().enqueue_many((0..4).map(|_| Echo::job("costs 0").limit("tokens")))?;
+    t.drain()?;
+    assert_eq!(starts.take().len(), 4, "what was not taken went back");
+    t.advance(secs(5));
+    t.enqueue(estimated("costs 1 after all"))?;
+    t.drain()?;
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(2), "the last word counts");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn who_comes_when_a_token_does_goes_behind_those_that_wait_for_it() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], None)?;
+    t.client().enqueue_many((0..5).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.drain()?;
+    t.advance(Duration::from_millis(334));
+    t.enqueue(Echo::job("new").limit("tokens"))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "1", "2", "3"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// What a dead engine had claimed and not begun gave the tokens of its limits back, but not those of its queue.
+#[test]
+fn what_was_claimed_and_never_began_gives_its_tokens_back() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        let builder = builder.handle(|job: Echo, ctx: &Context| -> Result<(), Failure> {
+            // In the copy nothing has begun.
+            let copy = std::path::Path::new(&job.0);
+            if !copy.exists() {
+                ctx.client().backup(copy)?;
+            }
+            Ok(())
+        });
+        let builder = builder.limit(Limit::new("tokens").rate(3, secs(3600))).workers(Workers::new(4));
+        builder.limit_queue(Limit::new("mail").rate(3, secs(3600)))
+    })?;
+    let (_directory, path) = file();
+    let job = Echo::job(path.to_str().expect("a name in UTF-8")).limit("tokens").queue("mail");
+    t.client().enqueue_many(vec![job; 3])?;
+    assert_eq!(t.drain()?, 3);
+    assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(0));
+    let copy = Client::open(&path)?;
+    let full_at: i64 =
+        query(&copy, "SELECT max((SELECT full_at FROM jobmill_gate), (SELECT full_at FROM jobmill_queue))");
+    assert_eq!(full_at, crate::support::now(&t).as_micros() * 1000);
+    assert_eq!(copy.limit_usage("tokens", "")?.running, 0);
+    sound(&copy);
+    Ok(())
+}
+
+#[test]
+fn an_engine_rests_while_jobs_wait_for_limits() -> jobmill::Result<()> {
+    let (t, _) =
+        timed(&[three_a_second, || Limit::new("b").rate(1, secs(1))], Some(|| Limit::new("mail").rate(1, secs(1))))?;
+    t.client().pause("resting")?;
+    for n in 0..9 {
+        let of = |key: &str| Echo::job("").limit(LimitUse::of("tokens").key(key));
+        t.enqueue(of("a"))?;
+        t.enqueue(of("a").limit("b"))?;
+        t.enqueue(of("a").queue("resting"))?;
+        t.enqueue(NewJob::json("strange", &n).limit("b").limit(LimitUse::of("tokens").key("a")))?;
+        t.enqueue(Echo::job("").queue("mail").cost(n + 1))?;
+        t.enqueue(NewJob::json("strange", &n).queue("mail"))?;
+    }
+    t.drain()?;
+    for _ in 0..5 {
+        let before = t.faults().commits();
+        for _ in 0..20 {
+            assert_eq!(t.drain()?, 0);
+        }
+        assert_eq!(t.faults().commits(), before, "nothing comes due, and nothing is written");
+        t.advance(secs(2));
+        let most = before + 20;
+        t.drain()?;
+        assert!(t.faults().commits() < most, "{} commits", t.faults().commits() - before);
+    }
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn a_costly_job_waits_for_its_tokens_and_one_that_costs_more_than_all_for_a_full_bucket() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], None)?;
+    let cost = |name: &str, cost| Echo::job(name).limit(LimitUse::of("tokens").cost(cost));
+    t.client().enqueue_many([cost("1", 2), cost("2", 2), cost("3", 100), cost("4", 1)])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["1"]);
+    t.advance(Duration::from_millis(334));
+    t.drain()?;
+    assert_eq!(starts.take(), ["2"]);
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["3"]);
+    t.advance(secs(32));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0], "97 tokens are owed");
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["4"]);
+    Ok(())
+}
+
+#[test]
+fn a_service_that_asks_to_be_left_alone_is_left_alone_by_all() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(100, secs(1))))?;
+    let of = |name: &str, key: &str| Echo::job(name).limit(LimitUse::of("tokens").key(key));
+    t.client().enqueue(of("throttled", "a"))?;
+    t.drain()?;
+    t.client().enqueue_many([of("same", "a"), of("other", "b")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["throttled", "other"]);
+    let usage = t.client().limit_usage("tokens", "a")?;
+    assert_eq!(usage.blocked_until, Some(crate::support::now(&t).saturating_add(secs(60))));
+    t.advance(secs(59));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0]);
+    t.advance(secs(1));
+    t.drain()?;
+    assert!(starts.take().contains(&"same".to_owned()));
+    // A queue with a rate is left alone too.
+    let (t, starts) = timed(&[], Some(|| Limit::new("mail").rate(100, secs(1))))?;
+    t.client().enqueue(Echo::job("throttled").queue("mail"))?;
+    t.drain()?;
+    let waits = t.enqueue(Echo::job("mail").queue("mail"))?;
+    t.enqueue(Echo::job("elsewhere"))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["throttled", "elsewhere"]);
+    let why = t.client().explain(waits)?;
+    assert!(matches!(&why.reasons[..], [Reason::QueueLimited { until: Some(_), .. }]), "{why}");
+    t.advance(secs(60));
+    t.drain()?;
+    assert_eq!(starts.take().len(), 2);
+    Ok(())
+}
+
+#[test]
+fn a_queue_starts_its_jobs_as_fast_as_its_rate_lets_and_counts_their_cost() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[], Some(|| Limit::new("mail").rate(2, secs(1))))?;
+    t.client().enqueue_many((0..5).map(|n| Echo::job(n.to_string()).queue("mail")))?;
+    t.enqueue(Echo::job("elsewhere"))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "1", "elsewhere"]);
+    t.advance(Duration::from_millis(500));
+    t.drain()?;
+    assert_eq!(starts.take(), ["2"]);
+    t.advance(secs(10));
+    t.drain()?;
+    assert_eq!(starts.take(), ["3", "4"]);
+    t.advance(secs(10));
+    t.client().enqueue_many([Echo::job("dear").queue("mail").cost(4), Echo::job("next").queue("mail")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["dear"]);
+    t.advance(Duration::from_millis(1499));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0]);
+    t.advance(Duration::from_millis(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["next"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// Jobs that waited for an hour's token waited for all of it, though the rate had been raised meanwhile.
+#[test]
+fn a_rate_that_is_changed_counts_the_tokens_that_are_there_and_not_their_time() -> jobmill::Result<()> {
+    fn hourly() -> Limit {
+        Limit::new("tokens").rate(1, secs(3600))
+    }
+    let (t, starts) = timed(&[hourly], Some(|| Limit::new("mail").rate(1, secs(3600))))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.client().enqueue_many((0..3).map(|n| Echo::job(format!("mail{n}")).queue("mail")))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["0", "mail0"]);
+    t.client().set_limit(&Limit::new("tokens").rate(1, secs(1)))?;
+    t.client().limit_queue(&Limit::new("mail").rate(1, secs(1)))?;
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0], "the token that was spent is spent");
+    for n in 1..3 {
+        t.advance(secs(1));
+        t.drain()?;
+        assert_eq!(starts.take(), [n.to_string(), format!("mail{n}")]);
+    }
+    // The other way round, what was there a moment ago is not paid for with hours.
+    t.client().set_limit(&hourly().burst(2))?;
+    t.client().enqueue_many((3..6).map(|n| Echo::job(n.to_string()).limit("tokens")))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["3"]);
+    t.advance(secs(3600));
+    t.drain()?;
+    assert_eq!(starts.take(), ["4"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// A limit that had no rate any more shut its keys for a day still, for a service had once asked for it.
+#[test]
+fn a_rate_that_is_lifted_leaves_nothing_behind() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(100, secs(1))))?;
+    t.client().enqueue(Echo::job("throttled").limit("tokens").queue("mail"))?;
+    t.drain()?;
+    t.client().enqueue_many([Echo::job("held").limit("tokens"), Echo::job("mail").queue("mail")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["throttled"]);
+    t.client().set_limit(&Limit::new("tokens").concurrency(5))?;
+    t.client().limit_queue(&Limit::new("mail").concurrency(5))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["held", "mail"]);
+    t.client().set_limit(&three_a_second())?;
+    t.client().limit_queue(&Limit::new("mail").rate(100, secs(1)))?;
+    t.client().enqueue_many([Echo::job("later").limit("tokens"), Echo::job("mail later").queue("mail")])?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["later", "mail later"]);
+    sound(t.client());
+    Ok(())
+}
+
+/// When the clock was set back for a year, held jobs waited for a year: the moment at which to look was of the old clock,
+/// and so were the tokens and the word of a service.
+#[test]
+fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
+    for restarts in [false, true] {
+        let (mut t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(1, secs(1))))?;
+        let of = |name: &str, key: &str| Echo::job(name).limit(LimitUse::of("tokens").key(key));
+        t.client().enqueue_many((0..6).map(|n| of(&n.to_string(), "a")))?;
+        t.client().enqueue(of("throttled", "b"))?;
+        t.client().enqueue_many([Echo::job("throttled").queue("mail"), Echo::job("mail").queue("mail")])?;
+        t.drain()?;
+        t.client().enqueue(of("c", "b"))?;
+        t.drain()?;
+        starts.take();
+        t.clock().jump(crate::support::now(&t).saturating_sub(secs(365 * 86_400)));
+        if restarts {
+            t.restart()?;
+        }
+        t.drain()?;
+        t.advance(secs(1));
+        t.drain()?;
+        let mut names = starts.take();
+        names.sort();
+        assert_eq!(names, ["3", "4", "5", "c", "mail"], "after a restart: {restarts}");
+        sound(t.client());
+    }
+    Ok(())
+}
+
+/// A dear job that nobody was in a hurry for kept urgent ones waiting until its own tokens had come.
+#[test]
+fn a_dear_job_keeps_its_queue_from_those_behind_it_and_from_no_others() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[], Some(|| Limit::new("mail").rate(10, secs(10))))?;
+    let mail = |name: &str, priority| Echo::job(name).queue("mail").priority(priority);
+    t.enqueue(mail("first", Priority::Default).cost(5))?;
+    t.drain()?;
+    // A kind that nobody here handles takes no part.
+    t.enqueue(NewJob::json("strange", &1).queue("mail").cost(10).priority(Priority::Critical))?;
+    t.enqueue(mail("dear", Priority::Default).cost(8))?;
+    t.enqueue(mail("low", Priority::Low))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["first"]);
+    t.enqueue(mail("urgent", Priority::High))?;
+    t.enqueue(mail("behind", Priority::Default))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["urgent"]);
+    t.advance(Duration::from_millis(3999));
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0]);
+    t.advance(Duration::from_millis(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["dear"]);
+    t.advance(secs(2));
+    t.drain()?;
+    assert_eq!(starts.take(), ["behind", "low"]);
+    sound(t.client());
+    Ok(())
+}

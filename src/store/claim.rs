@@ -280,9 +280,13 @@ impl Turn<'_> {
             holder = self.shut_gate(&uses)?;
             shut.extend(holder.map(|gate| (gate, lane)));
         }
+        let place = JobId::first_at(claim.job.run_at).raw();
         if holder.is_none() && from == State::Delayed {
             // One whose own time has come passes none that a gate holds.
-            holder = self.gate_behind(&uses, lane, JobId::first_at(claim.job.run_at).raw())?;
+            holder = self.gate_behind(&uses, lane, place)?;
+        }
+        if holder.is_none() {
+            holder = self.keeping_gate(&uses, lane, place)?;
         }
         if let Some(gate) = holder {
             self.hold(id, claim.place, from, gate)?;

@@ -94,6 +94,16 @@ impl Gate {
     }
 }
 
+/// A held job for which a gate gathers tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dear {
+    pub(crate) lane: i64,
+    /// Its rank and its place: of two jobs, that with the lesser order goes first.
+    pub(crate) order: (usize, i64),
+    /// When the gate has its tokens, in microseconds.
+    pub(crate) ready_at: i64,
+}
+
 /// Whether a gate lets a job through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passage {
@@ -138,6 +148,8 @@ pub(crate) struct Gates {
     known: HashMap<i64, Gate>,
     /// Those of them that are not written yet.
     changed: Vec<i64>,
+    /// Of gates that have not changed since: the jobs for which they gather tokens at this moment.
+    dear: HashMap<i64, Vec<Dear>>,
     /// Gates that may have room for those that they hold.
     loose: BTreeSet<i64>,
     /// When the first gate's time comes, in microseconds; `i64::MAX` if none waits for time. None: it must be looked up.
@@ -191,9 +203,19 @@ impl Gates {
         if !self.known(conn, id)?.changed {
             self.changed.push(id);
         }
+        self.dear.remove(&id);
         let gate = self.known(conn, id)?;
         gate.changed = true;
         Ok(gate)
+    }
+
+    /// The jobs for which a gate gathers tokens, if they are known.
+    pub(crate) fn dear(&self, id: i64) -> Option<&[Dear]> {
+        self.dear.get(&id).map(Vec::as_slice)
+    }
+
+    pub(crate) fn note_dear(&mut self, id: i64, dear: Vec<Dear>) {
+        self.dear.insert(id, dear);
     }
 
     fn known(&mut self, conn: &Connection, id: i64) -> rusqlite::Result<&mut Gate> {
@@ -255,6 +277,7 @@ impl Gates {
 
     /// Writes what has changed since the last time. What this turn had no time for, another one finds.
     pub(crate) fn flush(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+        self.dear.clear();
         for id in std::mem::take(&mut self.loose) {
             self.wake(conn, id, Some(now.as_micros()))?;
         }

@@ -74,6 +74,25 @@ impl Turn<'_> {
         Ok(None)
     }
 
+    /// The gate at which others wait that go before this place in the order: others of the lane, or others for which it
+    /// keeps its tokens.
+    pub(crate) fn gate_ahead_of(&mut self, uses: &[Taken], lane: i64, place: i64) -> rusqlite::Result<Option<i64>> {
+        if let Some(gate) = self.gate_behind(uses, lane, place)? {
+            return Ok(Some(gate));
+        }
+        self.keeping_gate(uses, lane, place)
+    }
+
+    /// The gate that keeps its tokens for others that go before this place in the order.
+    pub(crate) fn keeping_gate(&mut self, uses: &[Taken], lane: i64, place: i64) -> rusqlite::Result<Option<i64>> {
+        for (id, _) in uses {
+            if self.kept_until(*id, lane, place)?.is_some() {
+                return Ok(Some(*id));
+            }
+        }
+        Ok(None)
+    }
+
     /// The gate that has no room for one more job of this lane, behind those that it has let go already. What it holds does
     /// not count.
     pub(crate) fn closed_gate(&mut self, uses: &[Taken], lane: i64) -> rusqlite::Result<Option<i64>> {

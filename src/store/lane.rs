@@ -181,6 +181,11 @@ impl Lanes {
         self.lanes.iter().filter(move |lane| lane.served && !lane.paused && self.room_in_queue(lane, now) > 0)
     }
 
+    /// Whether jobs of a lane may run here: it is one of those.
+    pub(crate) fn is_open(&self, lane: i64, now: Timestamp) -> bool {
+        self.get(lane).is_some_and(|lane| lane.served && !lane.paused && self.room_in_queue(lane, now) > 0)
+    }
+
     /// How many more jobs of a lane the bounds of its queue let run.
     pub(crate) fn room_in_queue(&self, lane: &Lane, now: Timestamp) -> usize {
         if self.bounded.is_empty() {

@@ -31,6 +31,7 @@ pub(crate) mod queue;
 pub(crate) mod read;
 pub(crate) mod release;
 pub(crate) mod rescue;
+pub(crate) mod reserve;
 pub(crate) mod row;
 pub(crate) mod schedule;
 pub(crate) mod schema;
@@ -227,6 +228,8 @@ pub(crate) struct Turn<'a> {
     /// Nothing that a worker of the application's could take is waiting, so that a new job may be claimed as it is
     /// written.
     pub(crate) nothing_waits: bool,
+    /// In what time a job that waits comes to count one priority higher, if it does.
+    pub(crate) ageing: Option<Duration>,
     guarded: &'a AtomicBool,
 }
 
@@ -319,6 +322,7 @@ impl Store {
                 let woken = self.book.gates.wake_all(&self.conn, now);
                 woken.map_err(|error| storage_error("cannot look at the limits anew", error))?;
             }
+            let ageing = demand.as_ref().and_then(|demand| demand.ageing());
             let nothing_waits =
                 demand.as_ref().is_some_and(|demand| !self.book.has_ready(now, |lane| !demand.is_apart(lane)));
             // The compiler shortens the life of what a reference to a trait object holds only where it is coerced.
@@ -331,6 +335,7 @@ impl Store {
                 hot: Hot::default(),
                 demand,
                 nothing_waits,
+                ageing,
                 guarded: &self.guarded,
             };
             turn.hear(&self.unheard).map_err(|error| storage_error("cannot take back what was claimed", error))?;
@@ -663,6 +668,7 @@ impl Turn<'_> {
             // What may still be undone is not claimed.
             demand: None,
             nothing_waits: false,
+            ageing: self.ageing,
             guarded: self.guarded,
         }
     }

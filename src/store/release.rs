@@ -26,12 +26,19 @@ pub(crate) const PLAN_HELD: &str = concat!(
 );
 
 /// A held job.
-struct Held {
+pub(crate) struct Held {
     job: JobId,
     uses: Vec<Taken>,
     /// Its place in the order.
-    at: i64,
+    pub(crate) at: i64,
     place: Place,
+}
+
+impl Held {
+    /// What it takes of a gate.
+    pub(crate) fn cost_at(&self, gate: i64) -> u32 {
+        self.uses.iter().find(|(id, _)| *id == gate).map_or(0, |(_, cost)| *cost)
+    }
 }
 
 /// Why no more jobs of a line are let go for now.
@@ -67,8 +74,10 @@ impl Turn<'_> {
         let mut moves = 0;
         let mut wake_at: Option<i64> = None;
         let gate = self.book.gates.get(self.conn, id)?;
-        let lanes: Vec<i64> =
+        let mut lanes: Vec<i64> =
             gate.lanes.iter().filter(|in_lane| in_lane.held > 0).map(|in_lane| in_lane.lane).collect();
+        // If there is no time for all, the more urgent ones have been let go.
+        lanes.sort_by_key(|lane| self.book.lanes.get(*lane).map(|lane| lane.priority.rank()));
         for lane in lanes {
             let (moved, wakes) = self.open_lane(id, lane, limit - moves)?;
             moves += moved;
@@ -125,19 +134,22 @@ impl Turn<'_> {
         heads: Vec<Held>,
     ) -> rusqlite::Result<(usize, Stop)> {
         let mut gone = 0;
-        for Held { job, uses, at, place } in heads {
+        for held in heads {
+            let (cost, Held { job, uses, at, place }) = (held.cost_at(id), held);
             if at > first.head && first.next_head.is_some_and(|next| next < at) {
                 return Ok((gone, Stop::Overtaken(at)));
             }
-            let cost = uses.iter().find(|(gate, _)| *gate == id).map_or(0, |(_, cost)| *cost);
             let ready = self.book.gates.get(self.conn, id)?.ready(lane);
             let passage = self.book.gates.passage(self.conn, id, cost, ready, self.now)?;
             if passage != Passage::Open {
                 return Ok((gone, Stop::Shut(passage)));
             }
+            if let Some(kept_until) = self.kept_until(id, lane, at)? {
+                return Ok((gone, Stop::Shut(Passage::Until(kept_until))));
+            }
             let others: Vec<Taken> = uses.iter().filter(|(gate, _)| *gate != id).copied().collect();
             let behind = match self.closed_gate(&others, lane)? {
-                None => self.gate_behind(&others, lane, at)?,
+                None => self.gate_ahead_of(&others, lane, at)?,
                 shut => shut,
             };
             if let Some(to) = behind {
@@ -170,7 +182,7 @@ impl Turn<'_> {
     }
 
     /// The first jobs of a line.
-    fn heads(&self, line: i64, lane: i64, limit: usize) -> rusqlite::Result<Vec<Held>> {
+    pub(crate) fn heads(&self, line: i64, lane: i64, limit: usize) -> rusqlite::Result<Vec<Held>> {
         self.conn
             .prepare_cached(PLAN_HELD)?
             .query_map(params![line, lane, limit as i64], |row| {

@@ -267,7 +267,7 @@ impl Source {
 }
 
 /// The rank of a job that has been ready since `run_at`: one better for each `ageing` that it has waited.
-fn aged_rank(priority: Priority, run_at: i64, now: Timestamp, ageing: Option<Duration>) -> usize {
+pub(crate) fn aged_rank(priority: Priority, run_at: i64, now: Timestamp, ageing: Option<Duration>) -> usize {
     let Some(ageing) = ageing else {
         return priority.rank();
     };

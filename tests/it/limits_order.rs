@@ -152,7 +152,8 @@ fn who_stands_behind_one_that_goes_away_is_looked_at_anew() -> jobmill::Result<(
         match way {
             "cancel" => drop(t.client().cancel(dear)?),
             "delete" => drop(t.client().delete(dear)?),
-            "move" => t.client().set_queue(dear, "aside")?,
+            // Where it cannot start, no tokens are kept for it.
+            "move" => t.client().pause("aside").and_then(|()| t.client().set_queue(dear, "aside"))?,
             "reprioritise" => t.client().set_priority(dear, Priority::Low)?,
             _ => t.advance(millis(1)),
         }

@@ -28,6 +28,7 @@ mod history;
 mod house;
 mod lifecycle;
 mod limits;
+mod limits_dear;
 mod limits_model;
 mod limits_order;
 mod limits_rate;

@@ -268,8 +268,10 @@ impl Client {
     /// `NotFound` if no job has this id.
     pub fn explain(&self, id: JobId) -> Result<Explanation> {
         let (user, now) = (self.user(), self.desk().clock().now());
-        let why =
-            self.reader().of_job("cannot explain the job", id, user, |conn| explain::explain(conn, id, user, now))?;
+        let lacks = |job: &Job, weight| self.desk().lacks(job, weight);
+        let why = self
+            .reader()
+            .of_job("cannot explain the job", id, user, |conn| explain::explain(conn, id, user, now, &lacks))?;
         why.ok_or_else(|| not_found(id))
     }
 

@@ -3,6 +3,7 @@
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::limit::{Limit, LimitUsage};
+use crate::model::page::Query;
 use crate::model::rules::check_queue;
 use crate::store::connect::storage_error;
 use crate::store::limits;
@@ -65,6 +66,34 @@ impl Client {
         self.reader().snapshot("cannot read the limits", limits::queue_limits)
     }
 
+    /// How a queue stands that is bounded in all processes together: `limit` is its name, and `held` are those of its jobs
+    /// that are pending.
+    ///
+    /// # Errors
+    /// `NotFound` if no bounds were set for this queue; `Forbidden` if the client is bound to a user.
+    pub fn queue_usage(&self, queue: &str) -> Result<LimitUsage> {
+        self.administer("read the limits' use")?;
+        let now = self.desk().clock().now();
+        self.reader()
+            .snapshot("cannot read the queue's use", |conn| limits::queue_usage(conn, queue, now))?
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("the queue {queue:?} has no bounds")))
+    }
+
+    /// How the keys of a limit stand, at most `limit` of them, in the order of their names, behind the name `after` if one is
+    /// given. Keys that rest and that no job names any more are left out in the course of time.
+    ///
+    /// # Errors
+    /// `NotFound` if no limit has this name; `Invalid` if the number is not from 1 to 1000; `Forbidden` if the client is
+    /// bound to a user.
+    pub fn limit_usages(&self, name: &str, after: Option<&str>, limit: usize) -> Result<Vec<LimitUsage>> {
+        self.administer("read the limits' use")?;
+        Query::new().limit(limit).check()?;
+        let now = self.desk().clock().now();
+        self.reader()
+            .snapshot("cannot read the limit's use", |conn| limits::usages(conn, name, after, limit, now))?
+            .ok_or_else(|| no_limit(name))
+    }
+
     /// How one key of a limit stands; the empty key is the common one. A key that no job has named stands as one that rests.
     ///
     /// # Errors
@@ -74,6 +103,10 @@ impl Client {
         let now = self.desk().clock().now();
         self.reader()
             .snapshot("cannot read the limit's use", |conn| limits::usage(conn, limit, key, now))?
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no limit {limit:?}")))
+            .ok_or_else(|| no_limit(limit))
     }
+}
+
+fn no_limit(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no limit {name:?}"))
 }

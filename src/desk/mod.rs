@@ -26,7 +26,9 @@ pub(crate) use crate::desk::press::Press;
 use crate::desk::pulse::Pulse;
 use crate::desk::waiters::{Waiters, Watch};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::explain::Reason;
 use crate::model::id::JobId;
+use crate::model::job::Job;
 use crate::model::retry::Backoff;
 use crate::model::time::Timestamp;
 use crate::store::connect::storage_error;
@@ -72,6 +74,8 @@ pub(crate) trait Crew: Send + Sync {
     fn settled(&self, slots: &[u32]);
     /// How long a job waits after a failure unless it says otherwise.
     fn backoff(&self) -> &Backoff;
+    /// What is lacking to run a job, if it is anything but a worker.
+    fn lacks(&self, job: &Job, weight: u32) -> Option<Reason>;
 }
 
 struct Core {
@@ -192,6 +196,11 @@ impl Desk {
     pub(crate) fn employ(&self, crew: Arc<dyn Crew>) {
         let employed = self.crew.set(crew);
         debug_assert!(employed.is_ok(), "a desk has one crew");
+    }
+
+    /// What those who run jobs here lack to run one, if there are any, and if it is anything but a worker.
+    pub(crate) fn lacks(&self, job: &Job, weight: u32) -> Option<Reason> {
+        self.crew.get().filter(|crew| crew.is_open())?.lacks(job, weight)
     }
 
     /// Says that a dispatcher serves the channel from now on.

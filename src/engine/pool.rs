@@ -10,9 +10,10 @@ use crate::desk::Note;
 use crate::handler::context::{Run, Stop};
 use crate::handler::registry::Registry;
 use crate::model::batch_job::{BATCH_KINDS, LOCAL_KIND};
+use crate::model::explain::Reason;
 use crate::model::health::WorkersHealth;
 use crate::model::id::JobId;
-use crate::model::job::Priority;
+use crate::model::job::{Job, Priority};
 use crate::model::preference::Preference;
 use crate::model::retry::Backoff;
 use crate::model::rules::SYSTEM_QUEUE;
@@ -577,6 +578,20 @@ impl Pool {
 
     pub(crate) fn backoff(&self) -> &Backoff {
         &self.settings.backoff
+    }
+
+    /// What is lacking to run a job, if it is anything but a worker.
+    pub(crate) fn lacks(&self, job: &Job, weight: u32) -> Option<Reason> {
+        let state = self.state();
+        let running = state.by_queue.get(&job.queue).copied().unwrap_or(0);
+        if let Some(most) = self.settings.queue_limits.get(&job.queue).copied().filter(|most| running >= *most) {
+            return Some(Reason::QueueFull { queue: job.queue.clone(), running, most });
+        }
+        let capacity = self.settings.capacity?;
+        let heavier = state.too_heavy.filter(|(_, rank)| *rank <= job.priority.rank()).map_or(0, |(weight, _)| weight);
+        let wanted = heavier.max(weight.into()).min(capacity.into());
+        let taken = state.weight;
+        (taken + wanted > capacity.into()).then_some(Reason::NoCapacity { weight, taken, capacity })
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use crate::desk::Crew;
 use crate::engine::pool::Pool;
 use crate::engine::worker::Shop;
+use crate::model::explain::Reason;
 use crate::model::id::JobId;
+use crate::model::job::Job;
 use crate::model::retry::Backoff;
 use crate::store::lane::Demand;
 use crate::store::row::Claim;
@@ -107,5 +109,9 @@ impl Crew for Staff {
 
     fn backoff(&self) -> &Backoff {
         self.pool.backoff()
+    }
+
+    fn lacks(&self, job: &Job, weight: u32) -> Option<Reason> {
+        self.pool.lacks(job, weight)
     }
 }

@@ -401,13 +401,24 @@ impl Context {
     /// # Errors
     /// `Invalid` if the job does not count against a limit of this name; `Conflict` if this attempt does not count any more.
     pub fn spent(&self, limit: &str, tokens: u32) -> Result<()> {
-        if tokens > Limit::MAX {
-            return Err(Error::invalid("tokens", format_args!("must be no more than {}", Limit::MAX)));
-        }
+        check_tokens(tokens)?;
         let limit = limit.to_owned();
         self.at_gates(move |turn, job| match turn.spent(job, &limit, tokens)? {
             true => Ok(Ok(())),
             false => Ok(Err(Error::invalid("limit", format_args!("the job counts against no limit {limit:?}")))),
+        })
+    }
+
+    /// The same for the rate of the job's queue, of which it has taken its [cost](crate::NewJob::cost).
+    ///
+    /// # Errors
+    /// `Invalid` if its queue has no rate; `Conflict` if this attempt does not count any more.
+    pub fn spent_in_queue(&self, tokens: u32) -> Result<()> {
+        check_tokens(tokens)?;
+        let queue = self.job().queue.clone();
+        self.at_gates(move |turn, job| match turn.spent_in_queue(job, tokens)? {
+            true => Ok(Ok(())),
+            false => Ok(Err(Error::invalid("queue", format_args!("{queue} has no rate")))),
         })
     }
 
@@ -416,10 +427,14 @@ impl Context {
     /// most a day. The handler may then end with [`Outcome::Snooze`](crate::Outcome::Snooze) of the same time.
     ///
     /// # Errors
-    /// `Conflict` if this attempt does not count any more.
+    /// `Invalid` if neither one of the job's limits nor its queue has a rate; `Conflict` if this attempt does not count any
+    /// more.
     pub fn throttled(&self, wait: Duration) -> Result<()> {
         let wait = wait.min(THROTTLE_MAX);
-        self.at_gates(move |turn, job| turn.throttle(job, turn.now.saturating_add(wait)).map(|()| Ok(())))
+        self.at_gates(move |turn, job| match turn.throttle(job, turn.now.saturating_add(wait))? {
+            true => Ok(Ok(())),
+            false => Ok(Err(Error::invalid("limit", "neither a limit of the job nor its queue has a rate"))),
+        })
     }
 
     fn at_gates(
@@ -502,4 +517,12 @@ fn cut(mut text: String) -> String {
         text.truncate(end);
     }
     text
+}
+
+/// Checks how many tokens a job is said to have taken.
+fn check_tokens(tokens: u32) -> Result<()> {
+    if tokens > Limit::MAX {
+        return Err(Error::invalid("tokens", format_args!("must be no more than {}", Limit::MAX)));
+    }
+    Ok(())
 }

@@ -119,7 +119,8 @@ impl Failure {
         Self { message: error.to_string(), retry: Retry::Backoff }
     }
 
-    /// Tries again after this time, while attempts are left.
+    /// Tries again after this time, while attempts are left. Nobody else waits; if a service has asked for it, let all wait
+    /// who share a limit with this job: [`Context::throttled`].
     pub fn retry_after(wait: Duration, error: impl fmt::Display) -> Self {
         Self { message: error.to_string(), retry: Retry::After(wait) }
     }

@@ -78,7 +78,28 @@ pub enum Reason {
         /// When time alone will let the next one through.
         until: Option<Timestamp>,
     },
-    /// Nothing stands in its way but that no worker is free for it.
+    /// Of the jobs of its queue, as many run in the engine that tells this as may there
+    /// ([`EngineBuilder::queue`](crate::EngineBuilder::queue)).
+    QueueFull {
+        /// The queue.
+        queue: String,
+        /// How many of its jobs that engine has claimed.
+        running: usize,
+        /// How many may run there at a time.
+        most: usize,
+    },
+    /// The engine that tells this has not enough of its [`capacity`](crate::EngineBuilder::capacity) left for it, or keeps
+    /// that for a heavier job that goes before it.
+    NoCapacity {
+        /// What the job weighs.
+        weight: u32,
+        /// What the jobs weigh that the engine has claimed.
+        taken: u64,
+        /// What they may weigh all together.
+        capacity: u32,
+    },
+    /// Nothing stands in its way but that no worker is free for it; or that another process, which alone has a handler for
+    /// it, has no room.
     NoFreeWorker,
     /// It will not start after this moment.
     Deadline {
@@ -162,6 +183,12 @@ impl fmt::Display for Reason {
             Self::QueueLimited { queue, running, concurrency, until } => {
                 write!(f, "the bounds of the queue {queue} hold it: ")?;
                 bound(f, *running, *concurrency, *until)
+            }
+            Self::QueueFull { queue, running, most } => {
+                write!(f, "{running} of {most} jobs of the queue {queue} run in this process")
+            }
+            Self::NoCapacity { weight, taken, capacity } => {
+                write!(f, "it weighs {weight}, and {taken} of the capacity of {capacity} are taken")
             }
             Self::NoFreeWorker => write!(f, "it waits for a free worker"),
             Self::Deadline { expires_at } => {

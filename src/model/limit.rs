@@ -32,6 +32,8 @@ pub struct Limit {
     pub(crate) name: String,
     pub(crate) concurrency: Option<u32>,
     pub(crate) rate: Option<Rate>,
+    /// A burst that was set before there was a rate.
+    pub(crate) lone_burst: Option<u32>,
 }
 
 impl Limit {
@@ -40,7 +42,7 @@ impl Limit {
 
     /// A limit of this name, which bounds nothing yet. A name is 1 to 128 bytes without control characters.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), concurrency: None, rate: None }
+        Self { name: name.into(), concurrency: None, rate: None, lone_burst: None }
     }
 
     /// Sets how many jobs of one key run at a time, from 1 to [`Limit::MAX`]. Defaults to no bound.
@@ -54,15 +56,16 @@ impl Limit {
     /// down: of a rate above 10⁹ tokens a second one token by itself is free. A key that has rested has those of a whole period, unless
     /// [`burst`](Limit::burst) says otherwise. Defaults to no bound.
     pub fn rate(mut self, tokens: u32, period: Duration) -> Self {
-        let burst = self.rate.map_or(tokens, |rate| rate.burst);
+        let burst = self.lone_burst.take().or(self.rate.map(|rate| rate.burst)).unwrap_or(tokens);
         self.rate = Some(Rate { tokens, period, burst });
         self
     }
 
-    /// Sets how many tokens a key can gather, from 1 to [`Limit::MAX`]. It counts only after a [`rate`](Limit::rate).
+    /// Sets how many tokens a key can gather, from 1 to [`Limit::MAX`]. Only for a limit that has a [`rate`](Limit::rate).
     pub fn burst(mut self, tokens: u32) -> Self {
-        if let Some(rate) = &mut self.rate {
-            rate.burst = tokens;
+        match &mut self.rate {
+            Some(rate) => rate.burst = tokens,
+            None => self.lone_burst = Some(tokens),
         }
         self
     }
@@ -90,6 +93,9 @@ impl Limit {
         };
         if let Some(concurrency) = self.concurrency {
             within("limit.concurrency", concurrency)?;
+        }
+        if self.lone_burst.is_some() {
+            return Err(Error::invalid("limit.burst", "needs a rate"));
         }
         let Some(rate) = self.rate else { return Ok(()) };
         within("limit.rate", rate.tokens)?;

@@ -13,12 +13,14 @@ use crate::store::read::{exists_for, job};
 use crate::store::row::State;
 use crate::store::{batch, limits, unique, waiting};
 
-/// Why a job stands where it stands, as one may know who is bound to `user`. None if there is no such job.
+/// Why a job stands where it stands, as one may know who is bound to `user`. None if there is no such job. `lacks` tells what
+/// an engine of this process lacks to run it, by its weight, if it is anything but a worker.
 pub(crate) fn explain(
     conn: &Connection,
     id: JobId,
     user: Option<&str>,
     now: Timestamp,
+    lacks: &dyn Fn(&Job, u32) -> Option<Reason>,
 ) -> rusqlite::Result<Option<Explanation>> {
     let Some(job) = job(conn, id)? else {
         return Ok(None);
@@ -30,18 +32,24 @@ pub(crate) fn explain(
             reasons if reasons.is_empty() => vec![Reason::NotAdmitted],
             reasons => reasons,
         },
-        (Some(kind), Status::Pending) => why_pending(conn, &job, kind, now)?,
+        (Some(kind), Status::Pending) => why_pending(conn, &job, kind, now, lacks)?,
         (Some(kind), Status::Running) => why_running(conn, &job, kind, now)?,
         (Some(_), _) => why_ended(conn, &job, user, now)?,
     };
     Ok(Some(Explanation { status: job.status, reasons }))
 }
 
-fn why_pending(conn: &Connection, job: &Job, kind: &str, now: Timestamp) -> rusqlite::Result<Vec<Reason>> {
+fn why_pending(
+    conn: &Connection,
+    job: &Job,
+    kind: &str,
+    now: Timestamp,
+    lacks: &dyn Fn(&Job, u32) -> Option<Reason>,
+) -> rusqlite::Result<Vec<Reason>> {
     let mut reasons = Vec::new();
-    let state: State = conn
-        .prepare_cached("SELECT state FROM jobmill_job WHERE id = :id")?
-        .query_row(named_params! { ":id": job.id }, |row| row.get(0))?;
+    let (state, weight, cost): (State, u32, u32) = conn
+        .prepare_cached("SELECT state, coalesce(weight, 1), coalesce(cost, 1) FROM jobmill_job WHERE id = :id")?
+        .query_row(named_params! { ":id": job.id }, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     // A job without a time of its own may run at once, even if the clock has been set back since.
     if state == State::Delayed && job.run_at > now {
         reasons.push(Reason::Scheduled { until: job.run_at, attempt: job.attempt + 1 });
@@ -63,9 +71,9 @@ fn why_pending(conn: &Connection, job: &Job, kind: &str, now: Timestamp) -> rusq
         reasons.push(Reason::NoHandler { kind: kind.to_owned() });
     }
     reasons.extend(limits::explain(conn, job.id, now)?);
-    reasons.extend(limits::explain_queue(conn, &job.queue, now)?);
+    reasons.extend(limits::explain_queue(conn, job, cost, now)?);
     if reasons.is_empty() {
-        reasons.push(Reason::NoFreeWorker);
+        reasons.push(lacks(job, weight).unwrap_or(Reason::NoFreeWorker));
     }
     reasons.extend(job.expires_at.map(|expires_at| Reason::Deadline { expires_at }));
     Ok(reasons)

@@ -1,13 +1,35 @@
 //! Reading how limits stand, and why they hold a job.
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::model::explain::Reason;
 use crate::model::id::JobId;
-use crate::model::limit::{Limit, LimitUsage, blocked};
+use crate::model::job::Job;
+use crate::model::limit::{Limit, LimitUsage, Rate, blocked};
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::time::Timestamp;
 use crate::store::gate::{micros, nanos, rate};
+use crate::store::row::whole;
+
+macro_rules! usage_columns {
+    () => {
+        "SELECT key, running, full_at, blocked_until,
+             (SELECT coalesce(sum(held), 0) FROM jobmill_gate_lane WHERE gate = jobmill_gate.id)
+         FROM jobmill_gate"
+    };
+}
+
+/// Reads keys of a limit in their order, from the first on or behind one.
+pub(crate) const PLAN_USAGES: [&str; 2] = [
+    concat!(usage_columns!(), " WHERE limit_id = ?1 AND key >= ?2 ORDER BY key LIMIT ?3"),
+    concat!(usage_columns!(), " WHERE limit_id = ?1 AND key > ?2 ORDER BY key LIMIT ?3"),
+];
+
+/// Reads what the first jobs cost that go before one in its queue.
+pub(crate) const PLAN_AHEAD: &str = "SELECT coalesce(max(cost), 0) FROM (
+         SELECT (SELECT coalesce(cost, 1) FROM jobmill_job INDEXED BY jobmill_job_place
+                 WHERE lane = lane.id AND state = 1 AND (lane.priority < ?2 OR id < ?3) ORDER BY id LIMIT 1) AS cost
+         FROM jobmill_lane AS lane WHERE queue = ?1 AND priority <= ?2 AND pending > 0)";
 
 /// Every limit, by name.
 pub(crate) fn limits(conn: &Connection) -> rusqlite::Result<Vec<Limit>> {
@@ -25,36 +47,61 @@ pub(crate) fn queue_limits(conn: &Connection) -> rusqlite::Result<Vec<Limit>> {
 
 fn read_limits(conn: &Connection, sql: &'static str) -> rusqlite::Result<Vec<Limit>> {
     conn.prepare_cached(sql)?
-        .query_map([], |row| Ok(Limit { name: row.get(0)?, concurrency: row.get(1)?, rate: rate(row, 2)? }))?
+        .query_map([], |row| {
+            Ok(Limit { name: row.get(0)?, concurrency: row.get(1)?, rate: rate(row, 2)?, lone_burst: None })
+        })?
         .collect()
 }
 
 /// How one key of a limit stands. None if there is no limit of this name.
 pub(crate) fn usage(conn: &Connection, name: &str, key: &str, now: Timestamp) -> rusqlite::Result<Option<LimitUsage>> {
-    let limit = conn
-        .prepare_cached("SELECT id, rate, period_us, burst FROM jobmill_limit WHERE name = ?1")?
-        .query_row([name], |row| Ok((row.get::<_, i64>(0)?, rate(row, 1)?)))
+    let Some((limit, rate)) = rate_of(conn, name)? else { return Ok(None) };
+    let usage = conn
+        .prepare_cached(concat!(usage_columns!(), " WHERE limit_id = ?1 AND key = ?2"))?
+        .query_row(params![limit, key], |row| read_usage(row, name, rate, now))
         .optional()?;
-    let Some((limit, rate)) = limit else { return Ok(None) };
-    let gate = conn
-        .prepare_cached(
-            "SELECT running, full_at, blocked_until,
-                 (SELECT coalesce(sum(held), 0) FROM jobmill_gate_lane WHERE gate = jobmill_gate.id)
-             FROM jobmill_gate WHERE limit_id = ?1 AND key = ?2",
-        )?
-        .query_row(params![limit, key], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)?))
-        })
-        .optional()?;
-    let (running, full_at, blocked_until, held) = gate.unwrap_or((0, 0, Timestamp::EPOCH, 0));
-    Ok(Some(LimitUsage {
+    Ok(Some(usage.unwrap_or_else(|| LimitUsage {
         limit: name.to_owned(),
         key: key.to_owned(),
-        running: u64::try_from(running).unwrap_or(0),
-        held: u64::try_from(held).unwrap_or(0),
+        running: 0,
+        held: 0,
+        tokens: rate.map(|rate| rate.level(0, nanos(now))),
+        blocked_until: None,
+    })))
+}
+
+/// How the keys of a limit stand that jobs have named, in their order behind one. None if there is no limit of this name.
+pub(crate) fn usages(
+    conn: &Connection,
+    name: &str,
+    after: Option<&str>,
+    limit: usize,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Vec<LimitUsage>>> {
+    let Some((id, rate)) = rate_of(conn, name)? else { return Ok(None) };
+    conn.prepare_cached(PLAN_USAGES[usize::from(after.is_some())])?
+        .query_map(params![id, after.unwrap_or_default(), limit as i64], |row| read_usage(row, name, rate, now))?
+        .collect::<rusqlite::Result<_>>()
+        .map(Some)
+}
+
+/// The id of a limit, and its rate.
+fn rate_of(conn: &Connection, name: &str) -> rusqlite::Result<Option<(i64, Option<Rate>)>> {
+    conn.prepare_cached("SELECT id, rate, period_us, burst FROM jobmill_limit WHERE name = ?1")?
+        .query_row([name], |row| Ok((row.get(0)?, rate(row, 1)?)))
+        .optional()
+}
+
+fn read_usage(row: &Row<'_>, name: &str, rate: Option<Rate>, now: Timestamp) -> rusqlite::Result<LimitUsage> {
+    let (full_at, blocked_until): (i64, i64) = (row.get(2)?, row.get(3)?);
+    Ok(LimitUsage {
+        limit: name.to_owned(),
+        key: row.get(0)?,
+        running: whole(row, 1)?.unwrap_or(0),
+        held: whole(row, 4)?.unwrap_or(0),
         tokens: rate.map(|rate| rate.level(full_at, nanos(now))),
-        blocked_until: blocked(blocked_until.as_micros(), now).map(Timestamp::from_micros),
-    }))
+        blocked_until: blocked(blocked_until, now).map(Timestamp::from_micros),
+    })
 }
 
 /// Why a gate holds a job.
@@ -81,26 +128,80 @@ pub(crate) fn explain(conn: &Connection, job: JobId, now: Timestamp) -> rusqlite
     .optional()
 }
 
-/// Why a queue lets no job start, if it does not.
-pub(crate) fn explain_queue(conn: &Connection, queue: &str, now: Timestamp) -> rusqlite::Result<Option<Reason>> {
-    let bounds = conn
-        .prepare_cached(
-            "SELECT concurrency, rate, period_us, burst, full_at, blocked_until,
-                 (SELECT coalesce(sum(running), 0) FROM jobmill_lane
-                  WHERE jobmill_lane.queue = jobmill_queue.name AND kind NOT IN ('', ?2))
-             FROM jobmill_queue WHERE name = ?1",
-        )?
-        .query_row([queue, BATCH_KIND], |row| {
-            let (full_at, blocked_until): (i64, Timestamp) = (row.get(4)?, row.get(5)?);
-            Ok((row.get::<_, Option<u32>>(0)?, rate(row, 1)?, full_at, blocked_until, row.get::<_, u32>(6)?))
-        })
-        .optional()?;
-    let Some((concurrency, rate, full_at, blocked_until, running)) = bounds else { return Ok(None) };
-    let token_at = rate.map(|rate| Timestamp::from_micros(micros(rate.ready_at(full_at, 1, nanos(now)))));
-    let blocked_until = rate.and(blocked(blocked_until.as_micros(), now)).map(Timestamp::from_micros);
-    let until = token_at.filter(|at| *at > now).max(blocked_until);
+/// How a queue stands. None if it has no bounds.
+pub(crate) fn queue_usage(conn: &Connection, queue: &str, now: Timestamp) -> rusqlite::Result<Option<LimitUsage>> {
+    Ok(queue_bounds(conn, queue)?.map(|bounds| LimitUsage {
+        limit: queue.to_owned(),
+        key: String::new(),
+        running: bounds.running.into(),
+        held: bounds.pending,
+        tokens: bounds.rate.map(|rate| rate.level(bounds.full_at, nanos(now))),
+        blocked_until: bounds.blocked_until(now),
+    }))
+}
+
+/// Why a queue does not let a job of this cost start, if it does not.
+pub(crate) fn explain_queue(
+    conn: &Connection,
+    job: &Job,
+    cost: u32,
+    now: Timestamp,
+) -> rusqlite::Result<Option<Reason>> {
+    let queue = &job.queue;
+    let Some(bounds) = queue_bounds(conn, queue)? else { return Ok(None) };
+    // A dear job is not overtaken by what comes after it.
+    let token_at = match bounds.rate {
+        Some(rate) => Some(rate.ready_at(bounds.full_at, cost.max(dearest_ahead(conn, job)?), nanos(now))),
+        None => None,
+    };
+    let token_at = token_at.map(|at| Timestamp::from_micros(micros(at)));
+    let until = token_at.filter(|at| *at > now).max(bounds.blocked_until(now));
+    let (running, concurrency) = (bounds.running, bounds.concurrency);
     let full = concurrency.is_some_and(|most| running >= most);
-    Ok((full || until.is_some()).then(|| Reason::QueueLimited { queue: queue.to_owned(), running, concurrency, until }))
+    Ok((full || until.is_some()).then(|| Reason::QueueLimited { queue: queue.clone(), running, concurrency, until }))
+}
+
+/// What bounds a queue, and how much of it is used.
+struct QueueBounds {
+    concurrency: Option<u32>,
+    rate: Option<Rate>,
+    full_at: i64,
+    blocked_until: i64,
+    running: u32,
+    pending: u64,
+}
+
+impl QueueBounds {
+    fn blocked_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.rate.and(blocked(self.blocked_until, now)).map(Timestamp::from_micros)
+    }
+}
+
+fn queue_bounds(conn: &Connection, queue: &str) -> rusqlite::Result<Option<QueueBounds>> {
+    conn.prepare_cached(
+        "SELECT concurrency, rate, period_us, burst, full_at, blocked_until,
+             coalesce(sum(running), 0), coalesce(sum(pending + delayed + held), 0)
+         FROM jobmill_queue LEFT JOIN jobmill_lane
+             ON jobmill_lane.queue = jobmill_queue.name AND kind NOT IN ('', ?2)
+         WHERE name = ?1 AND (concurrency IS NOT NULL OR rate IS NOT NULL)
+         GROUP BY jobmill_queue.name",
+    )?
+    .query_row([queue, BATCH_KIND], |row| {
+        Ok(QueueBounds {
+            concurrency: row.get(0)?,
+            rate: rate(row, 1)?,
+            full_at: row.get(4)?,
+            blocked_until: row.get(5)?,
+            running: row.get(6)?,
+            pending: whole(row, 7)?.unwrap_or(0),
+        })
+    })
+    .optional()
+}
+
+/// The most that one of the first jobs costs which go before a job in its queue.
+fn dearest_ahead(conn: &Connection, job: &Job) -> rusqlite::Result<u32> {
+    conn.prepare_cached(PLAN_AHEAD)?.query_row(params![job.queue, job.priority.rank() as i64, job.id], |row| row.get(0))
 }
 
 /// Counts the jobs that gates count, and gives each whose counts are wrong.

@@ -20,7 +20,7 @@ use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
 use crate::store::{
-    Store, Turn, batch, enqueue, fair, gate, housekeeping, line, list, read, release, rescue, source, workflow,
+    Store, Turn, batch, enqueue, fair, gate, housekeeping, limits, line, list, read, release, rescue, source, workflow,
 };
 
 /// Wants everything, the users in turn or not.
@@ -186,6 +186,13 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("prune", housekeeping::PLAN_PRUNE, place),
             ("get", read::PLAN_JOB, "job USING INTEGER PRIMARY KEY (rowid=?)"),
             ("held", release::PLAN_HELD, "jobmill_job_held (line=? AND lane=?)"),
+            ("keys of a limit", limits::PLAN_USAGES[0], "sqlite_autoindex_jobmill_gate_1 (limit_id=? AND key>"),
+            (
+                "keys of a limit, behind one",
+                limits::PLAN_USAGES[1],
+                "sqlite_autoindex_jobmill_gate_1 (limit_id=? AND key>",
+            ),
+            ("dearest ahead", limits::PLAN_AHEAD, "jobmill_job_place (lane=? AND state=?"),
             ("lines", line::PLAN_FIRST, "jobmill_line_gate (gate=? AND lane=?)"),
             ("gates, due", gate::PLAN_WAKE, "jobmill_gate_wake (wake_at<?)"),
             ("gates, next", gate::PLAN_NEXT_WAKE, "jobmill_gate_wake (wake_at>?)"),

@@ -89,12 +89,14 @@ impl Bounded {
         self.closed_until = [0; RANKS];
     }
 
-    /// Lets nothing start until a moment, if there is a rate.
+    pub(crate) fn has_rate(&self) -> bool {
+        self.rate.is_some()
+    }
+
+    /// Lets nothing start until a moment. Only for one that has a rate.
     pub(crate) fn throttle(&mut self, until: Timestamp, now: Timestamp) {
-        if self.rate.is_some() {
-            self.blocked_until = blocked(self.blocked_until, now).unwrap_or(0).max(until.as_micros());
-            self.changed = true;
-        }
+        self.blocked_until = blocked(self.blocked_until, now).unwrap_or(0).max(until.as_micros());
+        self.changed = true;
     }
 
     /// Writes what has changed since the last time.

@@ -532,3 +532,23 @@ fn those_that_wait_for_two_limits_in_turn_are_moved_together() -> jobmill::Resul
     sound(t.client());
     Ok(())
 }
+
+#[test]
+fn the_keys_of_a_limit_are_listed_in_pages_with_what_waits_for_them() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.limit(Limit::new("few").concurrency(1).rate(9, secs(9))))?;
+    for (key, jobs) in [("", 1), ("b", 3), ("c", 2), ("d", 1)] {
+        t.client().enqueue_many((0..jobs).map(|_| Echo::job("").limit(LimitUse::of("few").key(key))))?;
+    }
+    let keys = |after, limit| -> jobmill::Result<Vec<(String, u64)>> {
+        let page = t.client().limit_usages("few", after, limit)?;
+        Ok(page.into_iter().map(|usage| (usage.key, usage.held)).collect())
+    };
+    let named = |keys: &[(&str, u64)]| keys.iter().map(|(key, held)| ((*key).to_owned(), *held)).collect::<Vec<_>>();
+    assert_eq!(keys(None, 2)?, named(&[("", 0), ("b", 2)]));
+    assert_eq!(keys(Some("b"), 2)?, named(&[("c", 1), ("d", 0)]));
+    assert_eq!(keys(Some("d"), 2)?, []);
+    assert_eq!(t.client().limit_usages("few", Some("a"), 1)?, [t.client().limit_usage("few", "b")?]);
+    refused(t.client().limit_usages("none", None, 2), ErrorKind::NotFound, "there is no limit");
+    refused(t.client().limit_usages("few", None, 0), ErrorKind::Invalid, "limit: must be from 1 to 1000");
+    Ok(())
+}

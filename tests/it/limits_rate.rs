@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jobmill::testing::Harness;
-use jobmill::{Client, Context, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Workers};
+use jobmill::{Client, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Workers};
 
-use crate::support::{Echo, file, query, secs, sound};
+use crate::support::{Echo, file, query, refused, secs, sound};
 
 /// When jobs of each name ran, in seconds since the harness was made.
 #[derive(Clone, Default)]
@@ -375,5 +375,56 @@ fn a_dear_job_keeps_its_queue_from_those_behind_it_and_from_no_others() -> jobmi
     t.drain()?;
     assert_eq!(starts.take(), ["behind", "low"]);
     sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn what_a_job_really_took_of_its_queue_is_corrected_after_the_call() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.limit_queue(Limit::new("mail").rate(1, secs(1)).burst(10)).handle(
+            |job: Echo, ctx: &Context| -> Result<(), Failure> {
+                for tokens in job.0.split_whitespace() {
+                    ctx.spent_in_queue(tokens.parse().map_err(Failure::fatal)?)?;
+                }
+                Ok(())
+            },
+        )
+    })?;
+    let tokens = || t.client().queue_usage("mail").map(|usage| usage.tokens);
+    for (said, left) in [("", 8), ("5", 5), ("9 0 3", 7), ("0", 10), ("15", -5)] {
+        t.advance(secs(60));
+        t.enqueue(Echo::job(said).queue("mail").cost(2))?;
+        t.drain()?;
+        assert_eq!(tokens()?, Some(left), "{said}");
+    }
+    let id = t.enqueue(Echo::job("1").max_attempts(1))?;
+    t.drain()?;
+    assert_eq!(t.client().get(id)?.error.as_deref(), Some("queue: default has no rate"));
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn who_is_asked_to_leave_a_service_alone_without_any_rate_to_shut_is_told() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder
+            .limit(Limit::new("few").concurrency(1))
+            .limit_queue(Limit::new("mail").concurrency(1))
+            .handle(|_: Echo, ctx: &Context| -> Result<(), Failure> { Ok(ctx.throttled(secs(9))?) })
+    })?;
+    for job in [Echo::job(""), Echo::job("").limit("few").queue("mail")] {
+        let id = t.enqueue(job.max_attempts(1))?;
+        t.drain()?;
+        let error = t.client().get(id)?.error;
+        assert_eq!(error.as_deref(), Some("limit: neither a limit of the job nor its queue has a rate"));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_burst_may_be_set_before_its_rate_and_not_without_one() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder)?;
+    assert_eq!(Limit::new("a").burst(5).rate(10, secs(1)), Limit::new("a").rate(10, secs(1)).burst(5));
+    refused(t.client().set_limit(&Limit::new("a").burst(5)), ErrorKind::Invalid, "limit.burst: needs a rate");
     Ok(())
 }

@@ -20,6 +20,7 @@ mod delivery;
 mod delivery_work;
 mod enqueue;
 mod events;
+mod explain;
 mod fair;
 mod faults;
 mod file;

@@ -1,12 +1,12 @@
 //! What is cut short: cancelled jobs, attempts that run out of time, engines that shut down.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use jobmill::testing::{Harness, ManualClock};
+use jobmill::testing::{Fault, FaultPlan, Harness, ManualClock};
 use jobmill::{
     AttemptOutcome, Backoff, Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, JobId, NewJob, Outcome,
     Reason, Status, SystemClock, Timestamp, Workers,
@@ -658,5 +658,32 @@ fn a_panic_of_the_dispatcher_closes_the_engine() -> jobmill::Result<()> {
     engine.drain()?;
     assert_eq!(engine.client().stats()?.total.running, 0, "the next engine takes everything back");
     sound(engine.client());
+    Ok(())
+}
+
+/// A cancellation whose commit was written and failed all the same stood in the file, and the handler was told of nothing.
+#[test]
+fn a_handler_is_told_of_a_cancellation_of_which_nobody_heard() -> jobmill::Result<()> {
+    let faults = Arc::new(OnceLock::<FaultPlan>::new());
+    let state = faults.clone();
+    let t = Harness::new(move |builder| {
+        builder.state(state.clone()).handle(other).handle(|_: Echo, ctx: &Context| -> Result<(), Failure> {
+            let faults = ctx.state::<Arc<OnceLock<FaultPlan>>>()?.get().expect("a plan");
+            faults.fail(1, Fault::After);
+            ctx.client().cancel(ctx.id()).expect_err("the commit fails");
+            let heard_of_nothing = !ctx.is_cancelled();
+            ctx.client().enqueue(&Other(1))?;
+            match (heard_of_nothing, ctx.is_cancelled()) {
+                (true, true) => Err(Failure::retry("told")),
+                told => Err(Failure::fatal(format!("{told:?}"))),
+            }
+        })
+    })?;
+    assert!(faults.set(t.faults().clone()).is_ok());
+    let id = t.enqueue(Echo::job(""))?;
+    t.drain()?;
+    let job = t.client().get(id)?;
+    assert_eq!((job.status, job.error.as_deref()), (Status::Cancelled, Some("told")));
+    sound(t.client());
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::RwLock;
 
@@ -117,13 +118,38 @@ impl Dead {
     }
 }
 
+/// After which silence an engine without a lock counts as dead.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(15);
+
+/// Whether the engine that made `lock_file` lives, as far as can be told without taking its place. `silent_for`: of one
+/// without a lock, how long ago it told that it lives.
+pub(crate) fn is_alive(database: &Path, lock_file: &str, silent_for: Option<Duration>) -> bool {
+    if let Some(silent_for) = silent_for {
+        return silent_for <= SILENCE_MAX;
+    }
+    for path in places(database, lock_file) {
+        match File::open(&path) {
+            // Two who ask at once do not take each other for it.
+            Ok(file) => return file.try_lock_shared().is_err(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
+/// Where a lock file may lie. The same directory may have another name for another process: what lies beside the database
+/// counts first.
+fn places(database: &Path, lock_file: &str) -> impl Iterator<Item = PathBuf> {
+    let stored = Path::new(lock_file);
+    let beside = stored.file_name().and_then(|name| Some(database.parent()?.join(name)));
+    beside.into_iter().chain([stored.to_owned()])
+}
+
 /// Finds out whether the engine that made `lock_file` is dead: it is if we get its lock, or if its heart is known to
 /// have stopped. None if it is alive, or is being rescued.
 pub(crate) fn find_dead(database: &Path, lock_file: &str, heart_stopped: bool) -> Result<Option<Dead>> {
-    let stored = Path::new(lock_file);
-    // The same directory may have another name for another process: what lies beside the database counts first.
-    let beside = stored.file_name().and_then(|name| Some(database.parent()?.join(name)));
-    for path in beside.into_iter().chain([stored.to_owned()]) {
+    for path in places(database, lock_file) {
         let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,

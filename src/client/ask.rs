@@ -8,6 +8,7 @@ use crate::client::jobs::Jobs;
 use crate::client::selection::Selection;
 use crate::client::{Client, not_found};
 use crate::error::{Error, ErrorKind, Result};
+use crate::liveness::is_alive;
 use crate::model::alert::Alert;
 use crate::model::attempt::{Attempt, LogLine};
 use crate::model::delivery::CallbackDelivery;
@@ -20,7 +21,8 @@ use crate::model::metrics::{Metrics, Window};
 use crate::model::page::{Page, Query};
 use crate::model::stats::{Stats, StatusCounts};
 use crate::model::time::Timestamp;
-use crate::store::{callback, explain, history, list, read, tally};
+use crate::store::explain::{self, Outside};
+use crate::store::{callback, history, list, read, tally};
 
 /// How often a client without a dispatcher looks for what others have written, while somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -268,10 +270,15 @@ impl Client {
     /// `NotFound` if no job has this id.
     pub fn explain(&self, id: JobId) -> Result<Explanation> {
         let (user, now) = (self.user(), self.desk().clock().now());
-        let lacks = |job: &Job, weight| self.desk().lacks(job, weight);
+        let outside = Outside {
+            lacks: &|job, weight| self.desk().lacks(job, weight),
+            has_died: &|instance| {
+                !is_alive(self.path(), &instance.lock_file, instance.beat_at.map(|beat_at| now.since(beat_at)))
+            },
+        };
         let why = self
             .reader()
-            .of_job("cannot explain the job", id, user, |conn| explain::explain(conn, id, user, now, &lacks))?;
+            .of_job("cannot explain the job", id, user, |conn| explain::explain(conn, id, user, now, &outside))?;
         why.ok_or_else(|| not_found(id))
     }
 

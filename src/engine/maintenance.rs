@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::engine::clock_watch::{ClockWatch, Noticed};
 use crate::error::{Error, Result};
-use crate::liveness::{Liveness, find_dead};
+use crate::liveness::{Liveness, SILENCE_MAX, find_dead};
 use crate::model::alert::{AlertState, Sight, Watchman};
 use crate::model::event::Event;
 use crate::model::id::ScheduleId;
@@ -24,9 +24,8 @@ use crate::store::{read, tally};
 
 /// How often the engine looks whether another one has died.
 const RESCUE_EVERY: Duration = Duration::from_millis(200);
-/// How often an engine without a lock tells that it lives, and after which silence it counts as dead.
+/// How often an engine without a lock tells that it lives.
 const BEAT_EVERY: Duration = Duration::from_secs(2);
-const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How often schedules are put right that another engine has reckoned under a clock ahead of ours, at most.
 const PUT_RIGHT_EVERY: Duration = Duration::from_secs(60);
 /// How often the size of the WAL file is looked at.

@@ -113,6 +113,13 @@ pub enum Reason {
         /// Since when.
         since: Timestamp,
     },
+    /// It was running when its process died. The next engine on the file lets it run again, as far as its attempts reach.
+    ProcessDied {
+        /// Which process, on which host.
+        process: String,
+        /// Since when it ran there.
+        since: Timestamp,
+    },
     /// It is an LLM batch, whose items stand so.
     Batch {
         /// Wait to be sent.
@@ -195,6 +202,9 @@ impl fmt::Display for Reason {
                 write!(f, "it expires if it has not started by {expires_at}")
             }
             Self::Running { process, since } => write!(f, "it runs in {process} since {since}"),
+            Self::ProcessDied { process, since } => {
+                write!(f, "it ran in {process} since {since}, and that process has died: the next engine takes it back")
+            }
             Self::Batch { waiting, sent, stepping } => write!(
                 f,
                 "{waiting} of its items wait to be sent, {sent} are at a provider, {stepping} are at their step"

@@ -8,19 +8,26 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Status};
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::time::Timestamp;
-use crate::store::instance::worker_name;
+use crate::store::instance::{Instance, open_instances, worker_name};
 use crate::store::read::{exists_for, job};
 use crate::store::row::State;
 use crate::store::{batch, limits, unique, waiting};
 
-/// Why a job stands where it stands, as one may know who is bound to `user`. None if there is no such job. `lacks` tells what
-/// an engine of this process lacks to run it, by its weight, if it is anything but a worker.
+/// What the file does not tell.
+pub(crate) struct Outside<'a> {
+    /// What an engine of this process lacks to run a job, by its weight, if it is anything but a worker.
+    pub(crate) lacks: &'a dyn Fn(&Job, u32) -> Option<Reason>,
+    /// Whether an engine whose row is open has died.
+    pub(crate) has_died: &'a dyn Fn(&Instance) -> bool,
+}
+
+/// Why a job stands where it stands, as one may know who is bound to `user`. None if there is no such job.
 pub(crate) fn explain(
     conn: &Connection,
     id: JobId,
     user: Option<&str>,
     now: Timestamp,
-    lacks: &dyn Fn(&Job, u32) -> Option<Reason>,
+    outside: &Outside<'_>,
 ) -> rusqlite::Result<Option<Explanation>> {
     let Some(job) = job(conn, id)? else {
         return Ok(None);
@@ -32,8 +39,8 @@ pub(crate) fn explain(
             reasons if reasons.is_empty() => vec![Reason::NotAdmitted],
             reasons => reasons,
         },
-        (Some(kind), Status::Pending) => why_pending(conn, &job, kind, now, lacks)?,
-        (Some(kind), Status::Running) => why_running(conn, &job, kind, now)?,
+        (Some(kind), Status::Pending) => why_pending(conn, &job, kind, now, outside)?,
+        (Some(kind), Status::Running) => why_running(conn, &job, kind, now, outside)?,
         (Some(_), _) => why_ended(conn, &job, user, now)?,
     };
     Ok(Some(Explanation { status: job.status, reasons }))
@@ -44,7 +51,7 @@ fn why_pending(
     job: &Job,
     kind: &str,
     now: Timestamp,
-    lacks: &dyn Fn(&Job, u32) -> Option<Reason>,
+    outside: &Outside<'_>,
 ) -> rusqlite::Result<Vec<Reason>> {
     let mut reasons = Vec::new();
     let (state, weight, cost): (State, u32, u32) = conn
@@ -61,25 +68,38 @@ fn why_pending(
     if let Some(Some(since)) = paused {
         reasons.push(Reason::QueuePaused { queue: job.queue.clone(), since });
     }
-    let served = conn
-        .prepare_cached(
-            "SELECT 1 FROM jobmill_instance, json_each(jobmill_instance.kinds)
-             WHERE ended_at IS NULL AND json_each.value = :kind",
-        )?
-        .exists(named_params! { ":kind": kind })?;
-    if !served {
+    if !is_served(conn, kind, outside)? {
         reasons.push(Reason::NoHandler { kind: kind.to_owned() });
     }
     reasons.extend(limits::explain(conn, job.id, now)?);
     reasons.extend(limits::explain_queue(conn, job, cost, now)?);
     if reasons.is_empty() {
-        reasons.push(lacks(job, weight).unwrap_or(Reason::NoFreeWorker));
+        reasons.push((outside.lacks)(job, weight).unwrap_or(Reason::NoFreeWorker));
     }
     reasons.extend(job.expires_at.map(|expires_at| Reason::Deadline { expires_at }));
     Ok(reasons)
 }
 
-fn why_running(conn: &Connection, job: &Job, kind: &str, now: Timestamp) -> rusqlite::Result<Vec<Reason>> {
+/// Whether an engine that lives has a handler for a kind.
+fn is_served(conn: &Connection, kind: &str, outside: &Outside<'_>) -> rusqlite::Result<bool> {
+    let mut serves = conn.prepare_cached(
+        "SELECT 1 FROM jobmill_instance, json_each(kinds) WHERE jobmill_instance.id = :id AND json_each.value = :kind",
+    )?;
+    for instance in open_instances(conn, None)? {
+        if serves.exists(named_params! { ":id": instance.id, ":kind": kind })? && !(outside.has_died)(&instance) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn why_running(
+    conn: &Connection,
+    job: &Job,
+    kind: &str,
+    now: Timestamp,
+    outside: &Outside<'_>,
+) -> rusqlite::Result<Vec<Reason>> {
     let mut reasons = Vec::new();
     if kind == BATCH_KIND {
         let items = batch::read::item_counts(conn, job.id)?.unwrap_or_default();
@@ -90,9 +110,13 @@ fn why_running(conn: &Connection, job: &Job, kind: &str, now: Timestamp) -> rusq
         let owner = conn
             .prepare_cached("SELECT owner FROM jobmill_job WHERE id = :id")?
             .query_row(named_params! { ":id": job.id }, |row| row.get(0))?;
-        reasons.push(Reason::Running {
-            process: worker_name(conn, owner, None)?.unwrap_or_default(),
-            since: job.started_at.unwrap_or(now),
+        let (process, since) = (worker_name(conn, owner, None)?.unwrap_or_default(), job.started_at.unwrap_or(now));
+        let open = open_instances(conn, None)?.into_iter().find(|instance| Some(instance.id) == owner);
+        let has_died = open.is_some_and(|instance| (outside.has_died)(&instance));
+        reasons.push(if has_died {
+            Reason::ProcessDied { process, since }
+        } else {
+            Reason::Running { process, since }
         });
     }
     reasons.extend(job.cancel_requested_at.map(|at| Reason::CancelRequested { at }));

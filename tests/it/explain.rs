@@ -1,9 +1,12 @@
 //! Why a job that is pending does not start: what its queue, its engine and those before it leave it.
 
-use jobmill::testing::Harness;
-use jobmill::{Engine, Limit, Priority, Reason, Workers};
+use std::io::Read;
 
-use crate::support::{Block, Echo, block, echo, file, gate, now, secs};
+use jobmill::testing::Harness;
+use jobmill::{Client, Engine, Limit, Order, Priority, Query, Reason, Status, Workers};
+
+use crate::support::another::{Another, CHILD};
+use crate::support::{Block, Echo, block, echo, file, gate, now, secs, until};
 
 /// An engine with room for two jobs of a queue, a capacity of ten and many workers, whose handlers wait to be let go.
 #[test]
@@ -74,5 +77,35 @@ fn how_a_bounded_queue_stands_can_be_asked() -> jobmill::Result<()> {
         (error.kind(), &*error.to_string()),
         (jobmill::ErrorKind::NotFound, r#"the queue "default" has no bounds"#)
     );
+    Ok(())
+}
+
+#[test]
+fn what_a_process_runs_is_told_with_its_name_and_that_it_has_died_if_it_has() -> jobmill::Result<()> {
+    if let Some(path) = std::env::var_os(CHILD) {
+        let (gate, keeper) = gate();
+        let engine = Engine::builder(&path).handle(block).state(gate).workers(Workers::new(1)).start()?;
+        for name in ["runs", "waits"] {
+            engine.client().enqueue(Block::job(name))?;
+        }
+        keeper.next();
+        let _ = std::io::stdin().read(&mut [0]);
+        return Ok(());
+    }
+    let (_directory, path) = file();
+    let client = Client::open(&path)?;
+    let name = "explain::what_a_process_runs_is_told_with_its_name_and_that_it_has_died_if_it_has";
+    let other = Another::start(name, &path);
+    let jobs = || client.list(Query::new().order(Order::Ascending)).expect("a page").jobs;
+    until("the job runs", || jobs().len() == 2 && jobs()[0].status == Status::Running);
+    let (runs, waits) = (jobs()[0].clone(), jobs()[1].id);
+    let reasons = |id| client.explain(id).map(|why| why.reasons);
+    let since = runs.started_at.expect("it runs");
+    let [Reason::Running { process, since: told }] = &reasons(runs.id)?[..] else { panic!("{:?}", reasons(runs.id)) };
+    assert!(process.ends_with(&format!("/{}", other.id())) && *told == since, "{process} {told}");
+    assert_eq!(reasons(waits)?, [Reason::NoFreeWorker]);
+    drop(other);
+    assert_eq!(reasons(runs.id)?, [Reason::ProcessDied { process: process.clone(), since }]);
+    assert_eq!(reasons(waits)?, [Reason::NoHandler { kind: "block".into() }]);
     Ok(())
 }

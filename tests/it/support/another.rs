@@ -24,6 +24,11 @@ impl Another {
         Self(child, stdin)
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Tells it to end, and waits until it has.
     pub(crate) fn end(mut self) {
         self.1.take();

@@ -263,7 +263,7 @@ impl Turn<'_> {
                 let count = lost.count.map_or_else(|| "many".to_owned(), |count| count.to_string());
                 let warning =
                     format!("the schedule {name} has missed {count} ticks, from {} to {}", lost.from, lost.to);
-                self.out.warnings.push(warning);
+                self.out.said.push((log::Level::Warn, warning));
             }
             self.line(
                 &mut ticking,
@@ -316,7 +316,9 @@ impl Turn<'_> {
         self.count_ticks(&ticking.ready.job, Fate::Skipped)?;
         if self.newest_line(ticking)? != Some((SKIPPED, Some(job))) {
             let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
-            self.out.warnings.push(format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended"));
+            // The schedule asks for it, so nobody need look into it.
+            let line = format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended");
+            self.out.said.push((log::Level::Debug, line));
         }
         self.line(ticking, tick, TickOutcome::Skipped { job })
     }

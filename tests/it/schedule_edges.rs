@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Context, Durability, Engine, ErrorKind, Failure, Missed, NewJob, Order, Overlap, Payload, Query, Schedule,
-    ScheduleId, Status, Timestamp,
+    Context, Durability, Engine, ErrorKind, Failure, Missed, MissedBy, NewJob, Order, Overlap, Payload, Query,
+    Schedule, ScheduleId, Status, TickOutcome, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -182,4 +182,42 @@ fn two_schedules_of_one_name_are_refused_at_the_start() {
     let schedule = |seconds| Schedule::every("twice", secs(seconds), stuck());
     let builder = Engine::builder(&path).schedule(schedule(10)).schedule(schedule(20));
     refused(builder.inline().map(drop), ErrorKind::Invalid, "schedule: must not be two of the name \"twice\"");
+}
+
+/// A tick that had waited for a stuck job was enqueued whenever that ended, however long its grace was over.
+#[test]
+fn a_tick_that_waits_longer_than_its_grace_is_missed() -> jobmill::Result<()> {
+    let queued = |name: &str| Schedule::every(name, secs(10), stuck()).overlap(Overlap::Queue);
+    for (schedule, waits, missed, skipped, ran) in [
+        // The one that has come last waits in the place of one that is too late, and may be in time.
+        (queued("short").grace(secs(5)), 50, 3, 0, vec![10, 50]),
+        (queued("long").grace(secs(15)), 40, 1, 2, vec![10, 40]),
+        (queued("all").grace(secs(15)).missed(Missed::All(9)), 40, 1, 2, vec![10, 40]),
+        (queued("skip").missed(Missed::Skip), 40, 2, 2, vec![10]),
+        (queued("late").grace(secs(2)), 50, 4, 0, vec![10]),
+        (queued("patient"), 20, 0, 3, vec![10, 20]),
+    ] {
+        let t = harness();
+        let id = put(&t, &schedule);
+        for _ in 0..5 {
+            t.advance(secs(10));
+            t.drain()?;
+        }
+        let name = schedule.name();
+        let waiting = t.client().schedule_by_id(id)?.waiting_tick;
+        t.advance(secs(3));
+        for job in t.client().list(Query::new().schedule(id))?.jobs {
+            t.client().cancel(job.id)?;
+        }
+        t.drain()?;
+        let record = t.client().schedule_by_id(id)?;
+        assert_eq!((waiting, record.missed, record.skipped), (Some(moment(waits)), missed, skipped), "{name}");
+        let ran: Vec<Timestamp> = ran.into_iter().map(moment).collect();
+        assert_eq!((ran_for(&t), record.waiting_tick), (ran, None), "{name}");
+        let told = |line: &&jobmill::Tick| matches!(line.outcome, TickOutcome::Missed { to, count: Some(1), by: MissedBy::Policy } if to == line.tick);
+        assert_eq!(t.client().ticks(id)?.iter().filter(told).count() as u64, missed, "{name}");
+        assert_eq!(t.client().metrics(jobmill::Window::Hour)?.total.ticks_missed, missed, "{name}");
+        assert_eq!(t.client().verify()?, Vec::<String>::new());
+    }
+    Ok(())
 }

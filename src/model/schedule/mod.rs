@@ -165,7 +165,7 @@ impl Schedule {
         self
     }
 
-    /// Sets how late a tick may run, up to 100 years. Defaults to 10 s with [`Missed::Skip`], and to no limit otherwise.
+    /// Sets how late a tick may run, up to 100 years, for whatever reason. Defaults to 10 s with [`Missed::Skip`], and to no limit otherwise.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self

@@ -42,7 +42,7 @@ impl Client {
         schedule.check()?;
         let (schedule, texts) = (schedule.clone(), Texts::of(schedule)?);
         self.on_schedules(move |turn, caller| {
-            knows_limits(turn, &schedule.job)?;
+            knows_limits(turn, &schedule.job).map_err(|error| schedule.told_of(error))?;
             turn.put_schedule(&schedule, &texts, caller)
         })
     }

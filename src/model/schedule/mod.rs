@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::id::ScheduleId;
 use crate::model::new_job::NewJob;
-use crate::model::rules::{check_duration, check_name};
+use crate::model::rules::{check_duration, check_name, quoted};
 use crate::model::schedule::policy::{Missed, Overlap};
 use crate::model::schedule::timetable::{Timetable, micros};
 use crate::model::time::Timestamp;
@@ -208,6 +208,15 @@ impl Schedule {
     /// or that has a unique key, for each tick has one of its own.
     pub fn check(&self) -> Result<()> {
         check_name("name", &self.name)?;
+        self.check_rest().map_err(|error| self.told_of(error))
+    }
+
+    /// An error that says which schedule it is about.
+    pub(crate) fn told_of(&self, error: Error) -> Error {
+        error.about(format_args!("schedule {}", quoted(&self.name)))
+    }
+
+    fn check_rest(&self) -> Result<()> {
         match &self.trigger {
             Trigger::Every { interval_us } => {
                 let interval = Duration::from_micros(interval_us.unsigned_abs());

@@ -36,7 +36,7 @@ impl Client {
                 turn.limit_queue(limit, &caller).map_err(|error| storage_error("cannot bound the queue", error))?;
             }
             for (schedule, texts) in &schedules {
-                turn.put_schedule(schedule, texts, &caller)?;
+                turn.put_schedule_of_start(schedule, texts, &caller)?;
             }
             Ok(())
         })

@@ -291,7 +291,9 @@ impl EngineBuilder {
     }
 
     /// Stores a schedule at the start, in the place of the one that has its name if there is one
-    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. Those of earlier starts that
+    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. The last start decides: if
+    /// another program, or an earlier version of this one, has stored it otherwise, it is changed for all, and the log says
+    /// what is changed; an interval goes on from the moment from which it was reckoned before. Those of earlier starts that
     /// are not named any more stay, until they are deleted. Defaults to none.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.schedules.push(schedule);

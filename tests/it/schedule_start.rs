@@ -5,8 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jobmill::testing::{Fault, Harness, ManualClock};
-use jobmill::{Client, Durability, Engine, EngineBuilder, ErrorKind, Limit, LimitUse, NewJob, Schedule, ScheduleQuery};
+use jobmill::{
+    Client, Durability, Engine, EngineBuilder, ErrorKind, Limit, LimitUse, NewJob, Overlap, Query, Schedule,
+    ScheduleQuery, Timestamp,
+};
 
+use crate::support::said::Said;
 use crate::support::{file, refused, secs, sound};
 
 /// A job that nobody here runs.
@@ -16,6 +20,70 @@ fn stuck() -> NewJob {
 
 fn builder(path: &Path, clock: &ManualClock) -> EngineBuilder {
     Engine::builder(path).durability(Durability::Normal).clock(clock.clone())
+}
+
+fn moment(seconds: u64) -> Timestamp {
+    Timestamp::from_micros(1_767_225_600_000_000).saturating_add(secs(seconds))
+}
+
+/// Two programs that meant one schedule by two intervals silenced it: each start began the interval anew.
+#[test]
+fn programs_that_define_a_schedule_differently_do_not_silence_it() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let clock = ManualClock::default();
+    let hours = |hours: u64| Schedule::every("backup", secs(hours * 3600), stuck());
+    let daily = || Schedule::cron("backup", "@daily", stuck());
+    let mut starts = [hours(1), hours(2), daily(), hours(2)].into_iter().cycle();
+    for _ in 0..48 {
+        let engine = builder(&path, &clock).schedule(starts.next().expect("no end")).inline()?;
+        engine.drain()?;
+        clock.advance(secs(50 * 60));
+        engine.drain()?;
+        engine.shutdown(secs(0))?;
+    }
+    let client = Client::open(&path)?;
+    let record = client.schedule_by_name("backup")?;
+    assert_eq!(record.anchor, moment(0), "when it was stored first");
+    let ticks: Vec<_> =
+        client.list(Query::new().limit(100))?.jobs.into_iter().filter_map(|job| job.scheduled_for).collect();
+    assert!(record.enqueued >= 10, "{record:?}");
+    for tick in ticks {
+        assert_eq!(tick.since(moment(0)).as_secs() % 3600, 0, "{tick}");
+    }
+    sound(&client);
+    Ok(())
+}
+
+#[test]
+fn a_start_that_changes_a_schedule_says_so_once() -> jobmill::Result<()> {
+    let Some(said) = Said::alone("schedule_start::a_start_that_changes_a_schedule_says_so_once") else {
+        return Ok(());
+    };
+    let (_directory, path) = file();
+    let clock = ManualClock::default();
+    let start = |schedule: Schedule| {
+        builder(&path, &clock)
+            .schedule(schedule)
+            .schedule(Schedule::every("other", secs(60), stuck()))
+            .inline()
+            .and_then(|engine| engine.shutdown(secs(0)))
+    };
+    let every = |seconds| Schedule::every("backup", secs(seconds), stuck());
+    let words = "INFO this start changes the stored schedule backup: ";
+    for _ in 0..2 {
+        start(every(3600))?;
+    }
+    assert_eq!(said.count("changes the stored schedule"), 0, "{}", said.lines());
+    for _ in 0..2 {
+        start(every(7200).overlap(Overlap::Skip))?;
+    }
+    assert_eq!(said.count(&format!("{words}every 3600s is every 7200s now; overlap")), 1, "{}", said.lines());
+    let nightly = || Schedule::cron("backup", "0 3 * * *", NewJob::json("nobody's", &7)).time_zone("Europe/Paris");
+    start(nightly().overlap(Overlap::Skip))?;
+    let cron = "every 7200s is \"0 3 * * *\" in Europe/Paris now; job";
+    assert_eq!(said.count(&format!("{words}{cron}")), 1, "{}", said.lines());
+    assert_eq!(said.count("changes the stored schedule"), 2, "{}", said.lines());
+    Ok(())
 }
 
 /// The limits and schedules before the one that was refused stood in the file, and bound other programs.

@@ -10,6 +10,7 @@ pub(crate) mod timetable;
 #[cfg(test)]
 mod clocks;
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,17 @@ pub enum Trigger {
         /// When.
         at: Timestamp,
     },
+}
+
+/// For people to read: `every 3600s`, `"0 9 * * *" in Europe/Paris`, `at 2026-01-01T00:00:00.000000Z`.
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Every { interval_us } => write!(f, "every {:?}", Duration::from_micros(interval_us.unsigned_abs())),
+            Self::Cron { line, time_zone } => write!(f, "{} in {time_zone}", quoted(line)),
+            Self::At { at } => write!(f, "at {at}"),
+        }
+    }
 }
 
 /// A job that is enqueued again and again, or once at a moment: when, and what becomes of late ticks. It is stored by
@@ -116,8 +128,9 @@ impl Schedule {
     }
 
     /// Enqueues the job after each such time, [`MIN_INTERVAL`](Schedule::MIN_INTERVAL) to 100 years. The ticks are those
-    /// of a clock that never drifts: reckoned from when the schedule was stored first (it then ticks first one interval
-    /// later), or from [`starts_at`](Schedule::starts_at).
+    /// of a clock that never drifts: reckoned from when a schedule of this name was stored first (it then ticks first one
+    /// interval later), whatever was changed of it since, or from [`starts_at`](Schedule::starts_at). Another interval thus
+    /// goes on from that moment too, with the first of its ticks that is still to come.
     pub fn every(name: impl Into<String>, interval: Duration, job: impl Into<NewJob>) -> Self {
         Self::new(name, Trigger::Every { interval_us: micros(interval) }, job.into())
     }
@@ -373,9 +386,19 @@ impl Definition {
         of(self) == of(other)
     }
 
-    /// Whether an interval of both is reckoned from the same anchor.
-    pub(crate) fn keeps_anchor_of(&self, other: &Self) -> bool {
-        self.trigger == other.trigger && self.starts_at == other.starts_at
+    /// In what another definition differs from this one, for people to read.
+    pub(crate) fn changes_to(&self, new: &Self) -> Vec<String> {
+        let trigger = (self.trigger != new.trigger).then(|| format!("{} is {} now", self.trigger, new.trigger));
+        let others = [
+            ("starts_at", self.starts_at != new.starts_at),
+            ("ends_at", self.ends_at != new.ends_at),
+            ("missed", self.missed != new.missed),
+            ("grace", self.grace_us != new.grace_us),
+            ("overlap", self.overlap != new.overlap),
+            ("jitter", self.jitter_us != new.jitter_us),
+        ];
+        let others = others.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned());
+        trigger.into_iter().chain(others).collect()
     }
 }
 

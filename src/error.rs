@@ -74,6 +74,11 @@ impl Error {
         Self::new(ErrorKind::Invalid, format!("{field}: {rule}"))
     }
 
+    /// The same error, which says in addition what it is about.
+    pub(crate) fn about(self, what: impl fmt::Display) -> Self {
+        Self { context: format!("{} ({what})", self.context).into(), ..self }
+    }
+
     pub(crate) fn shutdown() -> Self {
         Self::new(ErrorKind::Shutdown, "the engine has shut down")
     }

@@ -7,6 +7,7 @@ mod limits;
 mod operate;
 mod schedule;
 pub(crate) mod selection;
+mod setup;
 pub(crate) mod workflow;
 
 use std::ops::Deref;

@@ -18,7 +18,8 @@ const SLICE_TICKS: usize = 200;
 
 impl Client {
     /// Stores a schedule, in the place of the one that has its name if there is one, and tells what that came to. Its next
-    /// tick is found out anew if it ticks otherwise than before; a paused one stays paused. A tick that had come and has no
+    /// tick is found out anew if it ticks otherwise than before, an interval being reckoned from the same moment as ever
+    /// ([`Schedule::every`]); a paused one stays paused. A tick that had come and has no
     /// job yet is dealt with all the same if the new definition has it too, and counts as missed if not. Engines on the
     /// file tick it, whichever comes first, whether or not they have a handler for its job.
     ///
@@ -42,7 +43,7 @@ impl Client {
         schedule.check()?;
         let (schedule, texts) = (schedule.clone(), Texts::of(schedule)?);
         self.on_schedules(move |turn, caller| {
-            knows_limits(turn, &schedule.job)?;
+            knows_limits(turn, &schedule.job).map_err(|error| schedule.told_of(error))?;
             turn.put_schedule(&schedule, &texts, caller)
         })
     }

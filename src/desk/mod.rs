@@ -545,7 +545,7 @@ impl Desk {
                 if let Some(claim) = out.claims.last() {
                     self.pulse.claimed(claim.job.run_at, self.clock.now());
                 }
-                out.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+                out.said.iter().for_each(|(level, line)| log::log!(*level, "{line}"));
                 self.press.tell(&out, &core.store);
                 self.publish(out, &slots);
                 self.ring_others(core);

@@ -1,7 +1,7 @@
 //! How an engine is described and started.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -21,6 +21,7 @@ use crate::builtin::callback::courier::Courier;
 use crate::builtin::callback::job::DeliverCallback;
 use crate::client::Client;
 use crate::clock::{Clock, SystemClock};
+use crate::desk::Desk;
 use crate::engine::dispatcher::Dispatcher;
 use crate::engine::listener::Listener;
 use crate::engine::maintenance::Maintenance;
@@ -290,7 +291,9 @@ impl EngineBuilder {
     }
 
     /// Stores a schedule at the start, in the place of the one that has its name if there is one
-    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. Those of earlier starts that
+    /// ([`Client::schedule`](crate::Client::schedule)). May be called for any number of them. The last start decides: if
+    /// another program, or an earlier version of this one, has stored it otherwise, it is changed for all, and the log says
+    /// what is changed; an interval goes on from the moment from which it was reckoned before. Those of earlier starts that
     /// are not named any more stay, until they are deleted. Defaults to none.
     pub fn schedule(mut self, schedule: Schedule) -> Self {
         self.schedules.push(schedule);
@@ -364,8 +367,9 @@ impl EngineBuilder {
     /// the background until it does. With SQLite both are left out, as its documentation allows, and the log says so once:
     /// every claim of a job, of a poll or of a tick is a conditional write, so that any number of processes share the work,
     /// and one that dies is made up for at once. What is left is one phase. The settings are checked, the file is opened and
-    /// brought up to date, what dead engines have left is taken back, the threads start; then the engine is active. If any
-    /// of that fails, what had begun is undone, and the engine has [stopped](crate::EngineState::Stopped).
+    /// brought up to date, what dead engines have left is taken back, limits and schedules are set, all of them or none, the
+    /// threads start; then the engine is active. If any of that fails, what had begun is undone, and the engine has
+    /// [stopped](crate::EngineState::Stopped).
     ///
     /// With [`Batches::polling`] false (the documentation's `enable_batch_job_polling`) no provider is asked how batches do,
     /// which is said once in the log; everything else goes on, polls by other processes too.
@@ -399,7 +403,7 @@ impl EngineBuilder {
         self.retention.check()?;
         Threshold::check_all(&self.thresholds)?;
         self.schedules.iter().try_for_each(Schedule::check)?;
-        let mut names = std::collections::HashSet::new();
+        let mut names = HashSet::new();
         if let Some(twice) = self.schedules.iter().find(|schedule| !names.insert(schedule.name())) {
             // Each would replace the other at every start.
             return Err(Error::invalid("schedule", format_args!("must not be two of the name {:?}", twice.name())));
@@ -490,12 +494,6 @@ impl EngineBuilder {
         store.serve(kinds, own);
         let client = Client::new(store, self.durability, self.clock.clone());
         let desk = client.desk().clone();
-        for limit in &self.limits {
-            client.set_limit(limit)?;
-        }
-        for limit in &self.bounded_queues {
-            client.limit_queue(limit)?;
-        }
         let settings = PoolSettings {
             workers: self.workers,
             own_workers,
@@ -532,8 +530,9 @@ impl EngineBuilder {
             Maintenance::new(desk.clone(), path.clone(), own, liveness.clone(), retention, heartbeats, self.thresholds);
         maintenance.beat()?;
         maintenance.rescue()?;
-        for schedule in &self.schedules {
-            client.schedule(schedule)?;
+        if let Err(error) = client.set_up(&self.limits, &self.bounded_queues, &self.schedules) {
+            withdraw(&desk, own, place);
+            return Err(error);
         }
         maintenance.look_at_schedules()?;
 
@@ -621,7 +620,7 @@ fn register(
     store: &mut Store,
     clock: &dyn Clock,
     liveness: &Liveness,
-    kinds: &std::collections::HashSet<String>,
+    kinds: &HashSet<String>,
     port: Option<u16>,
 ) -> Result<i64> {
     let Some(lock_file) = liveness.path().to_str() else {
@@ -635,6 +634,17 @@ fn register(
             .map_err(|error| storage_error("cannot register the engine", error))
     })?;
     Ok(own)
+}
+
+/// Takes an engine back that does not start after all: its row, and the sign that it lives.
+fn withdraw(desk: &Desk, own: i64, place: Place) {
+    let withdrawn = desk.call_here(move |turn| {
+        turn.rescue(own, &HashSet::new()).map_err(|error| storage_error("cannot close the engine's row", error))
+    });
+    match withdrawn {
+        Ok(_) => place.leave(),
+        Err(error) => log::debug!("the next engine closes the row of one that has not started: {error}"),
+    }
 }
 
 /// Learns from the file how long jobs of each kind have run in the last day.

@@ -16,6 +16,18 @@ pub(crate) const SYSTEM_QUEUE: &str = "system";
 /// What the names of the engine's own kinds begin with.
 pub(crate) const OWN_KINDS: &str = "jobmill.";
 
+/// How many characters of a text are shown in a message.
+const SHOWN_MAX: usize = 60;
+
+/// What a caller gave, for a message that tells what is wrong with it: shortened if it is long.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN_MAX).collect();
+    if shown.len() < text.len() {
+        shown.push('\u{2026}');
+    }
+    format!("{shown:?}")
+}
+
 /// The rule for every name: 1 to 128 bytes, no control characters.
 pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {

@@ -168,8 +168,8 @@ pub(crate) struct Outbox {
     pub(crate) transitions: Vec<Transition>,
     /// What became of ticks of schedules.
     pub(crate) ticks: Vec<Ticks>,
-    /// Warnings for the log: a turn that fails is taken again, and would say them twice.
-    pub(crate) warnings: Vec<String>,
+    /// Lines for the log: a turn that fails is taken again, and would say them twice.
+    pub(crate) said: Vec<(log::Level, String)>,
     /// What workflows came to, each with its place: before which of the transitions.
     pub(crate) workflows: Vec<(usize, WorkflowTransition)>,
 }
@@ -179,7 +179,7 @@ struct Mark {
     ended: usize,
     transitions: usize,
     ticks: usize,
-    warnings: usize,
+    said: usize,
     workflows: usize,
 }
 
@@ -190,7 +190,7 @@ impl Outbox {
             ended: self.ended.len(),
             transitions: self.transitions.len(),
             ticks: self.ticks.len(),
-            warnings: self.warnings.len(),
+            said: self.said.len(),
             workflows: self.workflows.len(),
         }
     }
@@ -200,7 +200,7 @@ impl Outbox {
         self.ended.truncate(mark.ended);
         self.transitions.truncate(mark.transitions);
         self.ticks.truncate(mark.ticks);
-        self.warnings.truncate(mark.warnings);
+        self.said.truncate(mark.said);
         self.workflows.truncate(mark.workflows);
     }
 

@@ -56,6 +56,7 @@ mod schedule;
 mod schedule_clock;
 mod schedule_edges;
 mod schedule_log;
+mod schedule_start;
 mod stats;
 mod subscription;
 mod support;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Context, Durability, Engine, ErrorKind, Failure, Missed, NewJob, Order, Overlap, Payload, Query, Schedule,
-    ScheduleId, Status, Timestamp,
+    Context, Durability, Engine, ErrorKind, Failure, LimitUse, Missed, MissedBy, NewJob, Order, Overlap, Payload,
+    Query, Schedule, ScheduleId, Status, TickOutcome, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -182,4 +182,90 @@ fn two_schedules_of_one_name_are_refused_at_the_start() {
     let schedule = |seconds| Schedule::every("twice", secs(seconds), stuck());
     let builder = Engine::builder(&path).schedule(schedule(10)).schedule(schedule(20));
     refused(builder.inline().map(drop), ErrorKind::Invalid, "schedule: must not be two of the name \"twice\"");
+}
+
+/// A tick that had waited for a stuck job was enqueued whenever that ended, however long its grace was over.
+#[test]
+fn a_tick_that_waits_longer_than_its_grace_is_missed() -> jobmill::Result<()> {
+    let queued = |name: &str| Schedule::every(name, secs(10), stuck()).overlap(Overlap::Queue);
+    for (schedule, waits, missed, skipped, ran) in [
+        // The one that has come last waits in the place of one that is too late, and may be in time.
+        (queued("short").grace(secs(5)), 50, 3, 0, vec![10, 50]),
+        (queued("long").grace(secs(15)), 40, 1, 2, vec![10, 40]),
+        (queued("all").grace(secs(15)).missed(Missed::All(9)), 40, 1, 2, vec![10, 40]),
+        (queued("skip").missed(Missed::Skip), 40, 2, 2, vec![10]),
+        (queued("late").grace(secs(2)), 50, 4, 0, vec![10]),
+        (queued("patient"), 20, 0, 3, vec![10, 20]),
+    ] {
+        let t = harness();
+        let id = put(&t, &schedule);
+        for _ in 0..5 {
+            t.advance(secs(10));
+            t.drain()?;
+        }
+        let name = schedule.name();
+        let waiting = t.client().schedule_by_id(id)?.waiting_tick;
+        t.advance(secs(3));
+        for job in t.client().list(Query::new().schedule(id))?.jobs {
+            t.client().cancel(job.id)?;
+        }
+        t.drain()?;
+        let record = t.client().schedule_by_id(id)?;
+        assert_eq!((waiting, record.missed, record.skipped), (Some(moment(waits)), missed, skipped), "{name}");
+        let ran: Vec<Timestamp> = ran.into_iter().map(moment).collect();
+        assert_eq!((ran_for(&t), record.waiting_tick), (ran, None), "{name}");
+        let told = |line: &&jobmill::Tick| matches!(line.outcome, TickOutcome::Missed { to, count: Some(1), by: MissedBy::Policy } if to == line.tick);
+        assert_eq!(t.client().ticks(id)?.iter().filter(told).count() as u64, missed, "{name}");
+        assert_eq!(t.client().metrics(jobmill::Window::Hour)?.total.ticks_missed, missed, "{name}");
+        assert_eq!(t.client().verify()?, Vec::<String>::new());
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_with_a_line_is_said_with_the_line_and_the_schedule() {
+    let t = harness();
+    let cron = |line: &str| Schedule::cron("backup", line, stuck());
+    let marks = "; * stands for all, and lists, ranges and steps are as 1,2 and 1-5 and */5";
+    let (five, known) =
+        ("cron: must have five fields, minute to day of week, or six with seconds first", "cron: must be one of");
+    let nicknames = "@yearly, @annually, @monthly, @weekly, @daily and @hourly";
+    let long = format!("{} * * * *", "1,".repeat(100) + "60");
+    for (schedule, says) in [
+        (cron("* * *"), format!("{five}, and has 3: \"* * *\"")),
+        (cron(""), format!("{five}, and has 0: \"\"")),
+        (cron("0 0 0 1 1 * 2026"), format!("{five}, and has 7: \"0 0 0 1 1 * 2026\"")),
+        (
+            cron("0 25 * * *"),
+            format!("cron: the hour cannot be read: \"25\" in \"0 25 * * *\"; it may be 0 to 23{marks}"),
+        ),
+        (
+            cron("0 0 * FOO *"),
+            format!(
+                "cron: the month cannot be read: \"FOO\" in \"0 0 * FOO *\"; it may be 1 to 12 or JAN to DEC{marks}"
+            ),
+        ),
+        (
+            cron("@reboot"),
+            "cron: must name times, and \"@reboot\" names none: enqueue a job after the engine's start instead".into(),
+        ),
+        (cron("@every 5m"), "cron: must name times of a clock, not \"@every 5m\": use Schedule::every instead".into()),
+        (cron("@never"), format!("{known} {nicknames}, or fields, not \"@never\"")),
+        (cron("0 0 30 2 *"), "cron: never comes: no such day exists: \"0 0 30 2 *\"".into()),
+        (cron("1,, * * * *"), "cron: must name something before and after each comma: \"1,, * * * *\"".into()),
+        (cron("\n\u{e9} * * * *"), "cron: must be ASCII text of at most 256 bytes: \"\\n\u{e9} * * * *\"".into()),
+        (
+            cron("0 9 * * *").time_zone("Europe/Z\u{fc}rich"),
+            "time_zone: must be an IANA name, as Europe/Paris or UTC, not \"Europe/Z\u{fc}rich\"".into(),
+        ),
+        (Schedule::every("backup", Duration::ZERO, stuck()), "every: must be 10 ms or longer".into()),
+    ] {
+        let error = t.client().schedule(&schedule).expect_err(&says);
+        assert_eq!(error.to_string(), format!("{says} (schedule \"backup\")"));
+    }
+    let error = t.client().schedule(&cron(&long)).expect_err("a bad line").to_string();
+    assert!(error.contains("\u{2026}") && error.len() < 400, "{error}");
+    let unknown = Schedule::every("backup", secs(1), stuck().limit(LimitUse::of("nothing")));
+    let says = "limit: there is no limit \"nothing\": set it first (schedule \"backup\")";
+    assert_eq!(t.client().schedule(&unknown).expect_err(says).to_string(), says);
 }

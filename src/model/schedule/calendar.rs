@@ -12,6 +12,7 @@ use jiff::civil::DateTime;
 use jiff::tz::{Offset, TimeZone, TimeZoneDatabase};
 
 use crate::error::{Error, Result};
+use crate::model::rules::quoted;
 use crate::model::schedule::cron::CronLine;
 use crate::model::time::Timestamp;
 
@@ -36,7 +37,10 @@ impl fmt::Debug for Calendar {
 
 /// Finds a zone by its IANA name.
 pub(super) fn zone(name: &str) -> Result<TimeZone> {
-    let unknown = || Error::invalid("time_zone", "must be an IANA name, as Europe/Paris or UTC");
+    let unknown = || {
+        let rule = "must be an IANA name, as Europe/Paris or UTC";
+        Error::invalid("time_zone", format_args!("{rule}, not {}", quoted(name)))
+    };
     if name.len() > MAX_ZONE_BYTES {
         return Err(unknown());
     }

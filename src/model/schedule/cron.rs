@@ -6,11 +6,23 @@ use croner::parser::{CronParser, Seconds, Year};
 use jiff::civil::DateTime;
 
 use crate::error::{Error, Result};
+use crate::model::rules::quoted;
 
 /// The longest cron line, in bytes.
 pub(super) const MAX_BYTES: usize = 256;
-/// What the fields are called, of a line with seconds.
-const FIELDS: [&str; 6] = ["second", "minute", "hour", "day of month", "month", "day of week"];
+/// What the fields are called, of a line with seconds, and what may stand there.
+const FIELDS: [(&str, &str); 6] = [
+    ("second", "0 to 59"),
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of month", "1 to 31, L for the last one, or as 15W for the weekday nearest to it"),
+    ("month", "1 to 12 or JAN to DEC"),
+    ("day of week", "0 to 7 or SUN to SAT, or as 5L and 5#2 for the last and the second Friday"),
+];
+/// What may stand in each field besides.
+const MARKS: &str = "* stands for all, and lists, ranges and steps are as 1,2 and 1-5 and */5";
+/// The lines that have a name.
+const NICKNAMES: &str = "@yearly, @annually, @monthly, @weekly, @daily and @hourly";
 
 /// A cron line that has been read.
 #[derive(Clone, Debug)]
@@ -26,19 +38,15 @@ impl CronLine {
     /// Reads a line of five fields, or six with seconds first.
     pub(super) fn read(text: &str) -> Result<Self> {
         if text.len() > MAX_BYTES || !text.is_ascii() {
-            return Err(Error::invalid("cron", format_args!("must be ASCII text of at most {MAX_BYTES} bytes")));
+            let rule = format_args!("must be ASCII text of at most {MAX_BYTES} bytes: {}", quoted(text));
+            return Err(Error::invalid("cron", rule));
         }
         // The library takes a list of nothing for a field, and then looks for a match where there is none.
         if text.split_whitespace().any(|field| field.split(',').any(str::is_empty)) {
-            return Err(Error::invalid("cron", "must name something before and after each comma"));
+            let rule = format_args!("must name something before and after each comma: {}", quoted(text));
+            return Err(Error::invalid("cron", rule));
         }
-        let cron = parse(text).map_err(|problem| match faulty_field(text) {
-            Some((field, problem)) => Error::invalid("cron", format_args!("the {field} cannot be read: {problem}")),
-            None => {
-                let rule = "must have five fields, minute to day of week, or six with seconds first";
-                Error::invalid("cron", format_args!("{rule}: {problem}"))
-            }
-        })?;
+        let cron = parse(text).ok_or_else(|| Error::invalid("cron", problem(text)))?;
         // Nicknames such as @daily are spelled out by now.
         let fields: Vec<&str> = cron.as_str().split_whitespace().collect();
         let [minute, hour] = if fields.len() == 5 { [fields[0], fields[1]] } else { [fields[1], fields[2]] };
@@ -50,7 +58,7 @@ impl CronLine {
         // The calendar repeats itself after 400 years; whatever does not come within the years that a search goes
         // through never does.
         if line.next(DateTime::constant(1970, 1, 1, 0, 0, 0, 0), true).is_none() {
-            return Err(Error::invalid("cron", "never comes: no such day exists"));
+            return Err(Error::invalid("cron", format_args!("never comes: no such day exists: {}", quoted(text))));
         }
         Ok(line)
     }
@@ -66,22 +74,42 @@ impl CronLine {
     }
 }
 
-fn parse(text: &str) -> Result<Cron, String> {
-    let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-    parser.parse(text).map_err(|error| error.to_string().trim_end_matches('.').to_owned())
+/// The library's own words are about its parts and its options, so they are not passed on.
+fn parse(text: &str) -> Option<Cron> {
+    CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build().parse(text).ok()
 }
 
-/// Which field makes a line unreadable, if it is one of them alone, and why.
-fn faulty_field(text: &str) -> Option<(&'static str, String)> {
+/// What is wrong with a line that cannot be read.
+fn problem(text: &str) -> String {
     let fields: Vec<&str> = text.split_whitespace().collect();
-    let names = match fields.len() {
+    let line = quoted(text);
+    if let Some(nickname) = fields.first().filter(|first| first.starts_with('@')) {
+        return match nickname.to_ascii_lowercase().as_str() {
+            "@reboot" => {
+                format!("must name times, and {line} names none: enqueue a job after the engine's start instead")
+            }
+            "@every" => format!("must name times of a clock, not {line}: use Schedule::every instead"),
+            _ => format!("must be one of {NICKNAMES}, or fields, not {line}"),
+        };
+    }
+    let known = match fields.len() {
         5 => &FIELDS[1..],
         6 => &FIELDS[..],
-        _ => return None,
+        count => {
+            let rule = "must have five fields, minute to day of week, or six with seconds first";
+            return format!("{rule}, and has {count}: {line}");
+        }
     };
-    fields.iter().zip(names).enumerate().find_map(|(at, (field, name))| {
+    // Each field is tried alone, for it is mostly one of them that makes a line unreadable.
+    let faulty = fields.iter().zip(known).enumerate().find(|(at, (field, _))| {
         let mut alone = vec!["*"; fields.len()];
-        alone[at] = field;
-        parse(&alone.join(" ")).err().map(|problem| (*name, problem))
-    })
+        alone[*at] = field;
+        parse(&alone.join(" ")).is_none()
+    });
+    match faulty {
+        Some((_, (field, (name, allowed)))) => {
+            format!("the {name} cannot be read: {} in {line}; it may be {allowed}; {MARKS}", quoted(field))
+        }
+        None => format!("cannot be read: {line}"),
+    }
 }

@@ -10,6 +10,7 @@ pub(crate) mod timetable;
 #[cfg(test)]
 mod clocks;
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::model::id::ScheduleId;
 use crate::model::new_job::NewJob;
-use crate::model::rules::{check_duration, check_name};
+use crate::model::rules::{check_duration, check_name, quoted};
 use crate::model::schedule::policy::{Missed, Overlap};
 use crate::model::schedule::timetable::{Timetable, micros};
 use crate::model::time::Timestamp;
@@ -44,6 +45,17 @@ pub enum Trigger {
         /// When.
         at: Timestamp,
     },
+}
+
+/// For people to read: `every 3600s`, `"0 9 * * *" in Europe/Paris`, `at 2026-01-01T00:00:00.000000Z`.
+impl fmt::Display for Trigger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Every { interval_us } => write!(f, "every {:?}", Duration::from_micros(interval_us.unsigned_abs())),
+            Self::Cron { line, time_zone } => write!(f, "{} in {time_zone}", quoted(line)),
+            Self::At { at } => write!(f, "at {at}"),
+        }
+    }
 }
 
 /// A job that is enqueued again and again, or once at a moment: when, and what becomes of late ticks. It is stored by
@@ -116,8 +128,9 @@ impl Schedule {
     }
 
     /// Enqueues the job after each such time, [`MIN_INTERVAL`](Schedule::MIN_INTERVAL) to 100 years. The ticks are those
-    /// of a clock that never drifts: reckoned from when the schedule was stored first (it then ticks first one interval
-    /// later), or from [`starts_at`](Schedule::starts_at).
+    /// of a clock that never drifts: reckoned from when a schedule of this name was stored first (it then ticks first one
+    /// interval later), whatever was changed of it since, or from [`starts_at`](Schedule::starts_at). Another interval thus
+    /// goes on from that moment too, with the first of its ticks that is still to come.
     pub fn every(name: impl Into<String>, interval: Duration, job: impl Into<NewJob>) -> Self {
         Self::new(name, Trigger::Every { interval_us: micros(interval) }, job.into())
     }
@@ -165,7 +178,7 @@ impl Schedule {
         self
     }
 
-    /// Sets how late a tick may run, up to 100 years. Defaults to 10 s with [`Missed::Skip`], and to no limit otherwise.
+    /// Sets how late a tick may run, up to 100 years, for whatever reason. Defaults to 10 s with [`Missed::Skip`], and to no limit otherwise.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self
@@ -208,6 +221,15 @@ impl Schedule {
     /// or that has a unique key, for each tick has one of its own.
     pub fn check(&self) -> Result<()> {
         check_name("name", &self.name)?;
+        self.check_rest().map_err(|error| self.told_of(error))
+    }
+
+    /// An error that says which schedule it is about.
+    pub(crate) fn told_of(&self, error: Error) -> Error {
+        error.about(format_args!("schedule {}", quoted(&self.name)))
+    }
+
+    fn check_rest(&self) -> Result<()> {
         match &self.trigger {
             Trigger::Every { interval_us } => {
                 let interval = Duration::from_micros(interval_us.unsigned_abs());
@@ -364,9 +386,19 @@ impl Definition {
         of(self) == of(other)
     }
 
-    /// Whether an interval of both is reckoned from the same anchor.
-    pub(crate) fn keeps_anchor_of(&self, other: &Self) -> bool {
-        self.trigger == other.trigger && self.starts_at == other.starts_at
+    /// In what another definition differs from this one, for people to read.
+    pub(crate) fn changes_to(&self, new: &Self) -> Vec<String> {
+        let trigger = (self.trigger != new.trigger).then(|| format!("{} is {} now", self.trigger, new.trigger));
+        let others = [
+            ("starts_at", self.starts_at != new.starts_at),
+            ("ends_at", self.ends_at != new.ends_at),
+            ("missed", self.missed != new.missed),
+            ("grace", self.grace_us != new.grace_us),
+            ("overlap", self.overlap != new.overlap),
+            ("jitter", self.jitter_us != new.jitter_us),
+        ];
+        let others = others.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned());
+        trigger.into_iter().chain(others).collect()
     }
 }
 

@@ -12,7 +12,8 @@ const SKIP_GRACE: Duration = Duration::from_secs(10);
 
 /// What becomes of ticks whose time came while no engine ran, or while the machine slept. Those that are not run are
 /// recorded ([`TickOutcome::Missed`](crate::TickOutcome::Missed)). A tick that is later than the schedule's
-/// [grace](crate::Schedule::grace) is not run in any case.
+/// [grace](crate::Schedule::grace) is not run in any case, be it that it has waited for another job
+/// ([`Overlap::Queue`]).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -38,8 +39,20 @@ pub enum Overlap {
     Allow,
     /// It is skipped, and recorded.
     Skip,
-    /// It waits for the end of that job. One tick waits at most; those that come meanwhile are skipped, and recorded.
+    /// It waits for the end of that job. One tick waits at most; those that come meanwhile are skipped, and recorded. One
+    /// that has waited for longer than the schedule's [grace](crate::Schedule::grace) is missed, and the next that comes
+    /// waits in its place.
     Queue,
+}
+
+impl Missed {
+    /// How late a tick may be, of a schedule that says this of it. None: however late.
+    pub(crate) fn grace(self, said: Option<Duration>) -> Option<Duration> {
+        match self {
+            Self::Skip => Some(said.unwrap_or(SKIP_GRACE)),
+            Self::One | Self::All(_) => said,
+        }
+    }
 }
 
 /// Ticks that are not run: all from the first to the last.
@@ -72,11 +85,11 @@ pub(crate) fn plan(
     limit: usize,
 ) -> Plan {
     let newest = timetable.newest_due(first, now);
-    let (grace, most) = match missed {
-        Missed::Skip => (Some(grace.unwrap_or(SKIP_GRACE)), 1),
-        Missed::One => (grace, 1),
-        Missed::All(most) => (grace, most),
+    let most = match missed {
+        Missed::Skip | Missed::One => 1,
+        Missed::All(most) => most,
     };
+    let grace = missed.grace(grace);
     let is_in_time = |tick: Timestamp| grace.is_none_or(|grace| now.since(timetable.due_at(tick)) <= grace);
     let mut run = Vec::new();
     let mut older = Some(newest);

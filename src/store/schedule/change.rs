@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, named_params};
+use rusqlite::{OptionalExtension, Row, named_params};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::event::Fate;
@@ -31,6 +31,7 @@ fn not_found(id: ScheduleId) -> Error {
 }
 
 /// A schedule's definition as it is stored, and its job.
+#[derive(PartialEq, Eq)]
 pub(crate) struct Texts {
     definition: String,
     job: String,
@@ -42,34 +43,62 @@ impl Texts {
             .map_err(|error| Error::with_source(ErrorKind::Invalid, "the schedule does not serialize", error))?;
         Ok(Self { definition, job: template::store(&schedule.job)? })
     }
+
+    /// The definition. One that cannot be read any more is as good as none.
+    fn read(&self) -> Option<Definition> {
+        serde_json::from_str(&self.definition).ok()
+    }
 }
 
 impl Turn<'_> {
     /// Stores a schedule whose rules have been checked, in the place of the one that has its name.
     pub(crate) fn put_schedule(&mut self, schedule: &Schedule, texts: &Texts, caller: &Caller) -> Result<Scheduled> {
-        let found: Option<(ScheduleId, String, String)> = self
-            .conn
+        match self.stored_schedule(&schedule.name)? {
+            None => self.add_schedule(schedule, texts, caller).map(Scheduled::Created),
+            Some((id, stored)) if stored == *texts => Ok(Scheduled::Unchanged(id)),
+            Some((id, stored)) => {
+                self.replace_schedule(id, schedule, texts, stored.read(), caller)?;
+                Ok(Scheduled::Changed(id))
+            }
+        }
+    }
+
+    /// Does the same for a start, and says in the log what it changes: its schedules may be those of another program too,
+    /// which means something else by them.
+    pub(crate) fn put_schedule_of_start(
+        &mut self,
+        schedule: &Schedule,
+        texts: &Texts,
+        caller: &Caller,
+    ) -> Result<Scheduled> {
+        let before = self.stored_schedule(&schedule.name)?;
+        let done = self.put_schedule(schedule, texts, caller)?;
+        if let (Scheduled::Changed(_), Some((_, stored))) = (done, before) {
+            let mut changes = stored.read().map_or_else(
+                || vec!["what could not be read".to_owned()],
+                |stored| stored.changes_to(&schedule.definition()),
+            );
+            if stored.job != texts.job {
+                changes.push("job".to_owned());
+            }
+            let line = format!("this start changes the stored schedule {}: {}", schedule.name, changes.join("; "));
+            self.out.said.push((log::Level::Info, line));
+        }
+        Ok(done)
+    }
+
+    /// What is stored under a name.
+    fn stored_schedule(&self, name: &str) -> Result<Option<(ScheduleId, Texts)>> {
+        self.conn
             .prepare_cached(
                 "SELECT schedule.id, definition, job FROM jobmill_schedule AS schedule
                  JOIN jobmill_schedule_definition AS stored ON stored.schedule = schedule.id WHERE name = :name",
             )
             .and_then(|mut statement| {
-                let by_name = named_params! { ":name": schedule.name };
-                statement.query_row(by_name, |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).optional()
+                let read = |row: &Row<'_>| Ok((row.get(0)?, Texts { definition: row.get(1)?, job: row.get(2)? }));
+                statement.query_row(named_params! { ":name": name }, read).optional()
             })
-            .map_err(storage)?;
-        match found {
-            None => self.add_schedule(schedule, texts, caller).map(Scheduled::Created),
-            Some((id, definition, job)) if definition == texts.definition && job == texts.job => {
-                Ok(Scheduled::Unchanged(id))
-            }
-            Some((id, definition, _)) => {
-                // One that cannot be read any more is as good as none.
-                let old = serde_json::from_str::<Definition>(&definition).ok();
-                self.replace_schedule(id, schedule, texts, old, caller)?;
-                Ok(Scheduled::Changed(id))
-            }
-        }
+            .map_err(storage)
     }
 
     fn add_schedule(&mut self, schedule: &Schedule, texts: &Texts, caller: &Caller) -> Result<ScheduleId> {
@@ -132,9 +161,9 @@ impl Turn<'_> {
             .map_err(storage)?;
         let new = schedule.definition();
         if !old.as_ref().is_some_and(|old| old.ticks_like(&new)) {
-            let keeps_anchor = old.as_ref().is_some_and(|old| old.keeps_anchor_of(&new));
-            let anchor = if keeps_anchor { standing.anchor } else { self.now };
-            let timetable = Timetable::of(schedule, anchor, Some(id))?;
+            // The anchor stays: two programs that define an interval differently would else begin it anew in turn, and it
+            // would never be over.
+            let timetable = Timetable::of(schedule, standing.anchor, Some(id))?;
             let mut tick = if standing.paused_at.is_some() { None } else { timetable.first(self.now) };
             if let Some(come) = standing.tick.filter(|tick| *tick <= self.now) {
                 if timetable.is_tick(come) {
@@ -145,8 +174,7 @@ impl Turn<'_> {
                     self.drop_come(&standing, before.as_ref(), MissedBy::Change).map_err(storage)?;
                 }
             }
-            self.set_next(&Standing { anchor, ..standing }, tick, tick.map(|tick| timetable.due_at(tick)))
-                .map_err(storage)?;
+            self.set_next(&standing, tick, tick.map(|tick| timetable.due_at(tick))).map_err(storage)?;
         }
         self.audit_schedule(Action::ScheduleChanged, &schedule.name, caller)
     }

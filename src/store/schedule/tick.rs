@@ -8,7 +8,7 @@ use crate::model::event::{Fate, Ticks};
 use crate::model::id::JobId;
 use crate::model::new_job::NewJob;
 use crate::model::schedule::Ready;
-use crate::model::schedule::policy::{Overlap, plan};
+use crate::model::schedule::policy::{Lost, Overlap, plan};
 use crate::model::schedule::record::{MissedBy, TickOutcome};
 use crate::model::schedule::timetable::COUNT_MAX;
 use crate::model::time::Timestamp;
@@ -255,21 +255,7 @@ impl Turn<'_> {
         let plan = plan(&ready.timetable, ready.missed, ready.grace, first, self.now, limit);
         self.release_waiting(&mut ticking)?;
         if let Some(lost) = plan.lost {
-            let count = lost.count.unwrap_or(COUNT_MAX);
-            ticking.missed += count.cast_signed();
-            self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
-            if !matches!(self.newest_line(&ticking)?, Some((MISSED, _))) {
-                let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
-                let count = lost.count.map_or_else(|| "many".to_owned(), |count| count.to_string());
-                let warning =
-                    format!("the schedule {name} has missed {count} ticks, from {} to {}", lost.from, lost.to);
-                self.out.warnings.push(warning);
-            }
-            self.line(
-                &mut ticking,
-                lost.from,
-                TickOutcome::Missed { to: lost.to, count: lost.count, by: MissedBy::Policy },
-            )?;
+            self.lose_ticks(&mut ticking, lost)?;
         }
         for tick in plan.run {
             self.run_tick(&mut ticking, tick)?;
@@ -279,9 +265,31 @@ impl Turn<'_> {
         Ok(usize::try_from(ticking.enqueued).unwrap_or(0) + looks / LOOKS_PER_JOB)
     }
 
-    /// Enqueues the tick that has waited, if the job that it has waited for has ended.
+    /// Writes that ticks are missed for good.
+    fn lose_ticks(&mut self, ticking: &mut Ticking, lost: Lost) -> rusqlite::Result<()> {
+        let count = lost.count.unwrap_or(COUNT_MAX);
+        ticking.missed += count.cast_signed();
+        self.count_ticks(&ticking.ready.job, Fate::Missed(count))?;
+        if !matches!(self.newest_line(ticking)?, Some((MISSED, _))) {
+            let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
+            let count = lost.count.map_or_else(|| "many".to_owned(), |count| count.to_string());
+            let line = format!("the schedule {name} has missed {count} ticks, from {} to {}", lost.from, lost.to);
+            self.out.said.push((log::Level::Warn, line));
+        }
+        let outcome = TickOutcome::Missed { to: lost.to, count: lost.count, by: MissedBy::Policy };
+        self.line(ticking, lost.from, outcome)
+    }
+
+    /// Enqueues the tick that has waited, if the job that it has waited for has ended. Once it is too late for it, it is
+    /// missed, and leaves its place to the next, which may be in time when that job ends.
     fn release_waiting(&mut self, ticking: &mut Ticking) -> rusqlite::Result<()> {
         let Some(tick) = ticking.standing.waiting else { return Ok(()) };
+        let Ready { timetable, missed, grace, .. } = &ticking.ready;
+        let late = self.now.since(timetable.due_at(tick));
+        if missed.grace(*grace).is_some_and(|grace| late > grace) {
+            ticking.standing.waiting = None;
+            return self.lose_ticks(ticking, Lost { from: tick, to: tick, count: Some(1) });
+        }
         if self.running(ticking)?.is_none() {
             ticking.standing.waiting = None;
             self.enqueue_tick(ticking, tick, None)?;
@@ -316,7 +324,9 @@ impl Turn<'_> {
         self.count_ticks(&ticking.ready.job, Fate::Skipped)?;
         if self.newest_line(ticking)? != Some((SKIPPED, Some(job))) {
             let name = self.schedule_name(ticking.standing.id)?.unwrap_or_default();
-            self.out.warnings.push(format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended"));
+            // The schedule asks for it, so nobody need look into it.
+            let line = format!("the schedule {name} skips ticks from {tick} on, for {job} has not ended");
+            self.out.said.push((log::Level::Debug, line));
         }
         self.line(ticking, tick, TickOutcome::Skipped { job })
     }

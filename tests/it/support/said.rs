@@ -14,7 +14,7 @@ static SAID: Said = Said(Mutex::new(Vec::new()));
 
 impl log::Log for Said {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target().starts_with("jobmill") && metadata.level() <= log::Level::Info
+        metadata.target().starts_with("jobmill") && metadata.level() <= log::max_level()
     }
 
     fn log(&self, record: &log::Record<'_>) {
@@ -31,8 +31,14 @@ impl Said {
     /// so, and it passed.
     #[track_caller]
     pub(crate) fn alone(test: &str) -> Option<&'static Self> {
+        Self::alone_down_to(log::LevelFilter::Info, test)
+    }
+
+    /// The same, with what is said at this level too.
+    #[track_caller]
+    pub(crate) fn alone_down_to(level: log::LevelFilter, test: &str) -> Option<&'static Self> {
         if std::env::var_os(ALONE).is_some() {
-            log::set_logger(&SAID).map(|()| log::set_max_level(log::LevelFilter::Info)).expect("the first logger");
+            log::set_logger(&SAID).map(|()| log::set_max_level(level)).expect("the first logger");
             return Some(&SAID);
         }
         let this = std::env::current_exe().expect("the program of this test");

@@ -542,7 +542,17 @@ fn what_breaks_a_rule_writes_nothing() -> jobmill::Result<()> {
         "b: another job holds the unique key",
     );
     let late = (0..2500).map(|n| if n == 2400 { keyed() } else { Do::job("x") });
-    refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Conflict, "s: another job");
+    refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Conflict, "s[2400]: another");
+    // Which limits there are is known to the transaction alone.
+    let lost = || Do::job("x").limit("lost");
+    for (workflow, begins) in [
+        (one().job("b", lost()), "b: limit: there is no limit \"lost\""),
+        (one().jobs("s", [Do::job("x"), lost()]), "s[1]: limit: there is no limit \"lost\""),
+        (one().jobs("s", (0..2500).map(|n| if n == 2400 { lost() } else { Do::job("x") })), "s[2400]: limit: there"),
+        (one().on_end(lost()), "on_end: limit: there is no limit \"lost\""),
+    ] {
+        refused(t.client().start_workflow(workflow), ErrorKind::Invalid, begins);
+    }
     assert_eq!(t.client().stats()?.total.total(), 1);
     assert_eq!(query::<i64>(t.client(), "SELECT count(*) FROM jobmill_flow"), 0);
     sound(t.client());

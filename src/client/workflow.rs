@@ -159,8 +159,9 @@ impl Client {
         self.reader().snapshot("cannot list workflows", |conn| read::workflows(conn, &query))
     }
 
-    /// Cancels a workflow. From now on nothing of it begins; what waits is cancelled when this returns, what runs has been
-    /// asked to stop. It ends when the last of its jobs has.
+    /// Cancels a workflow. From now on nothing of it begins, in no process, even if this one dies before all is done; what
+    /// waits is cancelled when this returns, what runs has been asked to stop. It ends when the last of its jobs has. Its
+    /// callbacks are judged then, and run.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has ended otherwise.
@@ -180,6 +181,11 @@ impl Client {
     /// A single job that is [retried](Client::retry) opens its workflow again, too, and the callbacks that have not run are
     /// judged at its next end. The jobs that were cancelled because of it stay so until they are retried, too: by this, once
     /// the workflow has ended again, or one by one.
+    ///
+    /// A running workflow is refused, even if some of its jobs have failed: others may still be about to end, and what
+    /// follows them is judged by that. [Wait](Client::wait_workflow) for its end, or [cancel](Client::cancel_workflow) it to
+    /// come to that sooner, and wait all the same, for what runs may take a while to stop. A failed job need not wait for the
+    /// others: [`Client::retry`] sends it again while they run.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has not ended, or if all of it has completed.

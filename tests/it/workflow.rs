@@ -2,8 +2,8 @@
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Context, ErrorKind, Failure, FailureReason, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Query, Reason,
-    Status, Unique, WorkflowId, WorkflowQuery,
+    Context, ErrorKind, Failure, FailureReason, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Priority, Query,
+    Reason, Status, Unique, WorkflowId, WorkflowQuery,
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +132,32 @@ fn callbacks_follow_the_end_that_they_ask_for() -> jobmill::Result<()> {
         assert_eq!(record.take().len(), 3);
         sound(t.client());
     }
+    Ok(())
+}
+
+#[test]
+fn callbacks_have_a_queue_and_a_priority_of_their_own() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let busy = |name: &str| Do::job(name).queue("bulk").priority(Priority::Low);
+    let workflow = NewWorkflow::new("w")
+        .job("a", busy("a"))
+        .user("ada")
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end").queue("desk").priority(Priority::High));
+    let id = start(&t, workflow);
+    for (name, queue, priority) in [
+        ("a", "bulk", Priority::Low),
+        ("on_success", "default", Priority::Default),
+        ("on_failure", "default", Priority::Default),
+        ("on_end", "desk", Priority::High),
+    ] {
+        let found = t.client().get(job(&t, id, name))?;
+        let told = (&*found.queue, found.priority, found.user_id.as_deref());
+        assert_eq!(told, (queue, priority, Some("ada")), "{name}");
+    }
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "end", "success"]);
     Ok(())
 }
 

@@ -29,8 +29,16 @@ const DISCARD_JOBS: usize = 500;
 /// How often a client without a dispatcher looks for what others have written, while somebody waits for it.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// Jobs that are written together, each with its spot in the workflow.
-type Slice = Vec<(Spot, NewJob)>;
+/// A job that is about to be written.
+struct Member {
+    spot: Spot,
+    /// Which one of its stage it is, if it is of one.
+    at: Option<usize>,
+    job: NewJob,
+}
+
+/// Jobs that are written together.
+type Slice = Vec<Member>;
 
 impl Client {
     /// Starts a workflow: it is in the file when this returns. Its jobs are taken from their iterators and written in slices
@@ -63,10 +71,8 @@ impl Client {
         let callbacks = callbacks.into_iter().enumerate().map(|(at, (_, job))| (Spot::Callback(at), None, job));
         let mut members = nodes.chain(callbacks).map(|(spot, at, job)| {
             let admitted = admit_member(job, user.as_deref(), at.is_some(), caller);
-            admitted.map(|job| (spot, job)).map_err(|error| {
-                let at = at.map(|at| format!("[{at}]")).unwrap_or_default();
-                Error::new(error.kind(), format!("{}{at}: {error}", name_of(&plan, spot)))
-            })
+            let name = || name_of(&plan, spot, at);
+            admitted.map(|job| Member { spot, at, job }).map_err(|error| said_of(&name(), &error))
         });
         // The first slice is checked before anything is written, and most workflows have no other.
         let slice = next_slice(&mut members)?.unwrap_or_default();
@@ -153,8 +159,9 @@ impl Client {
         self.reader().snapshot("cannot list workflows", |conn| read::workflows(conn, &query))
     }
 
-    /// Cancels a workflow. From now on nothing of it begins; what waits is cancelled when this returns, what runs has been
-    /// asked to stop. It ends when the last of its jobs has.
+    /// Cancels a workflow. From now on nothing of it begins, in no process, even if this one dies before all is done; what
+    /// waits is cancelled when this returns, what runs has been asked to stop. It ends when the last of its jobs has. Its
+    /// callbacks are judged then, and run.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has ended otherwise.
@@ -174,6 +181,11 @@ impl Client {
     /// A single job that is [retried](Client::retry) opens its workflow again, too, and the callbacks that have not run are
     /// judged at its next end. The jobs that were cancelled because of it stay so until they are retried, too: by this, once
     /// the workflow has ended again, or one by one.
+    ///
+    /// A running workflow is refused, even if some of its jobs have failed: others may still be about to end, and what
+    /// follows them is judged by that. [Wait](Client::wait_workflow) for its end, or [cancel](Client::cancel_workflow) it to
+    /// come to that sooner, and wait all the same, for what runs may take a while to stop. A failed job need not wait for the
+    /// others: [`Client::retry`] sends it again while they run.
     ///
     /// # Errors
     /// `NotFound` if no workflow has this id; `Conflict` if it has not ended, or if all of it has completed.
@@ -270,11 +282,11 @@ pub(crate) fn admit_member(mut job: NewJob, user: Option<&str>, is_of_stage: boo
     admit_any(job, caller)
 }
 
-fn next_slice(members: &mut impl Iterator<Item = Result<(Spot, NewJob)>>) -> Result<Option<Slice>> {
+fn next_slice(members: &mut impl Iterator<Item = Result<Member>>) -> Result<Option<Slice>> {
     let (mut slice, mut bytes) = (Slice::new(), 0);
     while slice.len() < SLICE_JOBS && bytes < SLICE_BYTES {
         let Some(member) = members.next().transpose()? else { break };
-        bytes += member.1.payload.as_ref().map_or(0, Vec::len);
+        bytes += member.job.payload.as_ref().map_or(0, Vec::len);
         slice.push(member);
     }
     Ok((!slice.is_empty()).then_some(slice))
@@ -283,14 +295,14 @@ fn next_slice(members: &mut impl Iterator<Item = Result<(Spot, NewJob)>>) -> Res
 /// Writes a slice. `at_once`: the workflow is let go in the same transaction, and what waits for nothing need not wait for
 /// that.
 fn write(turn: &mut Turn<'_>, plan: &Plan, draft: &mut Draft, slice: Slice, at_once: bool) -> Result<()> {
-    for (spot, job) in slice {
-        knows_limits(turn, &job)?;
+    for Member { spot, at, job } in slice {
+        knows_limits(turn, &job).map_err(|error| said_of(&name_of(plan, spot, at), &error))?;
         let waits = match spot {
             Spot::Node(place) => !at_once || !plan.nodes[place].needs.is_empty(),
             Spot::Callback(_) => true,
         };
         if let Enqueued::Existing(holder) = turn.draft_job(plan, draft, spot, job, waits).map_err(cannot_start)? {
-            let name = name_of(plan, spot);
+            let name = name_of(plan, spot, at);
             // A bound client is not told which job of somebody else's holds a key, and nobody is told here.
             log::debug!("the unique key of {name} is held by {holder}");
             return Err(Error::new(ErrorKind::Conflict, format!("{name}: another job holds the unique key")));
@@ -299,11 +311,18 @@ fn write(turn: &mut Turn<'_>, plan: &Plan, draft: &mut Draft, slice: Slice, at_o
     Ok(())
 }
 
-fn name_of(plan: &Plan, spot: Spot) -> &str {
-    match spot {
+/// The name of a job in its workflow: the one that it bears, or that of its stage and which one of it it is.
+fn name_of(plan: &Plan, spot: Spot, at: Option<usize>) -> String {
+    let name = match spot {
         Spot::Node(place) => &plan.nodes[place].name,
-        Spot::Callback(at) => callback_name(plan.callbacks[at]),
-    }
+        Spot::Callback(callback) => callback_name(plan.callbacks[callback]),
+    };
+    at.map_or_else(|| name.to_owned(), |at| format!("{name}[{at}]"))
+}
+
+/// An error with the name of what it is about.
+fn said_of(name: &str, error: &Error) -> Error {
+    Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 fn no_workflow(id: WorkflowId) -> Error {

@@ -170,18 +170,24 @@ impl<'j> NewWorkflow<'j> {
     }
 
     /// Sets a job that runs when the workflow has ended and has completed. It is cancelled otherwise.
+    ///
+    /// Callbacks are jobs like others, and have nothing from those of the workflow but its user: one runs on the queue, with
+    /// the priority and after the delay that its own [`NewJob`] says, by default on the queue `default` with the default
+    /// priority and at once. Where many jobs wait, give it a queue of its own or a higher priority.
     pub fn on_success(mut self, job: impl Into<NewJob>) -> Self {
         self.callbacks.push((Condition::SuccessOrCancel, job.into()));
         self
     }
 
-    /// Sets a job that runs when the workflow has ended otherwise: it failed or was cancelled. It is cancelled if not.
+    /// Sets a job that runs when the workflow has ended otherwise: it failed or was cancelled. It is cancelled if not. Its
+    /// queue and priority are [its own](NewWorkflow::on_success).
     pub fn on_failure(mut self, job: impl Into<NewJob>) -> Self {
         self.callbacks.push((Condition::Failure, job.into()));
         self
     }
 
-    /// Sets a job that runs when the workflow has ended, however.
+    /// Sets a job that runs when the workflow has ended, however. Its queue and priority are
+    /// [its own](NewWorkflow::on_success).
     pub fn on_end(mut self, job: impl Into<NewJob>) -> Self {
         self.callbacks.push((Condition::End, job.into()));
         self

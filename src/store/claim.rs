@@ -31,7 +31,7 @@ pub(crate) const CLAIM_MAX: usize = 512;
 /// What came of a job that was to be claimed.
 enum Met {
     Claimed(Box<Claim>),
-    /// It has expired, or a limit does not let it through.
+    /// It has expired, its workflow is being cancelled, or a limit does not let it through.
     Passed,
     /// The capacity has no room for it.
     TooHeavy,
@@ -273,6 +273,12 @@ impl Turn<'_> {
         }
         if claim.job.expires_at.is_some_and(|expires_at| expires_at <= self.now) {
             self.expire_one(id, claim.place, from, claim.job.attempt)?;
+            return Ok(Met::Passed);
+        }
+        let canceller = claim.place.flow.and_then(|flow| self.book.flows.cancelled_by(flow)).cloned();
+        if let Some(caller) = canceller {
+            // The cascade has not come to it. None of the refusals can come: it is there and waits.
+            let _ = self.cancel(id, &caller)?;
             return Ok(Met::Passed);
         }
         let mut holder = uses.iter().map(|(gate, _)| *gate).find(|gate| shut.contains(&(*gate, lane)));

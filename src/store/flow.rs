@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::event::WorkflowTransition;
+use crate::model::history::Caller;
 use crate::model::id::WorkflowId;
 use crate::model::time::Timestamp;
 use crate::store::lane::add_to_flow;
@@ -58,7 +59,13 @@ pub(crate) struct Flows {
     /// Something is to be done, as far as memory tells.
     pub(crate) has_work: bool,
     pub(crate) round: Round,
+    /// The flows whose jobs are being cancelled, and on whose behalf: what the cascade has not come to does not begin.
+    cancelling: HashMap<i64, Caller>,
 }
+
+/// Reads the flows whose jobs are being cancelled.
+pub(crate) const PLAN_CANCELLING: &str =
+    "SELECT target, actor FROM jobmill_flow_work INDEXED BY jobmill_flow_work_cancel WHERE work = 3";
 
 /// Whose turn it is of the workflows that have something to be done. They come round in the order of their ids, those that
 /// have come since the round began in the next one, so that none is passed over for ever, however many come. What others
@@ -134,8 +141,30 @@ impl Flows {
             self.has_work = true;
             if role == Role::Workflow {
                 self.moved(flow, from, to, now);
+                if !self.cancelling.is_empty() {
+                    self.read_cancelling(conn)?;
+                }
             }
         }
+        Ok(())
+    }
+
+    /// On whose behalf the jobs of a flow are being cancelled, if they are.
+    pub(crate) fn cancelled_by(&self, flow: i64) -> Option<&Caller> {
+        self.cancelling.get(&flow)
+    }
+
+    /// Takes note that the jobs of a flow have been cancelled.
+    pub(crate) fn cancelled(&mut self, flow: i64) {
+        self.cancelling.remove(&flow);
+    }
+
+    /// Reads anew of which flows the jobs are being cancelled.
+    pub(crate) fn read_cancelling(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        self.cancelling = conn
+            .prepare_cached(PLAN_CANCELLING)?
+            .query_map([], |row| Ok((row.get(0)?, Caller { user: None, name: row.get(1)? })))?
+            .collect::<rusqlite::Result<_>>()?;
         Ok(())
     }
 
@@ -149,7 +178,8 @@ impl Flows {
     pub(crate) fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {
         self.forget();
         self.has_work = conn.prepare_cached("SELECT 1 FROM jobmill_flow_work LIMIT 1")?.exists([])?;
-        Ok(())
+        self.cancelling.clear();
+        if self.has_work { self.read_cancelling(conn) } else { Ok(()) }
     }
 
     /// Forgets what was counted and not written.
@@ -291,6 +321,10 @@ fn look(conn: &Connection, id: i64, now: Timestamp) -> rusqlite::Result<Option<M
     conn.prepare_cached("UPDATE jobmill_flow SET state = :state, ended_at = :now WHERE id = :id")?
         .execute(named_params! { ":id": id, ":state": outcome, ":now": now })?;
     settle(conn, flow.whole, id, outcome as i64)?;
+    if flow.role == Role::Workflow && flow.cancel_requested {
+        // What is sent again from now on is not cancelled by what is left of the cascade.
+        conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE whole = ?1 AND work = 3")?.execute([id])?;
+    }
     moved(outcome)
 }
 

@@ -20,7 +20,8 @@ use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
 use crate::store::{
-    Store, Turn, batch, enqueue, fair, gate, housekeeping, limits, line, list, read, release, rescue, source, workflow,
+    Store, Turn, batch, enqueue, fair, flow, gate, housekeeping, limits, line, list, read, release, rescue, source,
+    workflow,
 };
 
 /// Wants everything, the users in turn or not.
@@ -206,6 +207,8 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
                 "jobmill_edge USING PRIMARY KEY (needs=? AND follower>?)",
             ),
             ("workflow, duties", workflow::PLAN_DUTY, "jobmill_flow_work_whole (whole>? AND whole<?)"),
+            ("workflow, cancelling", flow::PLAN_CANCELLING, "jobmill_flow_work_cancel (work=?)"),
+            ("workflow, running", workflow::operate::PLAN_RUNNING, "jobmill_job_place (lane=? AND state=?)"),
             ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("workflow, admit", workflow::PLAN_ADMIT, rowid),
             ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),

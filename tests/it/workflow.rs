@@ -2,8 +2,8 @@
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Context, ErrorKind, Failure, FailureReason, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Query, Reason,
-    Status, Unique, WorkflowId, WorkflowQuery,
+    Context, ErrorKind, Failure, FailureReason, JobId, NewJob, NewWorkflow, OnFailure, Order, Payload, Priority, Query,
+    Reason, Status, Unique, WorkflowId, WorkflowQuery,
 };
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +132,32 @@ fn callbacks_follow_the_end_that_they_ask_for() -> jobmill::Result<()> {
         assert_eq!(record.take().len(), 3);
         sound(t.client());
     }
+    Ok(())
+}
+
+#[test]
+fn callbacks_have_a_queue_and_a_priority_of_their_own() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let busy = |name: &str| Do::job(name).queue("bulk").priority(Priority::Low);
+    let workflow = NewWorkflow::new("w")
+        .job("a", busy("a"))
+        .user("ada")
+        .on_success(Do::job("success"))
+        .on_failure(Do::job("failure"))
+        .on_end(Do::job("end").queue("desk").priority(Priority::High));
+    let id = start(&t, workflow);
+    for (name, queue, priority) in [
+        ("a", "bulk", Priority::Low),
+        ("on_success", "default", Priority::Default),
+        ("on_failure", "default", Priority::Default),
+        ("on_end", "desk", Priority::High),
+    ] {
+        let found = t.client().get(job(&t, id, name))?;
+        let told = (&*found.queue, found.priority, found.user_id.as_deref());
+        assert_eq!(told, (queue, priority, Some("ada")), "{name}");
+    }
+    t.drain()?;
+    assert_eq!(record.take(), ["a", "end", "success"]);
     Ok(())
 }
 
@@ -542,7 +568,17 @@ fn what_breaks_a_rule_writes_nothing() -> jobmill::Result<()> {
         "b: another job holds the unique key",
     );
     let late = (0..2500).map(|n| if n == 2400 { keyed() } else { Do::job("x") });
-    refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Conflict, "s: another job");
+    refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Conflict, "s[2400]: another");
+    // Which limits there are is known to the transaction alone.
+    let lost = || Do::job("x").limit("lost");
+    for (workflow, begins) in [
+        (one().job("b", lost()), "b: limit: there is no limit \"lost\""),
+        (one().jobs("s", [Do::job("x"), lost()]), "s[1]: limit: there is no limit \"lost\""),
+        (one().jobs("s", (0..2500).map(|n| if n == 2400 { lost() } else { Do::job("x") })), "s[2400]: limit: there"),
+        (one().on_end(lost()), "on_end: limit: there is no limit \"lost\""),
+    ] {
+        refused(t.client().start_workflow(workflow), ErrorKind::Invalid, begins);
+    }
     assert_eq!(t.client().stats()?.total.total(), 1);
     assert_eq!(query::<i64>(t.client(), "SELECT count(*) FROM jobmill_flow"), 0);
     sound(t.client());

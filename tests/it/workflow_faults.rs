@@ -1,16 +1,17 @@
 //! Workflows under crashes and failing commits, and by several processes.
 
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, OnceLock};
 
-use jobmill::testing::{Fault, Harness};
+use jobmill::testing::{Fault, FaultPlan, Harness};
 use jobmill::{
-    Cancelled, Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, NewJob, NewWorkflow,
-    OnFailure, Payload, Status, WorkflowId,
+    Cancelled, Cause, Client, Context, Durability, Engine, ErrorKind, Event, Failure, JobUpdate, Limit, NewJob,
+    NewWorkflow, OnFailure, Payload, Priority, Query, Status, WorkflowId,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::support::work::{Do, Record, harness, standing};
-use crate::support::{PATIENCE, file, query, raw, secs, sound, tamper, until};
+use crate::support::work::{Do, Record, harness, harness_with, standing};
+use crate::support::{PATIENCE, file, query, raw, refused, secs, sound, tamper, until};
 
 /// Fails, cancels, fans out, joins, and tells of it.
 fn rich() -> NewWorkflow<'static> {
@@ -455,6 +456,143 @@ fn a_stage_that_is_being_sent_again_does_not_end_with_the_first_of_it() -> jobmi
     t.drain()?;
     assert_eq!(record.take(), ["0", "2900", "join", "success"]);
     assert_eq!(standing(&t, id), "completed: parts completed, join completed, on_success completed");
+    sound(t.client());
+    Ok(())
+}
+
+/// More jobs than a turn of the cascade goes through: pending, due in a second, held by a limit.
+fn wide(t: &Harness) -> jobmill::Result<WorkflowId> {
+    t.client().set_limit(&Limit::new("narrow").concurrency(1))?;
+    let named = |name: &'static str| (0..700).map(move |n| Do::job(format!("{name}{n}")));
+    let workflow = NewWorkflow::new("wide")
+        .jobs("now", named("n"))
+        .jobs("soon", named("s").map(|job| job.delay(secs(1))))
+        .jobs("held", named("h").map(|job| job.limit("narrow")))
+        .job("last", Do::job("last"))
+        .after_with("now", OnFailure::Continue)
+        .on_end(Do::job("end"));
+    start_and_admit(t, workflow)
+}
+
+/// Starts a workflow and lets all of it become pending that waits for nothing.
+fn start_and_admit(t: &Harness, workflow: NewWorkflow<'_>) -> jobmill::Result<WorkflowId> {
+    t.client().pause("default")?;
+    let id = t.client().start_workflow(workflow)?;
+    assert_eq!(t.drain()?, 0);
+    t.client().resume("default")?;
+    Ok(id)
+}
+
+/// Jobs that were pending went on beginning while the cascade was at others, and all of them when a crash had cut it off.
+#[test]
+fn nothing_of_a_cancelled_workflow_begins_where_the_cascade_was_cut_off() -> jobmill::Result<()> {
+    for crashes in [true, false] {
+        let (mut t, record) = harness()?;
+        let id = wide(&t)?;
+        let other = t.enqueue(Do::job("other"))?;
+        t.faults().fail(2, Fault::Before);
+        refused(t.client().acting_as("eve")?.cancel_workflow(id), ErrorKind::Storage, "injected");
+        let jobs = t.client().workflow(id)?.jobs;
+        assert_eq!((jobs.cancelled, jobs.created, jobs.pending), (500, 1, 1600), "the cascade has more to do");
+        t.advance(secs(1));
+        if crashes {
+            t.crash()?;
+        }
+        let events = t.client().subscribe(10_000)?;
+        let untold = t.client().workflow(id)?.jobs.cancelled;
+        t.drain()?;
+        assert_eq!(record.take(), ["other", "end"]);
+        t.check(other, "completed, attempt 1");
+        let expected = "cancelled: now cancelled, soon cancelled, held cancelled, last cancelled, on_end completed";
+        assert_eq!(standing(&t, id), expected);
+        assert_eq!(t.client().workflow(id)?.jobs.cancelled, 2101);
+        let cancelled = |event: &Event| matches!(event, Event::Changed(change) if change.cause == Cause::Cancelled);
+        assert_eq!(untold + events.try_iter().filter(cancelled).count() as u64, 2101);
+        for job in t.client().jobs(Query::new().workflow(id).statuses([Status::Cancelled]))?.step_by(97) {
+            let history = t.client().history(job?.id)?;
+            let by_eve = history.iter().filter(|entry| entry.actor.as_deref() == Some("eve")).count();
+            assert_eq!(by_eve, 1, "{history:?}");
+        }
+        sound(t.client());
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_begins_of_a_workflow_that_another_process_has_begun_to_cancel() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let id = wide(&t)?;
+    t.advance(secs(1));
+    // As one leaves it that dies after its first commit.
+    let number = query::<i64>(t.client(), "SELECT id FROM jobmill_flow WHERE parent IS NULL");
+    tamper(t.client(), &format!("UPDATE jobmill_flow SET cancel_requested_at = 1 WHERE id = {number}"));
+    tamper(
+        t.client(),
+        &format!(
+            "INSERT INTO jobmill_flow_work (whole, work, target) SELECT {number}, 3, id FROM jobmill_flow
+             WHERE (id = {number} OR parent = {number}) AND role < 2 ORDER BY role DESC, id"
+        ),
+    );
+    t.drain()?;
+    assert_eq!(record.take(), ["end"]);
+    assert_eq!(t.client().workflow(id)?.jobs.cancelled, 2101);
+    sound(t.client());
+    Ok(())
+}
+
+/// Jobs are claimed ahead, and those that the cascade had not come to began.
+#[test]
+fn what_was_claimed_ahead_of_a_cancelled_workflow_does_not_begin() -> jobmill::Result<()> {
+    #[derive(Serialize, Deserialize)]
+    struct Cancels;
+    impl Payload for Cancels {
+        const KIND: &'static str = "cancels";
+    }
+    let plan: Arc<OnceLock<FaultPlan>> = Arc::default();
+    let plan_in_handler = plan.clone();
+    let (t, record) = harness_with(move |builder| {
+        let plan = plan_in_handler.clone();
+        builder.workers(jobmill::Workers::new(4)).handle(move |_: Cancels, ctx: &Context| -> Result<(), Failure> {
+            plan.get().expect("a plan").fail_from(2, Fault::Before);
+            let id = ctx.workflow()?.expect("a workflow");
+            refused(ctx.client().cancel_workflow(id), ErrorKind::Storage, "injected");
+            ctx.state::<Record>()?.take();
+            Ok(())
+        })
+    })?;
+    assert!(plan.set(t.faults().clone()).is_ok());
+    let urgent = std::iter::once(NewJob::of(&Cancels)).chain((0..20).map(|n| Do::job(format!("u{n}"))));
+    let workflow = NewWorkflow::new("w")
+        .jobs("parts", (0..1700).map(|n| Do::job(n.to_string())))
+        .jobs("urgent", urgent.map(|job| job.priority(Priority::Critical)));
+    let id = t.client().start_workflow(workflow)?;
+    let _ = t.drain();
+    assert!(t.client().workflow(id)?.jobs.running > 1, "some are claimed ahead");
+    t.faults().heal();
+    t.drain()?;
+    assert_eq!(record.take(), Vec::<String>::new());
+    assert_eq!(t.client().workflow(id)?.status, Status::Cancelled);
+    sound(t.client());
+    Ok(())
+}
+
+/// The workflow had ended before the cascade had, and what was left of that cancelled what came after.
+#[test]
+fn a_job_that_is_sent_again_after_a_cancelled_workflow_has_ended_runs() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let parts = (0..1700).map(|n| Do::job(n.to_string()));
+    let id = start_and_admit(&t, NewWorkflow::new("w").jobs("parts", parts))?;
+    t.faults().fail(2, Fault::Before);
+    refused(t.client().cancel_workflow(id), ErrorKind::Storage, "injected");
+    // The next turn goes through 500 more and cancels the others as it meets them.
+    t.faults().fail(2, Fault::Before);
+    let _ = t.drain();
+    assert_eq!(t.client().workflow(id)?.status, Status::Cancelled);
+    let last = t.client().jobs(Query::new().workflow(id).limit(1))?.next().expect("a job")?.id;
+    t.client().retry(last)?;
+    t.drain()?;
+    assert_eq!(record.take().len(), 1);
+    t.check(last, "completed, attempt 1");
     sound(t.client());
     Ok(())
 }

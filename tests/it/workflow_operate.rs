@@ -121,6 +121,30 @@ fn a_retry_runs_what_did_not_end_well_in_its_order_and_nothing_else() -> jobmill
 }
 
 #[test]
+fn a_running_workflow_is_sent_again_once_it_has_ended_and_a_job_of_it_at_once() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    record.set_failing(["bad"]);
+    let late = Do::job("late").delay(secs(10));
+    let id = start(&t, NewWorkflow::new("w").job("bad", Do::job("bad")).job("late", late));
+    t.drain()?;
+    let running = format!("{id} is running and cannot be retried");
+    refused(t.client().retry_workflow(id), ErrorKind::Conflict, &running);
+    let bad = t.client().workflow(id)?.job("bad").expect("a job");
+    t.client().retry(bad)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["bad", "bad"]);
+    refused(t.client().retry_workflow(id), ErrorKind::Conflict, &running);
+    record.set_failing([]);
+    assert_eq!(t.client().cancel_workflow(id)?, Cancelled::Now);
+    t.client().retry_workflow(id)?;
+    t.drain()?;
+    assert_eq!(record.take(), ["bad", "late"]);
+    assert_eq!(standing(&t, id), "completed: bad completed, late completed");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn a_stage_that_was_refused_waits_again_after_a_retry() -> jobmill::Result<()> {
     let (t, record) = harness()?;
     record.set_failing(["first"]);

@@ -79,6 +79,8 @@ CREATE TABLE jobmill_flow_work (
 ) STRICT;
 -- Serves the next duty of a workflow, and the next workflow that has one.
 CREATE INDEX jobmill_flow_work_whole ON jobmill_flow_work (whole);
+-- Serves whoever must know of which flows nothing begins any more.
+CREATE INDEX jobmill_flow_work_cancel ON jobmill_flow_work (work) WHERE work = 3;
 
 -- The values of a handler's steps that are done.
 CREATE TABLE jobmill_journal (

@@ -114,6 +114,9 @@ impl Turn<'_> {
                 }
                 None => {
                     self.conn.prepare_cached("DELETE FROM jobmill_flow_work WHERE id = ?1")?.execute([duty.id])?;
+                    if duty.task == Task::Cancel {
+                        self.book.flows.cancelled(duty.target);
+                    }
                     if duty.task != Task::Settle {
                         self.book.flows.touch(duty.target);
                     }
@@ -305,6 +308,8 @@ impl Turn<'_> {
                         self.turn_away(&standing, ends_as, &why)?;
                     }
                 }
+                // Who ran when the cancellation was asked for has been asked to stop then.
+                Task::Cancel if member.state == State::Running && self.is_asked_to_stop(member.id)? => {}
                 Task::Cancel if !has_ended => {
                     // None of the refusals can come: it is there and open.
                     let _ = self.cancel(member.id, &duty.caller)?;

@@ -8,10 +8,14 @@ use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
-use crate::store::flow::Task;
+use crate::store::flow::{Flows, Task};
 use crate::store::operate::Cancelled;
-use crate::store::row::State;
+use crate::store::row::{Claim, State};
 use crate::store::{Turn, edge};
+
+/// Reads the running jobs of a lane, each with its flow.
+pub(crate) const PLAN_RUNNING: &str =
+    "SELECT id, flow FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = ?1 AND state = 2";
 
 /// Why a workflow was not changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +70,56 @@ impl Turn<'_> {
                         ":task": Task::Cancel, ":id": id.raw(), ":actor": caller.actor(), ":roles": roles,
                     })?;
                 self.book.flows.has_work = true;
+                self.book.flows.read_cancelling(self.conn)?;
+                self.stop_cancelled()?;
             }
         }
         Ok(Ok(Cancelled::Requested))
+    }
+
+    /// Asks all handlers to stop that run jobs whose workflows are being cancelled. Of what was claimed ahead none begins
+    /// then, whenever the cascade comes to it.
+    fn stop_cancelled(&mut self) -> rusqlite::Result<()> {
+        let is_cancelled =
+            |flows: &Flows, flow: Option<i64>| flow.is_some_and(|flow| flows.cancelled_by(flow).is_some());
+        // What this very turn has claimed nobody knows yet who could be asked.
+        let claims = std::mem::take(&mut self.out.claims);
+        let (unborn, claims) = claims.into_iter().partition(|claim| is_cancelled(&self.book.flows, claim.place.flow));
+        self.out.claims = claims;
+        let unborn: Vec<Claim> = unborn;
+        unborn.iter().try_for_each(|claim| self.put_back(claim).map(drop))?;
+        // The cascade sees to batches and to what is tracked, for which no handler runs.
+        let lanes: Vec<i64> = self
+            .book
+            .lanes
+            .iter()
+            .filter(|lane| lane.count(State::Running) > 0 && !lane.kind.is_empty())
+            .map(|lane| lane.id)
+            .collect();
+        for lane in lanes.into_iter().filter(|lane| !self.is_batch_lane(*lane)).collect::<Vec<i64>>() {
+            let running: Vec<(JobId, Option<i64>)> = self
+                .conn
+                .prepare_cached(PLAN_RUNNING)?
+                .query_map([lane], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            for (job, flow) in running {
+                let caller = flow.and_then(|flow| self.book.flows.cancelled_by(flow)).cloned();
+                if let Some(caller) = caller
+                    && !self.is_asked_to_stop(job)?
+                {
+                    // None of the refusals can come: it is there and runs.
+                    let _ = self.cancel(job, &caller)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody has asked for the cancellation of a job.
+    pub(crate) fn is_asked_to_stop(&self, job: JobId) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = ?1 AND cancel_requested_at IS NOT NULL")?
+            .exists([job])
     }
 
     /// Cancels workflows that were never let go, and to which nothing has been added since a moment: whoever wrote them is

@@ -55,6 +55,7 @@ mod schedule;
 mod schedule_clock;
 mod schedule_edges;
 mod schedule_log;
+mod settings;
 mod stats;
 mod subscription;
 mod support;

@@ -33,7 +33,7 @@ use crate::support::provider_server::script::{Fault, Route, Shape};
 use crate::support::provider_server::{KEY, ProviderServer};
 
 /// Where a child finds what it is to do.
-const ORDERS: &str = "JOBMILL_CRASH_ORDERS";
+const ORDERS: &str = "TEST_CRASH_ORDERS";
 /// The answer to a request to delete something.
 const DELETED: &str = r#"{"deleted": true}"#;
 

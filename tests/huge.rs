@@ -1,6 +1,6 @@
 //! Results of any size go through an engine in bounded memory.
 //!
-//! `JOBMILL_HUGE` says how many bytes the provider sends (200 MB unless it is set; the promise is for 1 GB).
+//! `HUGE_BYTES` says how many bytes the provider sends (200 MB unless it is set; the promise is for 1 GB).
 
 mod support {
     //! What the provider's server is made of.
@@ -25,9 +25,9 @@ use crate::support::provider_server::script::Shape;
 use crate::support::provider_server::{KEY, ProviderServer};
 
 /// Where a child finds its provider.
-const URL: &str = "JOBMILL_HUGE_URL";
+const URL: &str = "HUGE_URL";
 /// How many bytes the provider sends.
-const BYTES: &str = "JOBMILL_HUGE";
+const BYTES: &str = "HUGE_BYTES";
 /// What the engine may take beyond what it takes at rest.
 const ALLOWED_KIB: u64 = 64 << 10;
 /// How long each answer is.

@@ -12,7 +12,7 @@ use jobmill::{Client, Context, Engine, Failure, Limit, LimitUse, NewJob, Payload
 use serde::{Deserialize, Serialize};
 
 /// Where a child finds the directory that it is to work in.
-const DIRECTORY: &str = "JOBMILL_LIMITS_DIRECTORY";
+const DIRECTORY: &str = "TEST_LIMITS_DIRECTORY";
 /// How long the test waits for what must come. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How many may run at a time.

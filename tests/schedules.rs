@@ -10,7 +10,7 @@ use jobmill::{Client, Context, Durability, Engine, Failure, Missed, NewJob, Orde
 use serde::{Deserialize, Serialize};
 
 /// Where a child finds its file.
-const FILE: &str = "JOBMILL_SCHEDULES_FILE";
+const FILE: &str = "TEST_SCHEDULES_FILE";
 /// How long a test waits for what must come. Nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(60);
 const INTERVAL: Duration = Duration::from_millis(20);

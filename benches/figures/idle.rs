@@ -25,12 +25,12 @@ fn now_us() -> i64 {
 }
 
 /// The environment variable that names the file to a child process.
-const PATH: &str = "JOBMILL_BENCH_PATH";
+const PATH: &str = "BENCH_PATH";
 
 /// Runs this program once more, in a role.
 fn spawn(role: &str, path: &Path) -> Child {
     Command::new(std::env::current_exe().expect("this program"))
-        .env("JOBMILL_BENCH_CHILD", role)
+        .env("BENCH_CHILD", role)
         .env(PATH, path)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -64,7 +64,7 @@ pub fn child(role: &str) {
         }
         "idle" => {
             let seconds: u64 =
-                std::env::var("JOBMILL_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
+                std::env::var("BENCH_IDLE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
             let (builder, _) = ours::builder(path, Durability::Normal, 4);
             let _engine = builder.start().expect("an engine");
             rest(Duration::from_secs(1));

@@ -1,7 +1,7 @@
 //! The figures that jobmill promises, each as a ratio to something measured in the same run.
 //!
 //! `cargo bench --bench figures` prints them all; names after `--` choose sections, as in
-//! `cargo bench --bench figures -- enqueue drain`. `JOBMILL_ROUNDS` sets the rounds (5), and `JOBMILL_ROWS` the rows of
+//! `cargo bench --bench figures -- enqueue drain`. `BENCH_ROUNDS` sets the rounds (5), and `BENCH_ROWS` the rows of
 //! the largest tables (10,000,000). Files lie in a temporary directory (`TMPDIR`).
 
 mod asking;
@@ -26,7 +26,7 @@ type Section = (&'static str, fn(&mut Report));
 
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    if let Some(role) = std::env::var_os("JOBMILL_BENCH_CHILD") {
+    if let Some(role) = std::env::var_os("BENCH_CHILD") {
         return idle::child(&role.to_string_lossy());
     }
     let mut report = Report::new();

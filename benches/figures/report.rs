@@ -79,11 +79,11 @@ pub fn percentile(values: &mut [f64], part: f64) -> f64 {
 }
 
 pub fn rounds() -> usize {
-    std::env::var("JOBMILL_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
+    std::env::var("BENCH_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(5)
 }
 
 pub fn rows() -> usize {
-    std::env::var("JOBMILL_ROWS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000_000)
+    std::env::var("BENCH_ROWS").ok().and_then(|text| text.parse().ok()).unwrap_or(10_000_000)
 }
 
 pub const DURABILITIES: [(&str, Durability); 2] = [("NORMAL", Durability::Normal), ("FULL", Durability::Full)];

@@ -539,7 +539,9 @@ impl EngineBuilder {
         let monitor = self.monitor;
         let vitals = monitor.vitals().clone();
         let polling = agency.as_ref().map(|agency| agency.settings.polling);
-        monitor.watch(Parts { client: client.clone(), pool: pool.clone(), polling });
+        let providers = agency.as_ref().map_or(0, |agency| agency.providers.len());
+        let asks = polling.unwrap_or(false);
+        monitor.watch(Parts { client: client.clone(), pool: pool.clone(), polling: asks, providers });
         let (patience, hurried) = crossbeam_channel::bounded(0);
         // From here on whatever has begun is ended when the engine is dropped.
         let mut engine = Engine {

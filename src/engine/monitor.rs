@@ -1,6 +1,6 @@
 //! How an engine does, gathered for whoever asks from any thread, before it starts and after it has ended too.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::client::Client;
@@ -17,7 +17,7 @@ use crate::store::schedule::read as read_schedules;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Tells what an engine is at and how it does, from any thread. A cheap clone that outlives the engine: before the start
-/// it says that the engine is initializing, after the end that it has stopped.
+/// it says that the engine is initializing, after the end that it has stopped, and what was known then.
 ///
 /// ```
 /// use jobmill::{Engine, EngineState};
@@ -40,8 +40,19 @@ const PATIENCE: Duration = Duration::from_millis(100);
 #[derive(Clone, Default)]
 pub struct Monitor {
     vitals: Arc<Vitals>,
-    /// What there is between the start and the end only.
-    parts: Arc<Mutex<Option<Parts>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What is known of an engine beside its vitals.
+#[derive(Clone, Default)]
+enum Known {
+    /// Nothing: it has not started.
+    #[default]
+    Nothing,
+    /// It has parts to ask.
+    Parts(Parts),
+    /// It has ended, and this is what its parts told last.
+    Last(Box<Health>),
 }
 
 /// The parts of an engine that are asked.
@@ -49,8 +60,10 @@ pub struct Monitor {
 pub(crate) struct Parts {
     pub(crate) client: Client,
     pub(crate) pool: Arc<Pool>,
-    /// Whether the poller asks. None if there is none.
-    pub(crate) polling: Option<bool>,
+    /// Whether the poller asks.
+    pub(crate) polling: bool,
+    /// How many providers there are.
+    pub(crate) providers: usize,
 }
 
 impl Monitor {
@@ -72,29 +85,47 @@ impl Monitor {
     ///
     /// What the threads are at it knows by itself. It asks the file for the counts, beside whatever is being written, and
     /// waits no longer than a tenth of a second for a reader. If the file cannot be read, it says so.
+    ///
+    /// Once the engine has stopped, it gives what was known at the end.
     pub fn health(&self) -> Health {
-        let state = self.state();
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let clock = parts.as_ref().map_or(&SystemClock as &dyn Clock, |parts| &**parts.client.desk().clock());
-        let mut health = Health::new(clock.now(), state);
+        let known = self.known().clone();
+        let mut health = match known {
+            Known::Nothing => Health::new(SystemClock.now(), self.state()),
+            Known::Parts(parts) => self.ask(&parts),
+            Known::Last(last) => *last,
+        };
+        health.state = self.state();
         health.dispatcher.thread = self.vitals.dispatcher.get();
+        health.poller.thread = self.vitals.poller.get();
         health.listener = self.vitals.listener.get();
-        let polling = parts.as_ref().and_then(|parts| parts.polling);
-        health.poller = self.vitals.poller_health(polling.unwrap_or(false), clock.monotonic());
-        if let Some(parts) = &parts {
-            gather(parts, &mut health, clock.monotonic());
-        }
         health.judge();
         health
     }
 
-    pub(crate) fn watch(&self, parts: Parts) {
-        *self.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
+    fn ask(&self, parts: &Parts) -> Health {
+        let clock = parts.client.desk().clock();
+        let mut health = Health::new(clock.now(), self.state());
+        health.dispatcher.thread = self.vitals.dispatcher.get();
+        health.poller = self.vitals.poller_health(parts.polling, parts.providers, clock.monotonic());
+        gather(parts, &mut health, clock.monotonic());
+        health
     }
 
-    /// Lets go of the engine, which has ended.
+    pub(crate) fn watch(&self, parts: Parts) {
+        *self.known() = Known::Parts(parts);
+    }
+
+    /// Lets go of the engine, which has ended, and keeps what it tells last.
     pub(crate) fn let_go(&self) {
-        drop(self.parts.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let Known::Parts(parts) = self.known().clone() else { return };
+        let mut last = self.ask(&parts);
+        // What is under way by now is left behind, and nobody takes the time of it any more.
+        (last.dispatcher.turn_for, last.poller.cycle_for) = (None, None);
+        *self.known() = Known::Last(Box::new(last));
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Settings that programs may take from their environment: each by one variable, read by one function.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::builtin::batch::WhenUnknown;
@@ -67,7 +68,21 @@ enum Form {
     },
     Part,
     Word(&'static [&'static str]),
+    /// A secret of callbacks, which is not shown.
     Secret,
+}
+
+/// A rule that settings obey together.
+struct Together {
+    /// The variables that it speaks of, beginning with the one whose value is too much.
+    variables: &'static [&'static str],
+    /// The rule, in words that may follow the bounds of the first ones.
+    rule: &'static str,
+    /// How many of the variables the rule is told of with their bounds.
+    told_of: usize,
+    holds: fn(&EngineBuilder) -> bool,
+    /// What those have that a variable has not set.
+    is: fn(&EngineBuilder) -> String,
 }
 
 /// A value that has its form.
@@ -133,7 +148,7 @@ impl Form {
             Self::Seconds { min, max } | Self::SecondsOrNone { min, max } => time(min, max),
             Self::Part => text.parse().ok().filter(|value| (0.0..=1.0).contains(value)).map(Value::Part),
             Self::Word(words) => words.contains(&text).then(|| Value::Word(text.to_owned())),
-            Self::Secret => (!text.is_empty()).then(|| Value::Word(text.to_owned())),
+            Self::Secret => Callbacks::is_secret(text).then(|| Value::Word(text.to_owned())),
         }
     }
 
@@ -146,32 +161,43 @@ impl Form {
             Self::SecondsOrNone { min, max } => format!("{min} to {max} seconds, or none"),
             Self::Part => "0 to 1".to_owned(),
             Self::Word(words) => words.join(" or "),
-            Self::Secret => "some text".to_owned(),
+            Self::Secret => Callbacks::SECRET_FORM.to_owned(),
         }
     }
 }
 
 impl Setting {
-    /// What values it may have, in words, with their unit.
+    /// What values it may have, in words, with their unit, and what they must be beside other settings.
     pub fn bounds(&self) -> String {
-        self.form.rule()
+        let mut bounds = self.form.rule();
+        for together in TOGETHER.iter().filter(|together| together.tells_of(self)) {
+            bounds.push_str(", ");
+            bounds.push_str(together.rule);
+        }
+        bounds
     }
 
-    fn apply(&self, builder: &mut EngineBuilder, text: &str) -> Result<()> {
-        let Some(value) = self.form.parse(text.trim()) else {
+    /// The setting of this name. Case does not count: environments of Windows do not tell it apart.
+    fn named(name: &str) -> Result<&'static Self> {
+        Self::ALL
+            .iter()
+            .find(|setting| setting.variable.eq_ignore_ascii_case(name))
+            .ok_or_else(|| Error::invalid(name, "is no setting: see Setting::ALL for those that there are"))
+    }
+
+    fn parse(&self, text: &str) -> Result<Value> {
+        self.form.parse(text.trim()).ok_or_else(|| {
             // What was meant to be a secret is not shown.
             let is = if matches!(self.form, Form::Secret) { String::new() } else { format!(", is {text:?}") };
-            return Err(Error::invalid(self.variable, format_args!("must be {}{is}", self.form.rule())));
-        };
-        (self.set)(builder, value);
-        Ok(())
+            Error::invalid(self.variable, format_args!("must be {}{is}", self.bounds()))
+        })
     }
 }
 
 impl EngineBuilder {
-    /// Takes settings from the environment of the process: from every variable whose name begins with `JOBMILL_`, as
-    /// [`Setting::ALL`] lists them. What is set in the program before is changed by them, what is set after it changes them.
-    /// Nothing else in this crate reads the environment but what a provider reads its key from.
+    /// Takes settings from the environment of the process: from every variable whose name begins with `JOBMILL_`, in
+    /// whatever case, as [`Setting::ALL`] lists them. What is set in the program before is changed by them, what is set
+    /// after it changes them. Nothing else in this crate reads the environment but what a provider reads its key from.
     ///
     /// ```
     /// # fn main() -> jobmill::Result<()> {
@@ -187,38 +213,109 @@ impl EngineBuilder {
     /// ```
     ///
     /// # Errors
-    /// `Invalid`, with the variable and the rule, if one is not known or its value breaks a rule.
+    /// `Invalid`, with the variable and the rule, if one is not known or is there twice in different cases, or if its value
+    /// breaks a rule, by itself or beside what else is set so far.
     pub fn settings_from_env(self) -> Result<Self> {
-        let mut ours = Vec::new();
+        let mut ours: Vec<(String, String)> = Vec::new();
         for (name, value) in std::env::vars_os() {
-            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { continue };
+            // One that is no UTF-8 is no setting either, which it is told.
+            let name = name.to_string_lossy();
+            if !name.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX)) {
+                continue;
+            }
             let Some(value) = value.to_str() else {
-                return Err(Error::invalid(name, "must be UTF-8"));
+                return Err(Error::invalid(&name, "must be UTF-8"));
             };
-            ours.push((name.to_owned(), value.to_owned()));
+            if let Some((twin, _)) =
+                ours.iter().find(|(twin, other)| twin.eq_ignore_ascii_case(&name) && other != value)
+            {
+                // The environment has no order by which one of them would count.
+                return Err(Error::invalid(
+                    &name,
+                    format_args!("must not be set beside {twin}, which is the same setting"),
+                ));
+            }
+            ours.push((name.into_owned(), value.to_owned()));
         }
         self.settings(ours)
     }
 
     /// Takes settings by the names that they have in the environment, from a file of the application's for example. If
-    /// one name comes twice, the last value counts.
+    /// one name comes twice, the last value counts. Case does not count in names.
     ///
     /// # Errors
-    /// `Invalid`, with the name and the rule, if one is not known or its value breaks a rule.
+    /// `Invalid`, with the name and the rule, if one is not known, or if its value breaks a rule, by itself or beside what
+    /// else is set so far.
     pub fn settings<N: AsRef<str>, V: AsRef<str>>(
         mut self,
         settings: impl IntoIterator<Item = (N, V)>,
     ) -> Result<Self> {
+        let mut given: HashMap<&'static str, V> = HashMap::new();
         for (name, value) in settings {
-            let name = name.as_ref();
-            let Some(setting) = Setting::ALL.iter().find(|setting| setting.variable == name) else {
-                return Err(Error::invalid(name, "is no setting: see Setting::ALL for those that there are"));
-            };
-            setting.apply(&mut self, value.as_ref())?;
+            let setting = Setting::named(name.as_ref())?;
+            setting.parse(value.as_ref())?;
+            given.insert(setting.variable, value);
         }
+        // In the order of the list, for some say what of others counts.
+        for setting in Setting::ALL {
+            if let Some(value) = given.get(setting.variable) {
+                (setting.set)(&mut self, setting.parse(value.as_ref())?);
+            }
+        }
+        TOGETHER.iter().try_for_each(|together| together.check(&self, |variable| given.contains_key(variable)))?;
         Ok(self)
     }
 }
+
+impl Together {
+    fn tells_of(&self, setting: &Setting) -> bool {
+        self.variables[..self.told_of].contains(&setting.variable)
+    }
+
+    /// Checks the rule if one of its variables is given. What the program alone has set, the start checks.
+    fn check(&self, builder: &EngineBuilder, is_given: impl Fn(&str) -> bool) -> Result<()> {
+        let given: Vec<&str> = self.variables.iter().copied().filter(|variable| is_given(variable)).collect();
+        if given.is_empty() || (self.holds)(builder) {
+            return Ok(());
+        }
+        let told_of = self.variables[..self.told_of].join(" + ");
+        let rule = format!("{told_of} must be {}; they are {}", self.rule, (self.is)(builder));
+        Err(Error::invalid(&given.join(", "), rule))
+    }
+}
+
+/// The rules that the settings of the environment obey together.
+const TOGETHER: [Together; 3] = [
+    Together {
+        variables: &["JOBMILL_WORKERS_MIN", "JOBMILL_WORKER_COUNT"],
+        rule: "no more than JOBMILL_WORKER_COUNT",
+        told_of: 1,
+        holds: |builder| builder.workers.min <= builder.workers.max,
+        is: |builder| format!("{} and {}", builder.workers.min, builder.workers.max),
+    },
+    Together {
+        variables: &[
+            "JOBMILL_WORKERS_CRITICAL",
+            "JOBMILL_WORKERS_HIGH",
+            "JOBMILL_WORKERS_DEFAULT",
+            "JOBMILL_WORKER_COUNT",
+        ],
+        rule: "together less than JOBMILL_WORKER_COUNT",
+        told_of: 3,
+        holds: |builder| builder.workers.leave_one_for_all(),
+        is: |builder| {
+            let [critical, high, default, _] = builder.workers.reserved;
+            format!("{critical} + {high} + {default} and {}", builder.workers.max)
+        },
+    },
+    Together {
+        variables: &["JOBMILL_BACKOFF_BASE_SECONDS", "JOBMILL_BACKOFF_MAX_SECONDS"],
+        rule: "no more than JOBMILL_BACKOFF_MAX_SECONDS",
+        told_of: 1,
+        holds: |builder| builder.backoff.base <= builder.backoff.max,
+        is: |builder| format!("{:?} and {:?}", builder.backoff.base, builder.backoff.max),
+    },
+];
 
 const fn seconds(min: f64) -> Form {
     Form::Seconds { min, max: LONGEST_S }
@@ -234,9 +331,9 @@ const fn some(unit: &'static str, max: u64) -> Form {
     Form::WholeOrNone { unit, min: 1, max }
 }
 
-/// The callbacks' settings. Whoever switches callbacks off needs none.
-fn callbacks(builder: &mut EngineBuilder) -> &mut Callbacks {
-    builder.callbacks.get_or_insert_with(Callbacks::new)
+/// Changes the callbacks' settings. Where callbacks are switched off there is nothing to change.
+fn callbacks(builder: &mut EngineBuilder, change: impl FnOnce(Callbacks) -> Callbacks) {
+    builder.callbacks = builder.callbacks.take().map(change);
 }
 
 impl Setting {
@@ -307,8 +404,7 @@ impl Setting {
         },
         Self {
             variable: "JOBMILL_PREFER",
-            about: "What goes first among jobs of one priority; short ones with a weight of 10, deadlines with a patience of \
-                    an hour.",
+            about: "What goes first among jobs of one priority.",
             default: "arrival",
             form: Form::Word(&["arrival", "shortest_first", "earliest_deadline"]),
             set: |builder, value| {
@@ -316,6 +412,28 @@ impl Setting {
                     "shortest_first" => Preference::ShortestFirst { weight: 10 },
                     "earliest_deadline" => Preference::EarliestDeadline { patience: Duration::from_secs(3600) },
                     _ => Preference::Arrival,
+                }
+            },
+        },
+        Self {
+            variable: "JOBMILL_PREFER_WEIGHT",
+            about: "How many times its run time a job is put back, if JOBMILL_PREFER is shortest_first.",
+            default: "10",
+            form: whole("times", 1, 1000),
+            set: |builder, value| {
+                if let Preference::ShortestFirst { weight } = &mut builder.preference {
+                    *weight = value.small();
+                }
+            },
+        },
+        Self {
+            variable: "JOBMILL_PREFER_PATIENCE_SECONDS",
+            about: "By when a job without a deadline should be done, if JOBMILL_PREFER is earliest_deadline.",
+            default: "3600",
+            form: seconds(0.0),
+            set: |builder, value| {
+                if let Preference::EarliestDeadline { patience } = &mut builder.preference {
+                    *patience = value.time();
                 }
             },
         },
@@ -427,42 +545,54 @@ impl Setting {
             set: |builder, value| builder.retention.audit = value.time_or_none(),
         },
         Self {
+            variable: "JOBMILL_CALLBACKS",
+            about: "Whether this engine delivers callbacks.",
+            default: "true",
+            form: Form::Flag,
+            set: |builder, value| {
+                builder.callbacks =
+                    if value.flag() { builder.callbacks.take().or_else(|| Some(Callbacks::new())) } else { None }
+            },
+        },
+        Self {
             variable: "JOBMILL_CALLBACKS_IN_FLIGHT",
             about: "How many callbacks are delivered at once.",
             default: "4",
             form: whole("deliveries", 1, Callbacks::MAX_IN_FLIGHT as u64),
-            set: |builder, value| callbacks(builder).in_flight = value.size(),
+            set: |builder, value| callbacks(builder, |callbacks| callbacks.in_flight(value.size())),
         },
         Self {
             variable: "JOBMILL_CALLBACKS_TIMEOUT_SECONDS",
             about: "How long one delivery may take.",
             default: "5",
             form: Form::Seconds { min: 0.01, max: 600.0 },
-            set: |builder, value| callbacks(builder).timeout = value.time(),
+            set: |builder, value| callbacks(builder, |callbacks| callbacks.timeout(value.time())),
         },
         Self {
             variable: "JOBMILL_CALLBACKS_MAX_ATTEMPTS",
             about: "How often a delivery is tried.",
             default: "16",
             form: whole("attempts", 1, 100),
-            set: |builder, value| callbacks(builder).max_attempts = value.small(),
+            set: |builder, value| callbacks(builder, |callbacks| callbacks.max_attempts(value.small())),
         },
         Self {
             variable: "JOBMILL_CALLBACKS_PRIVATE_ADDRESSES",
             about: "Whether callbacks may go to private addresses.",
             default: "false",
             form: Form::Flag,
-            set: |builder, value| callbacks(builder).private_addresses = value.flag(),
+            set: |builder, value| {
+                callbacks(builder, |mut callbacks| {
+                    callbacks.private_addresses = value.flag();
+                    callbacks
+                })
+            },
         },
         Self {
             variable: "JOBMILL_CALLBACKS_SECRET",
             about: "A secret more by which callbacks are signed.",
             default: "",
             form: Form::Secret,
-            set: |builder, value| {
-                let with_secret = std::mem::take(callbacks(builder)).secret(value.word());
-                builder.callbacks = Some(with_secret);
-            },
+            set: |builder, value| callbacks(builder, |callbacks| callbacks.secret(value.word())),
         },
         Self {
             variable: "JOBMILL_ENABLE_BATCH_JOB_POLLING",
@@ -569,6 +699,9 @@ impl Setting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::retry::Backoff;
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn builder() -> EngineBuilder {
         EngineBuilder::new("jobs.db".as_ref())
@@ -577,10 +710,7 @@ mod tests {
     /// Everything that settings set, as text.
     fn all_of(builder: &EngineBuilder) -> String {
         let batches = &builder.batches;
-        let callbacks = builder.callbacks.as_ref().map(|callbacks| {
-            let Callbacks { private_addresses, in_flight, timeout, max_attempts, .. } = callbacks;
-            (*private_addresses, *in_flight, *timeout, *max_attempts)
-        });
+        let callbacks = builder.callbacks.as_ref().map(|callbacks| format!("{callbacks:?}"));
         let first = (&builder.workers, builder.capacity, builder.ageing, builder.fair_by_user, builder.preference);
         let times = (builder.durability, builder.busy_timeout, builder.timeout_grace, builder.shutdown_timeout);
         let rest = (builder.abandoned_max, builder.heartbeats, builder.counts_rates, builder.backoff);
@@ -596,21 +726,36 @@ mod tests {
         }
     }
 
+    /// What a setting counts beside.
+    fn beside(setting: &Setting) -> EngineBuilder {
+        let roomy = builder().workers(Workers::new(1024)).backoff(Backoff::default().max(MAX_DURATION));
+        match setting.variable {
+            "JOBMILL_PREFER_WEIGHT" => roomy.prefer(Preference::ShortestFirst { weight: 1 }),
+            "JOBMILL_PREFER_PATIENCE_SECONDS" => {
+                roomy.prefer(Preference::EarliestDeadline { patience: Duration::ZERO })
+            }
+            _ => roomy,
+        }
+    }
+
     #[test]
     fn each_setting_sets_something_and_refuses_what_it_cannot_be() {
-        let untouched = all_of(&builder());
         for setting in Setting::ALL {
+            let untouched = all_of(&beside(setting));
             let other = match setting.form {
                 Form::Flag => if setting.default == "true" { "false" } else { "true" }.to_owned(),
                 Form::Whole { min, max, .. } | Form::WholeOrNone { min, max, .. } => (min + 977).min(max).to_string(),
                 Form::Seconds { min, max } | Form::SecondsOrNone { min, max } => (min + 7.5).min(max).to_string(),
                 Form::Part => "0.75".to_owned(),
                 Form::Word(words) => words[1].to_owned(),
-                Form::Secret => "whsec_c2VjcmV0".to_owned(),
+                Form::Secret => SECRET.to_owned(),
             };
-            let set = builder().settings([(setting.variable, &other)]).expect("a value that it may have");
+            let set = beside(setting).settings([(setting.variable, &other)]).expect("a value that it may have");
+            assert_ne!(all_of(&set), untouched, "{} = {other}", setting.variable);
+            let in_lower_case = setting.variable.to_ascii_lowercase();
+            let same = beside(setting).settings([(in_lower_case, &other)]).expect("a value that it may have");
+            assert_eq!(all_of(&same), all_of(&set));
             if !matches!(setting.form, Form::Secret) {
-                assert_ne!(all_of(&set), untouched, "{} = {other}", setting.variable);
                 let error = builder().settings([(setting.variable, "nonsense")]).err().expect("an error");
                 let says = format!("{}: must be {}, is \"nonsense\"", setting.variable, setting.bounds());
                 assert_eq!(error.to_string(), says);
@@ -641,7 +786,98 @@ mod tests {
         let error = builder().settings([("JOBMILL_WORKERS", "8")]).err().expect("an error");
         assert!(error.to_string().starts_with("JOBMILL_WORKERS: is no setting"), "{error}");
         let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "  ")]).err().expect("an error");
-        assert_eq!(error.to_string(), "JOBMILL_CALLBACKS_SECRET: must be some text");
+        let rule = "JOBMILL_CALLBACKS_SECRET: must be `whsec_` and then 24 to 64 bytes in base64";
+        assert_eq!(error.to_string(), rule);
+        let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "whsec_hunter2")]).err().expect("an error");
+        assert_eq!(error.to_string(), rule);
+    }
+
+    #[test]
+    fn all_defaults_together_change_nothing() {
+        let defaults = Setting::ALL.iter().filter(|setting| !setting.default.is_empty());
+        let all = builder().settings(defaults.map(|setting| (setting.variable, setting.default))).expect("settings");
+        assert_eq!(all_of(&all), all_of(&builder()));
+    }
+
+    /// Which was set first has no meaning in an environment.
+    #[test]
+    fn what_says_which_settings_count_is_heard_first() {
+        let preference = |settings: [(&str, &str); 2]| builder().settings(settings).expect("settings").preference;
+        let short_first = [("JOBMILL_PREFER_WEIGHT", "3"), ("JOBMILL_PREFER", "shortest_first")];
+        assert_eq!(preference(short_first), Preference::ShortestFirst { weight: 3 });
+        let by_deadline = [("JOBMILL_PREFER_PATIENCE_SECONDS", "7"), ("JOBMILL_PREFER", "earliest_deadline")];
+        assert_eq!(preference(by_deadline), Preference::EarliestDeadline { patience: Duration::from_secs(7) });
+        assert_eq!(preference([("JOBMILL_PREFER_WEIGHT", "3"), ("JOBMILL_PREFER", "arrival")]), Preference::Arrival);
+
+        let attempts = ("JOBMILL_CALLBACKS_MAX_ATTEMPTS", "3");
+        let set = |builder: EngineBuilder, value| builder.settings([attempts, ("JOBMILL_CALLBACKS", value)]);
+        assert!(set(builder(), "false").expect("settings").callbacks.is_none());
+        let delivers = set(builder().without_callbacks(), "true").expect("settings").callbacks;
+        assert_eq!(delivers.expect("callbacks").max_attempts, 3);
+        let silent = builder().without_callbacks().settings([attempts]).expect("settings");
+        assert!(silent.callbacks.is_none(), "nobody asked for callbacks");
+    }
+
+    #[test]
+    fn rules_of_several_settings_name_those_that_are_given_and_hold_at_their_bound() {
+        let two = || builder().workers(Workers::new(2));
+        let backoff = ["JOBMILL_BACKOFF_BASE_SECONDS", "JOBMILL_BACKOFF_MAX_SECONDS"];
+        for (settings, says) in [
+            (
+                vec![("JOBMILL_WORKERS_MIN", "3")],
+                "JOBMILL_WORKERS_MIN: JOBMILL_WORKERS_MIN must be no more than JOBMILL_WORKER_COUNT; they are 3 and 2",
+            ),
+            (vec![("JOBMILL_WORKERS_MIN", "2")], ""),
+            (vec![("JOBMILL_WORKERS_MIN", "3"), ("JOBMILL_WORKER_COUNT", "3")], ""),
+            (
+                vec![("JOBMILL_WORKER_COUNT", "4"), ("JOBMILL_WORKERS_MIN", "5")],
+                "JOBMILL_WORKERS_MIN, JOBMILL_WORKER_COUNT: JOBMILL_WORKERS_MIN must be no more than",
+            ),
+            (
+                vec![("JOBMILL_WORKERS_HIGH", "1"), ("JOBMILL_WORKERS_CRITICAL", "1")],
+                "JOBMILL_WORKERS_CRITICAL, JOBMILL_WORKERS_HIGH: JOBMILL_WORKERS_CRITICAL + JOBMILL_WORKERS_HIGH + \
+                 JOBMILL_WORKERS_DEFAULT must be together less than JOBMILL_WORKER_COUNT; they are 1 + 1 + 0 and 2",
+            ),
+            (vec![("JOBMILL_WORKERS_DEFAULT", "1")], ""),
+            (
+                vec![(backoff[0], "7200")],
+                "JOBMILL_BACKOFF_BASE_SECONDS: JOBMILL_BACKOFF_BASE_SECONDS must be no more than \
+                 JOBMILL_BACKOFF_MAX_SECONDS; they are 7200s and 3600s",
+            ),
+            (vec![(backoff[0], "3600")], ""),
+            (vec![(backoff[1], "1")], "JOBMILL_BACKOFF_MAX_SECONDS: JOBMILL_BACKOFF_BASE_SECONDS must be"),
+            (vec![(backoff[0], "7200"), (backoff[1], "7200")], ""),
+        ] {
+            let error = two().settings(settings.iter().copied()).err();
+            assert_eq!(error.is_some(), !says.is_empty(), "{settings:?}");
+            let said = error.map(|error| error.to_string()).unwrap_or_default();
+            assert!(said.starts_with(says), "{said}");
+        }
+        let wrong_before = builder().workers(Workers::new(0)).settings([("JOBMILL_CAPACITY", "1")]);
+        assert!(wrong_before.is_ok(), "the start refuses what no variable has to do with");
+    }
+
+    #[test]
+    fn what_is_taken_is_taken_by_the_start_too() {
+        for setting in Setting::ALL {
+            let bounds = match setting.form {
+                Form::Whole { min, max, .. } | Form::WholeOrNone { min, max, .. } => {
+                    vec![min.to_string(), max.to_string()]
+                }
+                Form::Seconds { min, max } | Form::SecondsOrNone { min, max } => vec![min.to_string(), max.to_string()],
+                Form::Part => vec!["0".to_owned(), "1".to_owned()],
+                Form::Flag => vec!["true".to_owned(), "false".to_owned()],
+                Form::Word(words) => words.iter().map(|word| (*word).to_owned()).collect(),
+                Form::Secret => vec![SECRET.to_owned()],
+            };
+            for value in bounds {
+                // On any machine, whatever else is at its default.
+                let directory = tempfile::tempdir().expect("a temporary directory");
+                let builder = EngineBuilder::new(&directory.path().join("jobs.db")).workers(Workers::new(2));
+                let Ok(set) = builder.settings([(setting.variable, &value)]) else { continue };
+                assert!(set.inline().is_ok(), "{} = {value}", setting.variable);
+            }
+        }
     }
 
     #[test]

@@ -76,7 +76,8 @@ impl Staff {
             }
         }
         if lost > 0 {
-            log::warn!("{} handlers that ignore their timeouts are left behind", self.pool.abandoned());
+            // They may have had no timeouts to ignore: the shutdown's own time was up.
+            log::warn!("handlers that have not ended and are left behind: {}", self.pool.abandoned());
         }
     }
 }

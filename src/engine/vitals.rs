@@ -91,11 +91,12 @@ impl Vitals {
         polls.error.is_some() != failed_before
     }
 
-    pub(crate) fn poller_health(&self, enabled: bool, now: Duration) -> PollerHealth {
+    pub(crate) fn poller_health(&self, enabled: bool, providers: usize, now: Duration) -> PollerHealth {
         let polls = self.polls();
         PollerHealth {
             thread: self.poller.get(),
             enabled,
+            providers,
             last_cycle_at: polls.last_at,
             last_cycle: polls.last.clone(),
             cycle_for: polls.began.map(|began| now.saturating_sub(began)),

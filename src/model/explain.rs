@@ -211,10 +211,11 @@ impl fmt::Display for Reason {
             ),
             Self::BatchHeldUp { why } => write!(f, "held up: {why}"),
             Self::CancelRequested { at } => write!(f, "it was asked to stop at {at}"),
-            Self::AttemptsSpent { attempts } => write!(f, "its {attempts} attempts are spent"),
+            Self::AttemptsSpent { attempts } => spent(f, *attempts),
             Self::Refused => write!(f, "its handler refused it for good"),
             Self::CrashLoop { attempts } => {
-                write!(f, "its process died while it ran, and its {attempts} attempts are spent")
+                write!(f, "its process died while it ran, and ")?;
+                spent(f, *attempts)
             }
             Self::DuplicateOf { id: Some(id) } => write!(f, "{id} holds its unique key by now"),
             Self::DuplicateOf { id: None } => write!(f, "another job holds its unique key by now"),
@@ -245,6 +246,13 @@ fn bound(f: &mut fmt::Formatter<'_>, running: u32, concurrency: Option<u32>, unt
     }
 }
 
+fn spent(f: &mut fmt::Formatter<'_>, attempts: u32) -> fmt::Result {
+    match attempts {
+        1 => write!(f, "its one attempt is spent"),
+        _ => write!(f, "its {attempts} attempts are spent"),
+    }
+}
+
 /// Why a job stands where it stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -253,15 +261,26 @@ pub struct Explanation {
     pub status: Status,
     /// Why. Never empty.
     pub reasons: Vec<Reason>,
+    /// When it ended, if it has.
+    pub ended_at: Option<Timestamp>,
+    /// The error of its newest attempt that failed, if it is failed.
+    pub error: Option<String>,
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.status)?;
+        write!(f, "{}", self.status)?;
+        if let Some(at) = self.ended_at {
+            write!(f, " at {at}")?;
+        }
+        write!(f, ": ")?;
         for (at, reason) in self.reasons.iter().enumerate() {
             let separator = if at == 0 { "" } else { ", " };
             write!(f, "{separator}{reason}")?;
         }
-        Ok(())
+        match &self.error {
+            Some(error) => write!(f, ", with the error: {error}"),
+            None => Ok(()),
+        }
     }
 }

@@ -99,8 +99,10 @@ pub struct DispatcherHealth {
 pub struct PollerHealth {
     /// What has become of it. Absent without a provider.
     pub thread: ThreadState,
-    /// Whether it asks, or [`Batches::polling`](crate::Batches::polling) forbids it.
+    /// Whether it asks. Not if [`Batches::polling`](crate::Batches::polling) forbids it, and not without a provider.
     pub enabled: bool,
+    /// How many providers the engine has.
+    pub providers: usize,
     /// When a cycle last ended.
     pub last_cycle_at: Option<Timestamp>,
     /// What the last cycle came to that succeeded and asked about anything.
@@ -257,10 +259,12 @@ impl fmt::Display for Problem {
 
 /// How an engine does, as [`Engine::health`](crate::Engine::health) tells it. It is written as lines for people, and as
 /// JSON for machines, in which spans of time are microseconds.
+///
+/// Of an engine that has stopped it tells what was known at its end: `state` says so, and `at` when that was.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Health {
-    /// When this was so.
+    /// When this was so. The end of the engine, if it has stopped.
     pub at: Timestamp,
     /// What the engine is at.
     pub state: EngineState,
@@ -323,6 +327,11 @@ impl Health {
         self.queues.iter().filter(|(name, _)| *name != "system").map(|(_, queue)| queue.pending).sum()
     }
 
+    /// Whether there was ever anything to tell: an engine that has started may run one job at least.
+    fn has_started(&self) -> bool {
+        self.workers.max > 0
+    }
+
     /// Finds out what is wrong.
     pub(crate) fn judge(&mut self) {
         let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -369,6 +378,12 @@ impl fmt::Display for Health {
         for problem in &self.problems {
             writeln!(f, "problem: {problem}")?;
         }
+        if !self.has_started() {
+            return write!(f, "nothing is known of its parts, for it has not started");
+        }
+        if self.state == EngineState::Stopped {
+            writeln!(f, "what was known when it stopped, at {}:", self.at)?;
+        }
         let dispatcher = &self.dispatcher;
         write!(f, "dispatcher: {}", dispatcher.thread)?;
         if dispatcher.thread == ThreadState::Running {
@@ -398,7 +413,12 @@ impl fmt::Display for Health {
             writeln!(f, "lag: {lag:?}")?;
         }
         let poller = &self.poller;
-        write!(f, "poller: {}{}", poller.thread, if poller.enabled { "" } else { ", disabled" })?;
+        write!(f, "poller: {}", poller.thread)?;
+        match (poller.enabled, poller.providers) {
+            (true, _) => {}
+            (false, 0) => write!(f, ", for there is no provider")?,
+            (false, _) => write!(f, ", disabled")?,
+        }
         if let Some(at) = poller.last_cycle_at {
             write!(f, ", last cycle at {at}")?;
         }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::error::{Error, Result};
 
 /// A moment in UTC, in microseconds since the Unix epoch. RFC 3339 as text and in JSON.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 
 impl Timestamp {
@@ -63,6 +63,13 @@ impl fmt::Display for Timestamp {
     }
 }
 
+impl fmt::Debug for Timestamp {
+    /// RFC 3339 too: nobody reads microseconds since the epoch.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl FromStr for Timestamp {
     type Err = Error;
 
@@ -98,6 +105,7 @@ mod tests {
     fn text_is_rfc_3339_and_reads_back() -> Result<()> {
         let at = Timestamp::from_micros(1_790_000_000_123_456);
         assert_eq!(at.to_string(), "2026-09-21T14:13:20.123456Z");
+        assert_eq!(format!("{:?}", Some(at)), "Some(2026-09-21T14:13:20.123456Z)");
         assert_eq!(at.to_string().parse::<Timestamp>()?, at);
         assert_eq!("2026-09-21T16:13:20.123456+02:00".parse::<Timestamp>()?, at);
         assert!("yesterday".parse::<Timestamp>().is_err());

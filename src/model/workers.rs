@@ -73,6 +73,11 @@ impl Workers {
         self.reserved[..priority.rank()].iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
+    /// Whether one worker at least is kept for nobody.
+    pub(crate) fn leave_one_for_all(&self) -> bool {
+        self.kept_above(Priority::Low) < self.max
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if !(1..=Self::MAX).contains(&self.max) {
             return Err(Error::invalid("workers", format_args!("must be from 1 to {}", Self::MAX)));
@@ -80,7 +85,7 @@ impl Workers {
         if self.min > self.max {
             return Err(Error::invalid("workers.min", "must not be more than the workers in all"));
         }
-        if self.kept_above(Priority::Low) >= self.max || self.reserved[Priority::Low.rank()] > self.max {
+        if !self.leave_one_for_all() || self.reserved[Priority::Low.rank()] > self.max {
             return Err(Error::invalid("workers.reserved", "must leave at least one worker that takes any job"));
         }
         Ok(())

@@ -561,7 +561,7 @@ mod tests {
     #[test]
     fn no_key_sends_nothing() {
         let server = Server::answering(200);
-        for key in [Key::env("JOBMILL_NO_SUCH_VARIABLE"), Key::fixed("two\nlines")] {
+        for key in [Key::env("NO_SUCH_VARIABLE"), Key::fixed("two\nlines")] {
             let mut settings = settings(server.url("/"));
             settings.key = key;
             let error = refused(Http::new(settings).expect("good settings").post("/").send());

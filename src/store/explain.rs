@@ -43,7 +43,9 @@ pub(crate) fn explain(
         (Some(kind), Status::Running) => why_running(conn, &job, kind, now, outside)?,
         (Some(_), _) => why_ended(conn, &job, user, now)?,
     };
-    Ok(Some(Explanation { status: job.status, reasons }))
+    let ended_at = job.completed_at.filter(|_| job.status.is_terminal());
+    let error = job.error.filter(|_| job.status == Status::Failed);
+    Ok(Some(Explanation { status: job.status, reasons, ended_at, error }))
 }
 
 fn why_pending(

@@ -1,16 +1,18 @@
 //! Asking: one job, pages of jobs, counts, reasons, histories.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, Job, JobId, NewJob, Order, Outcome, Priority, Query,
-    Reason, Retention, Stats, Status, Unique, Workers,
+    Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, Job, JobId, NewJob, NewWorkflow, Order, Outcome,
+    Priority, Query, Reason, Retention, Stats, Status, Unique, Workers,
 };
 
+use crate::support::another::{Another, CHILD};
 use crate::support::{
-    Block, Dice, Echo, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound, unadmit,
+    Block, Dice, Echo, Other, PATIENCE, block, echo, file, gate, now, other, refused, secs, sound, unadmit, until,
 };
 
 fn id(text: &str) -> JobId {
@@ -539,7 +541,10 @@ fn each_reason_is_told_in_words() -> jobmill::Result<()> {
     t.advance(secs(30));
     t.drain()?;
     assert_eq!(reasons(fails)?, [Reason::AttemptsSpent { attempts: 2 }]);
-    assert_eq!(client.explain(fails)?.to_string(), "failed: its 2 attempts are spent");
+    assert_eq!(
+        client.explain(fails)?.to_string(),
+        "failed at 2026-01-01T00:00:30.000000Z: its 2 attempts are spent, with the error: no"
+    );
 
     client.pause("q")?;
     let stuck = t.enqueue(NewJob::json("nobody's", &1).queue("q").delay(secs(1)))?;
@@ -560,6 +565,7 @@ fn each_reason_is_told_in_words() -> jobmill::Result<()> {
     t.advance(secs(60));
     t.drain()?;
     assert_eq!(reasons(delayed)?, [Reason::Ended { status: Status::Expired }]);
+    assert_eq!(client.explain(delayed)?.to_string(), "expired at 2026-01-01T00:01:30.000000Z: it is expired");
     Ok(())
 }
 
@@ -596,5 +602,66 @@ fn a_record_has_a_json_form_without_what_may_be_secret_or_long() -> jobmill::Res
     assert_eq!((&json["status"], &json["priority"]), (&"pending".into(), &"default".into()));
     assert_eq!(json["run_at"], "2026-01-01T00:00:00.000000Z");
     assert!(json.get("payload").is_none() && json.get("result").is_none());
+    Ok(())
+}
+
+#[test]
+fn a_job_that_runs_in_another_process_is_told_with_that_process_and_since_when() -> jobmill::Result<()> {
+    if let Some(path) = std::env::var_os(CHILD) {
+        let (gate, keeper) = gate();
+        let engine = Engine::builder(path).handle(block).state(gate).start()?;
+        std::io::stdin().read_to_end(&mut Vec::new()).expect("the end of its input");
+        keeper.release();
+        engine.shutdown(PATIENCE)?;
+        return Ok(());
+    }
+    let (_directory, path) = file();
+    let client = Client::open(&path)?;
+    let id = client.enqueue(Block::job("there"))?.id();
+    let there = "ask::a_job_that_runs_in_another_process_is_told_with_that_process_and_since_when";
+    let other = Another::start(there, &path);
+    until("it runs there", || client.get(id).expect("the job").status == Status::Running);
+    let (explanation, process) = (client.explain(id)?, other.id());
+    assert_ne!(process, std::process::id());
+    let host = std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME"));
+    let host = host.or_else(|_| std::fs::read_to_string("/etc/hostname")).unwrap_or_else(|_| "localhost".to_owned());
+    let process = format!("{}/{process}", host.trim());
+    let since = client.get(id)?.started_at.expect("it runs");
+    assert_eq!(explanation.reasons, [Reason::Running { process: process.clone(), since }]);
+    assert_eq!(explanation.to_string(), format!("running: it runs in {process} since {since}"));
+    other.end();
+    assert_eq!(client.get(id)?.status, Status::Completed);
+    Ok(())
+}
+
+#[test]
+fn what_was_not_met_is_told_with_how_it_ended() -> jobmill::Result<()> {
+    let fails = |_: Other, _: &Context| -> Result<(), Failure> { Err(Failure::fatal("no")) };
+    let t = Harness::new(move |builder| builder.handle(fails))?;
+    let (failed, deleted) = (t.enqueue(&Other(1))?, t.enqueue(NewJob::of(&Other(2)).delay(secs(60)))?);
+    let after = [failed, deleted].map(|id| t.enqueue(NewJob::of(&Other(3)).after(id)).expect("a job"));
+    t.client().delete(deleted)?;
+    t.drain()?;
+    for (id, needed, status) in [(after[0], failed, Some(Status::Failed)), (after[1], deleted, None)] {
+        let explanation = t.client().explain(id)?;
+        let not_met = Reason::NotMet { id: Some(needed), name: None, status };
+        assert_eq!(explanation.reasons, [Reason::Ended { status: Status::Cancelled }, not_met]);
+        let how = status.map_or("was deleted".to_owned(), |status| format!("is {status}"));
+        assert_eq!(
+            explanation.to_string(),
+            format!("cancelled at 2026-01-01T00:00:00.000000Z: it is cancelled, {needed} {how}")
+        );
+    }
+    // Within a workflow both have their names, and a stage has nothing else.
+    let workflow = NewWorkflow::new("w").job("first", NewJob::of(&Other(4))).jobs("parts", [NewJob::of(&Other(5))]);
+    let id = t.client().start_workflow(workflow.after("first").job("last", NewJob::of(&Other(6))).after("parts"))?;
+    t.drain()?;
+    let workflow = t.client().workflow(id)?;
+    let [first, last] = ["first", "last"].map(|name| workflow.job(name).expect("a job"));
+    let parts = t.client().explain(last)?.reasons;
+    let cancelled = Reason::Ended { status: Status::Cancelled };
+    let stage = Reason::NotMet { id: None, name: Some("parts".into()), status: Some(Status::Cancelled) };
+    assert_eq!(parts, [cancelled.clone(), stage]);
+    assert_eq!(t.client().get(first)?.status, Status::Failed);
     Ok(())
 }

@@ -52,9 +52,14 @@ fn a_job_that_failed_for_good_tells_why() -> jobmill::Result<()> {
     ] {
         let job = t.client().get(id)?;
         assert_eq!((job.status, job.failure_reason), (Status::Failed, Some(reason)));
-        assert_eq!(t.client().explain(id)?.reasons, [why]);
+        let explained = t.client().explain(id)?;
+        assert_eq!((&explained.ended_at, &explained.error), (&job.completed_at, &job.error));
+        assert!(explained.error.is_some() && explained.ended_at.is_some());
+        assert_eq!(explained.reasons, [why]);
         assert_eq!(of(&t, reason)?, [job.payload::<Echo>()?.0]);
     }
+    let said = t.client().explain(slow)?.to_string();
+    assert!(said.contains("Z: its one attempt is spent, with the error: "), "{said}");
     let both = Query::new().failed_by([FailureReason::Refused, FailureReason::AttemptsSpent]).queues(["default"]);
     assert_eq!(t.client().list(both)?.jobs.len(), 2);
     Ok(())

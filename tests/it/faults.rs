@@ -458,7 +458,7 @@ fn an_engine_closes_on_a_full_disk_and_the_next_one_loses_nothing() -> jobmill::
 
 /// Set for the process that this test starts, to the directory in which it works.
 #[cfg(unix)]
-const CHILD: &str = "JOBMILL_TEST_SMALL_FILES";
+const CHILD: &str = "TEST_SMALL_FILES";
 
 /// Runs this test once more in a process of its own whose files cannot grow beyond a limit: each write beyond fails, as
 /// on a broken disk.

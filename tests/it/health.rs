@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
-use jobmill::{Context, Engine, EngineState, Failure, Health, Problem, ThreadState, Workers};
+use jobmill::testing::ManualClock;
+use jobmill::{Clock, Context, Engine, EngineState, Failure, Health, Problem, ThreadState, Workers};
 
-use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, idle, secs, until};
+use crate::support::fake::Fake;
+use crate::support::scene::Scene;
+use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, idle, now, secs, until};
 
 #[test]
 fn the_health_of_a_busy_engine_counts_workers_and_queues() -> jobmill::Result<()> {
@@ -18,6 +21,10 @@ fn the_health_of_a_busy_engine_counts_workers_and_queues() -> jobmill::Result<()
     assert_eq!((health.state, health.workers.max, health.workers.busy), (EngineState::Active, 2, 0));
     assert_eq!((health.lag, health.depth(), health.batches), (None, 0, 0));
     assert_eq!((health.dispatcher.thread, health.poller.thread), (ThreadState::Running, ThreadState::Absent));
+    assert!(
+        health.to_string().contains("\npoller: absent, for there is no provider, 0 batches under way\n"),
+        "{health}"
+    );
     assert!(health.database.reachable && health.database.wal_bytes > 0, "the tables are in the WAL file");
 
     client.enqueue_many((0..5).map(|n| Block::job(n.to_string()).queue("mail")))?;
@@ -35,11 +42,90 @@ fn the_health_of_a_busy_engine_counts_workers_and_queues() -> jobmill::Result<()
     until("nobody is busy", || engine.health().workers.busy == 0);
     engine.shutdown(PATIENCE)?;
     let health = engine.health();
-    assert_eq!(
-        (health.state, health.queues.len(), health.dispatcher.thread),
-        (EngineState::Stopped, 0, ThreadState::Ended)
-    );
+    assert_eq!((health.state, health.dispatcher.thread), (EngineState::Stopped, ThreadState::Ended));
     assert!(matches!(health.problems[..], [Problem::NotActive { state: EngineState::Stopped, .. }]), "{health}");
+    Ok(())
+}
+
+/// It was all forgotten, and a stopped engine said that it had never taken a turn.
+#[test]
+fn what_was_known_of_an_engine_is_known_still_after_its_end() -> jobmill::Result<()> {
+    let fake = Fake::new("fake");
+    let (_directory, path) = file();
+    let clock = ManualClock::default();
+    let builder = Engine::builder(&path).workers(Workers::new(2)).clock(clock.clone()).provider(fake).handle(echo);
+    let engine = builder.inline()?;
+    let start = clock.now();
+    engine.client().enqueue_many([Echo::job("now"), Echo::job("later").queue("slow").delay(secs(60))])?;
+    clock.advance(secs(3));
+    engine.drain()?;
+    clock.advance(secs(4));
+    engine.poll()?;
+    let before = engine.health();
+    clock.advance(secs(5));
+    engine.shutdown(PATIENCE)?;
+    clock.advance(secs(6));
+    let after = engine.health();
+    assert_eq!((after.state, after.at), (EngineState::Stopped, start.saturating_add(secs(12))));
+    assert_eq!((after.workers.max, after.queues["slow"].pending, after.lag), (2, 1, Some(secs(3))));
+    assert_eq!((&after.poller, &after.queues), (&before.poller, &before.queues));
+    assert_eq!(after.poller.last_cycle_at, Some(start.saturating_add(secs(7))));
+    assert!(
+        after.poller.enabled && after.database.reachable && after.dispatcher.last_turn_at >= Some(start),
+        "{after}"
+    );
+    let text = after.to_string();
+    let begins =
+        "stopped, not healthy\nproblem: the engine is stopped\nwhat was known when it stopped, at 2026-01-01T00:00:12";
+    assert!(text.starts_with(begins), "{text}");
+    Ok(())
+}
+
+#[test]
+fn an_engine_that_has_not_started_does_not_tell_of_parts_that_it_has_not() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let builder = Engine::builder(&path).queue("mail", 0);
+    let monitor = builder.monitor();
+    let says = "problem: the engine is initializing\nnothing is known of its parts, for it has not started";
+    assert_eq!(monitor.health().to_string(), format!("initializing, not healthy\n{says}"));
+    assert!(builder.start().is_err());
+    assert!(monitor.health().to_string().ends_with("it has not started"));
+    Ok(())
+}
+
+#[test]
+fn the_last_turn_is_told_by_the_moment_of_its_commit() -> jobmill::Result<()> {
+    let t = idle()?;
+    let last = || t.engine().health().dispatcher.last_turn_at;
+    t.advance(secs(5));
+    t.enqueue(Echo::job("a"))?;
+    let at = now(&t);
+    assert_eq!(last(), Some(at));
+    t.advance(secs(7));
+    assert_eq!(last(), Some(at), "none was taken since");
+    t.enqueue(Echo::job("b"))?;
+    assert_eq!(last(), Some(at.saturating_add(secs(7))));
+    Ok(())
+}
+
+#[test]
+fn the_last_cycle_of_polls_is_told_and_the_last_one_that_asked() -> jobmill::Result<()> {
+    let t = Scene::new();
+    assert_eq!((t.engine().health().poller.last_cycle_at, t.engine().health().poller.last_cycle), (None, None));
+    t.send(2);
+    t.advance(secs(10));
+    t.client().poll_now()?;
+    let cycle = t.engine().poll()?;
+    let told = (cycle.total, cycle.calls, cycle.running, cycle.completed, cycle.failed);
+    assert_eq!((cycle.started_at, told), (now(&t), (1, 1, 1, 0, 0)));
+    assert_eq!((cycle.providers.get("fake"), cycle.items_updated), (Some(&1), 0));
+    let poller = t.engine().health().poller;
+    assert_eq!((poller.last_cycle_at, poller.last_cycle, poller.providers), (Some(now(&t)), Some(cycle.clone()), 1));
+    t.advance(secs(1));
+    assert_eq!(t.engine().poll()?.total, 0);
+    let poller = t.engine().health().poller;
+    assert_eq!((poller.last_cycle_at, poller.last_cycle), (Some(now(&t)), Some(cycle)), "it asked about nothing");
+    assert_eq!((poller.error, poller.cycle_for), (None, None));
     Ok(())
 }
 

@@ -357,3 +357,26 @@ fn every_file_opens_by_saying_what_lives_there() {
         assert!(text.starts_with("//! "), "{} does not say what lives there", path.display());
     }
 }
+
+/// Whoever sets a variable of a test would have every program beside it refuse its environment.
+#[test]
+fn names_that_begin_as_settings_do_are_settings() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut paths = vec![root.join("README.md")];
+    for directory in ["src", "tests", "benches", "examples"] {
+        files(&root.join(directory), &mut paths);
+    }
+    // These try names that are none.
+    paths.retain(|path| !path.ends_with("engine/settings.rs") && !path.ends_with("it/settings.rs"));
+    let prefix = "JOBMILL_";
+    let mut known = 0;
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("a file");
+        for name in text.split(|c| !is_word(c)).filter(|name| name.starts_with(prefix) && *name != prefix) {
+            let is_setting = jobmill::Setting::ALL.iter().any(|setting| setting.variable == name);
+            assert!(is_setting, "{}: {name} is no setting", path.display());
+            known += 1;
+        }
+    }
+    assert!(known > 0, "they are where they are looked for");
+}

@@ -14,6 +14,7 @@ use jobmill::{
 use parking_lot::Mutex;
 
 use crate::support::fake::{Fake, succeeded};
+use crate::support::said::Said;
 use crate::support::scene::items;
 use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, idle, refused, secs, sound, until};
 
@@ -605,50 +606,14 @@ fn a_worker_that_panics_outside_of_a_handler_fails_its_attempt_and_is_not_waited
     Ok(())
 }
 
-/// Keeps what this process says.
-struct Said(Mutex<Vec<String>>);
-
-static SAID: Said = Said(Mutex::new(Vec::new()));
-
-impl log::Log for Said {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.target().starts_with("jobmill")
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.lock().push(format!("{} {}", record.level(), record.args()));
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-impl Said {
-    fn count(&self, words: &str) -> usize {
-        self.0.lock().iter().filter(|line| line.contains(words)).count()
-    }
-}
-
 #[test]
 fn the_log_says_each_thing_once() -> jobmill::Result<()> {
-    const CHILD: &str = "JOBMILL_TEST_CHILD";
-    if std::env::var_os(CHILD).is_none() {
-        // Alone in a process, for others keep the log there too.
-        let this = std::env::current_exe().expect("the program of this test");
-        let name = "lifecycle::the_log_says_each_thing_once";
-        let output = std::process::Command::new(this).env(CHILD, "1").args([name, "--exact"]).output();
-        let output = output.expect("a child");
-        let said = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && said.contains("1 passed"), "{said}");
-        return Ok(());
-    }
-    log::set_logger(&SAID).map(|()| log::set_max_level(log::LevelFilter::Info)).expect("the first logger");
+    let Some(said) = Said::alone("lifecycle::the_log_says_each_thing_once") else { return Ok(()) };
     let (_directory, path) = file();
     let builder = Engine::builder(&path).busy_timeout(Duration::from_millis(5)).handle(echo);
     let engine = builder.provider(Fake::new("fake")).batches(Batches::new().polling(false)).start()?;
-    assert_eq!(SAID.count("INFO polling of LLM batches is disabled"), 1);
-    assert_eq!(SAID.count("without leader election"), 1);
+    assert_eq!(said.count("INFO polling of LLM batches is disabled"), 1);
+    assert_eq!(said.count("without leader election"), 1);
     let poller = engine.health().poller;
     assert_eq!((poller.enabled, poller.thread, engine.health().is_healthy()), (false, ThreadState::Running, true));
 
@@ -658,14 +623,12 @@ fn the_log_says_each_thing_once() -> jobmill::Result<()> {
         until("many failures", || engine.health().database.failures > 5);
         drop(lock);
         until("all is well again", || engine.health().is_healthy());
-        assert_eq!(SAID.count("ERROR the database fails"), round);
-        assert_eq!(SAID.count("INFO the database works again"), round);
+        assert_eq!(said.count("ERROR the database fails"), round);
+        assert_eq!(said.count("INFO the database works again"), round);
     }
-    let lines = SAID.0.lock().clone();
-    assert!(
-        lines.iter().filter(|line| line.starts_with("ERROR") || line.starts_with("WARN")).count() == 2,
-        "{lines:#?}"
-    );
+    let lines = said.lines();
+    let bad = lines.lines().filter(|line| line.starts_with("ERROR") || line.starts_with("WARN")).count();
+    assert_eq!(bad, 2, "{lines}");
     engine.shutdown(PATIENCE)?;
     Ok(())
 }
@@ -677,5 +640,24 @@ fn a_crash_leaves_a_monitor_that_says_so() -> jobmill::Result<()> {
     let monitor = t.engine().monitor().clone();
     t.crash()?;
     assert_eq!((monitor.state(), t.engine().state()), (EngineState::Stopped, EngineState::Active));
+    Ok(())
+}
+
+/// It said that they ignore their timeouts, and they had none.
+#[test]
+fn handlers_that_a_shutdown_leaves_behind_are_counted_in_the_log() -> jobmill::Result<()> {
+    let name = "lifecycle::handlers_that_a_shutdown_leaves_behind_are_counted_in_the_log";
+    let Some(said) = Said::alone(name) else { return Ok(()) };
+    let (_directory, path) = file();
+    let (gate, keeper) = gate();
+    let engine = Engine::builder(&path).workers(Workers::new(2)).state(gate).handle(block).start()?;
+    engine.client().enqueue_many([Block::job("a"), Block::job("b")])?;
+    keeper.next_of(2);
+    assert_eq!(engine.shutdown(Duration::ZERO)?.returned, 2);
+    let lines = said.lines();
+    assert!(lines.contains("WARN handlers that have not ended and are left behind: 2"), "{lines}");
+    assert_eq!(said.count("timeout"), 0, "{lines}");
+    keeper.release();
+    keeper.release();
     Ok(())
 }

@@ -162,21 +162,20 @@ fn a_job_waits_for_each_of_its_limits() -> jobmill::Result<()> {
 }
 
 #[test]
-fn two_engines_keep_one_limit_together() -> jobmill::Result<()> {
+fn jobs_of_a_client_that_has_opened_the_file_for_itself_keep_the_limits_of_the_engine() -> jobmill::Result<()> {
     let (_directory, path) = file();
     let (gate, keeper) = gate();
     let start = |gate: &Gate| {
         let builder = Engine::builder(&path).handle(block).state(gate.clone()).workers(Workers::new(8));
         builder.limit(Limit::new("keyed").concurrency(3)).limit_queue(Limit::new("narrow").concurrency(2)).start()
     };
-    let first = start(&gate)?;
-    // A second engine on the file within one process is refused, so the other one is a client without workers.
-    refused(start(&gate).map(drop), ErrorKind::Conflict, "");
+    let engine = start(&gate)?;
+    refused(start(&gate).map(drop), ErrorKind::Conflict, "an engine runs on ");
     let client = Client::open(&path)?;
     client.enqueue_many((0..5).map(|n| of_key(&format!("a{n}"), "a")))?;
     client.enqueue_many((0..5).map(|n| Block::job(format!("q{n}")).queue("narrow")))?;
     assert_eq!(keeper.next_of(5), ["a0", "a1", "a2", "q0", "q1"]);
-    first.shutdown(Duration::ZERO)?;
+    engine.shutdown(Duration::ZERO)?;
     sound(&client);
     Ok(())
 }

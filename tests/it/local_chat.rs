@@ -349,7 +349,7 @@ fn a_key_shows_nowhere() {
 #[test]
 fn a_key_that_cannot_be_had_is_the_accounts_failure_and_sends_nothing() {
     let server = answering(200, ANSWER);
-    for key in [Key::env("JOBMILL_TEST_NO_SUCH_KEY"), Key::from_fn(|| Err("locked".into()))] {
+    for key in [Key::env("TEST_NO_SUCH_KEY"), Key::from_fn(|| Err("locked".into()))] {
         let provider = Local::chat_openai(server.url("/v1")).key(key).build().expect("a provider");
         let batch = RemoteBatch::new("b", RemoteState::Ended(RemoteEnd::Completed), "{}");
         let mut sink = |line: ResultLine<'_>| match line {

@@ -57,6 +57,7 @@ mod schedule_clock;
 mod schedule_edges;
 mod schedule_log;
 mod schedule_start;
+mod settings;
 mod stats;
 mod subscription;
 mod support;

@@ -223,7 +223,7 @@ fn an_account_is_known_by_its_key_its_address_or_its_name() {
     assert_ne!(one.fingerprint, other.fingerprint);
     // A name stays when the key changes, and needs no key to be there.
     let named = of(anthropic("https://api.anthropic.com").account("prod"));
-    let gone = Anthropic::builder(Key::env("JOBMILL_NO_SUCH_VARIABLE")).account("prod").build();
+    let gone = Anthropic::builder(Key::env("NO_SUCH_VARIABLE")).account("prod").build();
     assert_eq!(named, gone.expect("good settings").account());
     assert!(!named.fingerprint.contains(KEY) && named.fingerprint != one.fingerprint);
     let groq = OpenAi::builder(Key::fixed(KEY)).base_url("https://api.groq.com/openai/v1").build();
@@ -241,7 +241,7 @@ fn bad_settings_are_refused_by_name() {
         (anthropic("http://h").header("X-Api-Key", "k").build().map(drop), "header: "),
         (anthropic("http://h").call_timeout(Duration::ZERO).build().map(drop), "call_timeout: "),
         (anthropic("http://h").limits(|limits| limits.items = 0).build().map(drop), "limits: "),
-        (Anthropic::builder(Key::env("JOBMILL_NO_SUCH_VARIABLE")).build().map(drop), "key: "),
+        (Anthropic::builder(Key::env("NO_SUCH_VARIABLE")).build().map(drop), "key: "),
         (openai("http://h").limits(|limits| limits.endpoints = vec!["chat".to_owned()]).build().map(drop), "limits"),
     ];
     for (result, begin) in bad {

@@ -13,7 +13,7 @@ use crate::support::{Dice, PATIENCE, file, secs};
 const HOUR: u64 = 3600;
 const DAY: u64 = 24 * HOUR;
 /// Where the other process finds the file.
-const FILE: &str = "JOBMILL_SCHEDULE_CLOCK_FILE";
+const FILE: &str = "TEST_SCHEDULE_CLOCK_FILE";
 /// What it says when it has done what it was told.
 const DONE: &str = "it is done";
 

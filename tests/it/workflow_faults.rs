@@ -315,7 +315,7 @@ fn part(job: Part, _: &Context) -> Result<u32, Failure> {
 }
 
 /// Set for the process that a test starts, to the file on which it runs an engine.
-const CHILD: &str = "JOBMILL_TEST_WORKFLOW_FILE";
+const CHILD: &str = "TEST_WORKFLOW_FILE";
 
 /// A process that runs jobs of the kind `part` until its input is closed, or it is killed.
 struct Other(Child, Option<ChildStdin>);

@@ -1,7 +1,7 @@
 //! Kills processes at random moments, hundreds of times if asked to, and judges after each what is left.
 //!
-//! `JOBMILL_TORTURE_ROUNDS` says how many rounds of kills each test goes through (20 unless it is set), and
-//! `JOBMILL_TORTURE_SEED` repeats the random choices of an earlier run, which prints its seed. What chance the operating
+//! `TORTURE_ROUNDS` says how many rounds of kills each test goes through (20 unless it is set), and
+//! `TORTURE_SEED` repeats the random choices of an earlier run, which prints its seed. What chance the operating
 //! system adds by its timing cannot be repeated.
 
 mod child;
@@ -50,10 +50,10 @@ fn main() -> ExitCode {
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
     let tests: Vec<Test> = TESTS.into_iter().filter(|(name, _)| wanted(name)).collect();
 
-    let seed = std::env::var("JOBMILL_TORTURE_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("TORTURE_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(Rng::any_seed);
     let began = SystemClock.monotonic();
-    println!("\nrunning {} tests, JOBMILL_TORTURE_SEED={seed}", tests.len());
+    println!("\nrunning {} tests, TORTURE_SEED={seed}", tests.len());
     let mut failed = 0;
     for (name, test) in &tests {
         let outcome = std::panic::catch_unwind(|| test(seed));
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn rounds() -> u64 {
-    std::env::var("JOBMILL_TORTURE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20)
+    std::env::var("TORTURE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20)
 }
 
 /// A process that runs this same executable, killed at the latest when it is dropped.

@@ -68,6 +68,9 @@ impl Callbacks {
     /// The longest that one delivery may take.
     pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
 
+    /// What a secret must be.
+    pub(crate) const SECRET_FORM: &'static str = Secret::FORM;
+
     /// Unsigned, to public addresses only, with the defaults that each setter names.
     pub fn new() -> Self {
         Self {
@@ -130,6 +133,11 @@ impl Callbacks {
         self
     }
 
+    /// Whether a text may be a [`secret`](Callbacks::secret).
+    pub(crate) fn is_secret(text: &str) -> bool {
+        Secret::parse(text).is_some()
+    }
+
     /// Checks every rule. The error names the first field that breaks one, and shows no secret.
     pub(crate) fn check(&self) -> Result<()> {
         parse(&self.secrets, "callbacks.secret")?;
@@ -159,7 +167,10 @@ impl Callbacks {
 }
 
 fn parse(secrets: &[String], field: &str) -> Result<Vec<Secret>> {
-    secrets.iter().map(|text| Secret::parse(text).ok_or_else(|| Error::invalid(field, Secret::RULE))).collect()
+    secrets
+        .iter()
+        .map(|text| Secret::parse(text).ok_or_else(|| Error::invalid(field, format_args!("must be {}", Secret::FORM))))
+        .collect()
 }
 
 impl fmt::Debug for Callbacks {

@@ -19,7 +19,7 @@ pub(super) struct Secret(Vec<u8>);
 
 impl Secret {
     /// What a secret must be.
-    pub(super) const RULE: &str = "must be `whsec_` and then 24 to 64 bytes in base64";
+    pub(super) const FORM: &str = "`whsec_` and then 24 to 64 bytes in base64";
 
     /// Reads a secret, if it has the form that the specification says.
     pub(super) fn parse(text: &str) -> Option<Self> {

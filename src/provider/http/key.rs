@@ -153,11 +153,9 @@ mod tests {
         assert_eq!(read(&Key::none()), Ok(None));
         // Cargo sets it for tests.
         assert_eq!(read(&Key::env("CARGO_PKG_NAME")), Ok(Some("jobmill".to_owned())));
-        for missing in [
-            Key::env("JOBMILL_NO_SUCH_VARIABLE"),
-            Key::from_fn(|| Err("the vault said hunter2".into())),
-            Key::fixed(" \n"),
-        ] {
+        for missing in
+            [Key::env("NO_SUCH_VARIABLE"), Key::from_fn(|| Err("the vault said hunter2".into())), Key::fixed(" \n")]
+        {
             let error = read(&missing).expect_err("no key");
             assert_eq!((error.fate, error.class), (Fate::NotSent, CallClass::Account));
             assert!(!error.message.contains("hunter2"), "{error}");

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// Set for a process that a test starts, to what it is to work on.
-pub(crate) const CHILD: &str = "JOBMILL_TEST_CHILD";
+pub(crate) const CHILD: &str = "TEST_CHILD";
 
 /// This test program once more, in a test that behaves otherwise there, until it is told to end.
 pub(crate) struct Another(Child, Option<ChildStdin>);

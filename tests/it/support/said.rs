@@ -5,7 +5,7 @@ use std::process::Command;
 use parking_lot::Mutex;
 
 /// Set for a process that runs one test alone.
-const ALONE: &str = "JOBMILL_TEST_ALONE";
+const ALONE: &str = "TEST_ALONE";
 
 /// What was said.
 pub(crate) struct Said(Mutex<Vec<String>>);

@@ -25,9 +25,9 @@ use crate::store::{
 };
 
 /// Wants everything, the users in turn or not.
-struct Greedy {
-    fair: bool,
-    by_deadline: bool,
+pub(crate) struct Greedy {
+    pub(crate) fair: bool,
+    pub(crate) by_deadline: bool,
 }
 
 impl Demand for Greedy {
@@ -66,14 +66,14 @@ impl Demand for Greedy {
     }
 }
 
-struct Fixture {
-    store: Store,
-    now: Timestamp,
+pub(crate) struct Fixture {
+    pub(crate) store: Store,
+    pub(crate) now: Timestamp,
     _directory: tempfile::TempDir,
 }
 
 impl Fixture {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let mut store = Store::open(
             &directory.path().join("jobs.db"),

@@ -8,7 +8,7 @@ use crate::model::history::Caller;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::time::Timestamp;
-use crate::store::flow::{Flows, Task};
+use crate::store::flow::Task;
 use crate::store::operate::Cancelled;
 use crate::store::row::{Claim, State};
 use crate::store::{Turn, edge};
@@ -80,14 +80,13 @@ impl Turn<'_> {
     /// Asks all handlers to stop that run jobs whose workflows are being cancelled. Of what was claimed ahead none begins
     /// then, whenever the cascade comes to it.
     fn stop_cancelled(&mut self) -> rusqlite::Result<()> {
-        let is_cancelled =
-            |flows: &Flows, flow: Option<i64>| flow.is_some_and(|flow| flows.cancelled_by(flow).is_some());
-        // What this very turn has claimed nobody knows yet who could be asked.
-        let claims = std::mem::take(&mut self.out.claims);
-        let (unborn, claims) = claims.into_iter().partition(|claim| is_cancelled(&self.book.flows, claim.place.flow));
+        // What this very turn has claimed is with nobody yet who could be asked.
+        let flows = &self.book.flows;
+        let is_cancelled = |claim: &Claim| claim.place.flow.is_some_and(|flow| flows.cancelled_by(flow).is_some());
+        let (taken_back, claims): (Vec<Claim>, Vec<Claim>) =
+            std::mem::take(&mut self.out.claims).into_iter().partition(is_cancelled);
         self.out.claims = claims;
-        let unborn: Vec<Claim> = unborn;
-        unborn.iter().try_for_each(|claim| self.put_back(claim).map(drop))?;
+        taken_back.iter().try_for_each(|claim| self.put_back(claim).map(drop))?;
         // The cascade sees to batches and to what is tracked, for which no handler runs.
         let lanes: Vec<i64> = self
             .book
@@ -96,7 +95,10 @@ impl Turn<'_> {
             .filter(|lane| lane.count(State::Running) > 0 && !lane.kind.is_empty())
             .map(|lane| lane.id)
             .collect();
-        for lane in lanes.into_iter().filter(|lane| !self.is_batch_lane(*lane)).collect::<Vec<i64>>() {
+        for lane in lanes {
+            if self.is_batch_lane(lane) {
+                continue;
+            }
             let running: Vec<(JobId, Option<i64>)> = self
                 .conn
                 .prepare_cached(PLAN_RUNNING)?
@@ -228,5 +230,42 @@ impl Turn<'_> {
             .prepare_cached("INSERT OR IGNORE INTO jobmill_journal (job, name, value) VALUES (?1, ?2, ?3)")?
             .execute(params![job, name, value])
             .map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::error::Result;
+    use crate::model::history::Caller;
+    use crate::model::new_job::NewJob;
+    use crate::model::new_workflow::NewWorkflow;
+    use crate::store::connect::storage_error;
+    use crate::store::plans::{Fixture, Greedy};
+    use crate::store::workflow::WALK_MAX;
+    use crate::store::workflow::create::Spot;
+
+    /// One may add to a workflow and another cancel it in the same turn.
+    #[test]
+    fn what_a_turn_has_claimed_of_a_workflow_that_it_cancels_is_handed_to_nobody() -> Result<()> {
+        let mut fixture = Fixture::new()?;
+        let job = || NewJob::json("one", &1);
+        let plan = NewWorkflow::new("w").job("a", job()).plan()?;
+        let mut demand = Greedy { fair: false, by_deadline: false };
+        let now = fixture.now;
+        let ((), out) = fixture.store.turn(now, Some(&mut demand), |turn| {
+            let storage = |error| storage_error("test", error);
+            let mut draft = turn.draft_workflow(&plan).map_err(storage)?;
+            turn.draft_job(&plan, &mut draft, Spot::Node(0), job(), false).map_err(storage)?;
+            turn.release_workflow(&plan, &draft, true).map_err(storage)?;
+            assert_eq!(turn.out.claims.len(), 1);
+            assert!(turn.cancel_workflow(draft.id, &Caller::default()).map_err(storage)?.is_ok());
+            turn.walk_flows(WALK_MAX).map_err(storage)?;
+            turn.claim().map_err(storage)
+        })?;
+        assert_eq!(out.claims.len(), 0);
+        let ended = "SELECT state = 5 AND attempt = 0 FROM jobmill_job";
+        let ended: bool = fixture.store.connection().query_row(ended, [], |row| row.get(0)).expect("a job");
+        assert!(ended, "it is cancelled, and no attempt is spent");
+        Ok(())
     }
 }

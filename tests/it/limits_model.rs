@@ -110,22 +110,26 @@ fn place(job: &Job) -> Timestamp {
     job.run_at.max(job.id.created_at())
 }
 
-/// Whether a job of a lane that has begun has passed one that came before it and needs no key that it did not need.
+/// Whether a job of a lane that has begun has passed one that came before it, and needs each of its keys and no fewer tokens
+/// of it. Cheaper ones that stood ready when that one was held may go first.
 fn passes(begun: &Job, waits: &Job) -> bool {
-    let keys = |job: &Job| -> Vec<(String, String)> {
+    let uses = |job: &Job| -> Vec<(String, String, u32)> {
         let uses = job.tags.iter().filter_map(|tag| use_of(tag));
-        uses.map(|(name, key, _)| (name.to_owned(), key.to_owned())).collect()
+        uses.map(|(name, key, cost)| (name.to_owned(), key.to_owned(), cost)).collect()
     };
     let began = begun.started_at.unwrap_or(Timestamp::EPOCH);
-    let needed = keys(begun);
-    // Jobs that are let go stand by their ids again.
+    let needed = uses(begun);
+    // Jobs that are let go stand by their ids again. One whose own time is earlier than its id goes by that: the clock by
+    // which ids are given may be another's.
     waits.id < begun.id
-        && place(waits) < place(begun)
+        && place(waits) < place(begun).min(begun.run_at)
         && place(waits) <= began
         && waits.kind == begun.kind
         && waits.user_id.is_some() == begun.user_id.is_some()
-        && !keys(waits).is_empty()
-        && keys(waits).iter().all(|key| needed.contains(key))
+        && !uses(waits).is_empty()
+        && uses(waits).iter().all(|(name, key, cost)| {
+            needed.iter().any(|(other, of, tokens)| (other, of) == (name, key) && tokens >= cost)
+        })
         && waits.expires_at.is_none_or(|at| at > began)
 }
 

@@ -87,6 +87,8 @@ struct Core {
     refused: Vec<Item>,
     /// How many jobs the last turn claimed.
     claimed: usize,
+    /// Limits have let jobs go since the last turn made its choice.
+    let_go: bool,
 }
 
 /// The way into a turn, shared by all threads of the process.
@@ -124,7 +126,7 @@ impl Desk {
         let (sender, receiver) = bounded(WAITING_MAX);
         let contact = store.contact().clone();
         Self {
-            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0 }),
+            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0, let_go: false }),
             sender,
             receiver,
             clock,
@@ -320,7 +322,7 @@ impl Desk {
         let due_earlier =
             || core.store.is_gate_due(now) || core.store.next_due(now).is_some_and(|due| due < rest_until);
         // Of several claimed jobs some may wait for workers, over which the dispatcher watches.
-        if failed || core.claimed > 1 || core.store.has_flow_work() || due_earlier() {
+        if failed || core.claimed > 1 || core.let_go || core.store.has_flow_work() || due_earlier() {
             self.wake();
         }
     }
@@ -488,9 +490,13 @@ impl Desk {
             || core.store.has_flow_work()
             || core.store.is_gate_due(now)
             || core.store.is_set_back(now)
-            // What the workers want is asked only if there is something for them: an idle engine looks often.
-            || core.store.has_ready(now)
-                && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
+            || self.has_work(core, now)
+    }
+
+    /// Whether a job that is wanted could be claimed. What the workers want is asked only if there is something for them: an
+    /// idle engine looks often.
+    fn has_work(&self, core: &Core, now: Timestamp) -> bool {
+        core.store.has_ready(now) && self.crew.get().is_some_and(|crew| core.store.has_work(now, &*crew.demand()))
     }
 
     /// Whether a schedule is due that may tick.
@@ -527,15 +533,16 @@ impl Desk {
             }
             turn.open_gates().map_err(storage)?;
             turn.claim().map_err(storage)?;
-            // What was claimed may have left a gate waiting for time alone.
+            // What was claimed or held may have left a gate waiting for time alone, or with room.
             turn.open_gates().map_err(storage)
         });
+        core.let_go = matches!(turned, Ok((true, _)));
         drop(inside);
         self.pulse.ends();
         // What others have done came before what this turn has done to it.
         self.tell_of_others(core);
         match turned {
-            Ok(((), out)) => {
+            Ok((_, out)) => {
                 if let Some(crew) = crew {
                     crew.turn_took(self.clock.monotonic().saturating_sub(began));
                 }

@@ -103,7 +103,8 @@ impl Desk {
         let more = core.store.is_expiry_due(now)
             || self.is_tick_due(core, now)
             || core.store.is_gate_due(now)
-            || core.store.has_flow_work();
+            || core.store.has_flow_work()
+            || core.let_go && self.has_work(core, now);
         Rest { wait, failed, busy, more }
     }
 

@@ -55,18 +55,22 @@ enum Stop {
 
 impl Turn<'_> {
     /// Lets go what gates hold and have room for: those whose time has come, and those that this turn has made room in.
-    pub(crate) fn open_gates(&mut self) -> rusqlite::Result<()> {
+    /// Tells whether anything was moved.
+    pub(crate) fn open_gates(&mut self) -> rusqlite::Result<bool> {
         if !self.book.gates.is_due(self.now) {
-            return Ok(());
+            return Ok(false);
         }
         self.book.gates.loosen_due(self.conn, self.now, WAKE_MAX)?;
-        let mut moves = 0;
+        let (mut moves, mut any) = (0, false);
         while moves < MOVES_MAX
             && let Some(id) = self.book.gates.take_loose()
         {
-            moves += self.open(id, MOVES_MAX - moves)?.max(1);
+            let moved = self.open(id, MOVES_MAX - moves)?;
+            any |= moved > 0;
+            moves += moved.max(1);
         }
-        self.book.gates.note_next_wake(self.conn)
+        self.book.gates.note_next_wake(self.conn)?;
+        Ok(any)
     }
 
     /// Lets go what one gate holds and has room for, moving at most `limit` jobs and lines, and tells how many it moved.

@@ -56,6 +56,8 @@ mod schedule;
 mod schedule_clock;
 mod schedule_edges;
 mod schedule_log;
+mod schedule_missed;
+mod schedule_overlap;
 mod schedule_start;
 mod settings;
 mod stats;

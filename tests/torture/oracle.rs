@@ -251,13 +251,14 @@ fn counted(client: &Client, rows: &HashMap<i64, Row>, tracked: &HashMap<i64, i64
     (!same).then(|| format!("the client counts {told:?}, and there are {there:?}"))
 }
 
-/// What is wrong with the counters of all time. A killed process takes what it has counted last with it. One that ended
+/// What is wrong with the counters of all time, but for those of tracked jobs. A killed process takes what it has counted last with it. One that ended
 /// in peace has written all of it, and what a transaction of the application's completes is counted in it. Nothing is
 /// counted twice.
 fn tallied(conn: &Connection, rows: &HashMap<i64, Row>, account: &Account) -> Option<String> {
     let tallied: i64 = conn
         .query_row(
-            "SELECT coalesce(sum(json_extract(tally, '$.completed')), 0) FROM jobmill_tally WHERE resolution <= 0",
+            "SELECT coalesce(sum(json_extract(tally, '$.completed')), 0) FROM jobmill_tally
+             WHERE resolution <= 0 AND lane IN (SELECT id FROM jobmill_lane WHERE kind <> '')",
             [],
             |row| row.get(0),
         )

@@ -1,7 +1,5 @@
 //! Choosing the next jobs and marking them as ours.
 
-use std::collections::HashSet;
-
 use rusqlite::{CachedStatement, Connection, OptionalExtension, named_params, params};
 
 use crate::model::event::Cause;
@@ -15,6 +13,7 @@ use crate::store::audit::Line;
 use crate::store::detail;
 use crate::store::fair::Rotation;
 use crate::store::gate;
+use crate::store::hold::Queues;
 use crate::store::lane::{Demand, NextDelayed};
 use crate::store::place::{Place, place_columns};
 use crate::store::row::{self, Claim, JOB_COLUMNS, State, job_columns};
@@ -93,7 +92,7 @@ impl Turn<'_> {
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
-        let mut shut = HashSet::new();
+        let mut queues = Queues::default();
         let mut passed = 0;
         while self.out.claims.len() < CLAIM_MAX && !sources.is_empty() {
             let chunk_max = if sources.len() == 1 { CLAIM_MAX - self.out.claims.len() } else { HEADS };
@@ -132,7 +131,7 @@ impl Turn<'_> {
                 continue;
             }
             let taker = sources[at].pop(scene.fair && !is_apart(lane));
-            match self.claim_one(&mut statements, demand, owner, lane, &head, &mut shut)? {
+            match self.claim_one(&mut statements, demand, owner, lane, &head, &mut queues)? {
                 Met::Claimed(claim) => {
                     if let Some(lane) = self.book.lanes.get(lane) {
                         demand.took(lane, claim.weight);
@@ -242,8 +241,7 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Claims a job, if it may run. `shut` are the gates that have held one of a lane before in this claim, with the lane: who
-    /// comes after that one does not pass it by being cheaper.
+    /// Claims a job, if it may run.
     fn claim_one(
         &mut self,
         statements: &mut Statements<'_>,
@@ -251,7 +249,7 @@ impl Turn<'_> {
         owner: i64,
         lane: i64,
         head: &Head,
-        shut: &mut HashSet<(i64, i64)>,
+        queues: &mut Queues,
     ) -> rusqlite::Result<Met> {
         let Head { id, rank, state: from, .. } = *head;
         let Some(known) = self.book.lanes.get(lane) else { return Ok(Met::Passed) };
@@ -281,21 +279,15 @@ impl Turn<'_> {
             let _ = self.cancel(id, &caller)?;
             return Ok(Met::Passed);
         }
-        let mut holder = uses.iter().map(|(gate, _)| *gate).find(|gate| shut.contains(&(*gate, lane)));
-        if holder.is_none() {
-            holder = self.shut_gate(&uses)?;
-            shut.extend(holder.map(|gate| (gate, lane)));
-        }
-        let place = JobId::first_at(claim.job.run_at).raw();
+        let own_time = claim.job.run_at != id.created_at();
+        let at = if own_time { JobId::first_at(claim.job.run_at) } else { id }.raw();
+        let mut holder = self.gate_at_claim(&uses, lane, at, queues)?;
         if holder.is_none() && from == State::Delayed {
             // One whose own time has come passes none that a gate holds.
-            holder = self.gate_behind(&uses, lane, place)?;
-        }
-        if holder.is_none() {
-            holder = self.keeping_gate(&uses, lane, place)?;
+            holder = self.gate_behind(&uses, lane, at)?;
         }
         if let Some(gate) = holder {
-            self.hold(id, claim.place, from, gate)?;
+            self.hold(id, claim.place, from, gate, queues)?;
             return Ok(Met::Passed);
         }
         if self.book.lanes.get(lane).is_some_and(|lane| !demand.bears(lane, rank, claim.weight)) {

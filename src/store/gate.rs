@@ -189,6 +189,11 @@ impl Gates {
         self.bounds.get(&limit).copied().unwrap_or_default()
     }
 
+    /// Whether a limit has a rate.
+    pub(crate) fn has_rate(&self, limit: i64) -> bool {
+        self.bounds(limit).rate.is_some()
+    }
+
     /// Whether there is a limit of this name.
     pub(crate) fn is_defined(&self, name: &str) -> bool {
         self.limit_names.contains_key(name)

@@ -1,5 +1,8 @@
 //! What gates count of a job's life, and holding jobs at closed ones, within a turn.
 
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
 use rusqlite::params;
 
 use crate::model::event::Cause;
@@ -11,6 +14,15 @@ use crate::store::line::{self, Joined};
 use crate::store::place::Place;
 use crate::store::row::State;
 use crate::store::step::Step;
+
+/// Who waits at gates in which lanes, as one claim finds it.
+#[derive(Default)]
+pub(crate) struct Queues {
+    /// The gates that have held a job of a lane in this claim: nobody who comes after that one is asked about again.
+    shut: HashSet<(i64, i64)>,
+    /// The first job of a lane that a gate holds: its place, and what it takes there.
+    firsts: HashMap<(i64, i64), Option<(i64, u32)>>,
+}
 
 impl Turn<'_> {
     /// The gates of a new job with what it takes of each, made if there are none.
@@ -66,7 +78,7 @@ impl Turn<'_> {
     pub(crate) fn gate_behind(&mut self, uses: &[Taken], lane: i64, place: i64) -> rusqlite::Result<Option<i64>> {
         for (id, _) in uses {
             if self.book.gates.get(self.conn, *id)?.holds(lane)
-                && line::first(self.conn, *id, lane)?.is_some_and(|first| first.head < place)
+                && self.first_held(*id, lane)?.is_some_and(|first| first.at < place)
             {
                 return Ok(Some(*id));
             }
@@ -106,18 +118,56 @@ impl Turn<'_> {
         Ok(None)
     }
 
-    /// The gate that does not let a job through that is about to be claimed.
-    pub(crate) fn shut_gate(&mut self, uses: &[Taken]) -> rusqlite::Result<Option<i64>> {
+    /// The gate at which a job must wait that is about to be claimed: one that has no room for it, or at which others of the
+    /// lane gather tokens that come before it, so that nobody passes those by being cheaper.
+    pub(crate) fn gate_at_claim(
+        &mut self,
+        uses: &[Taken],
+        lane: i64,
+        place: i64,
+        queues: &mut Queues,
+    ) -> rusqlite::Result<Option<i64>> {
+        if let Some((gate, _)) = uses.iter().find(|(gate, _)| queues.shut.contains(&(*gate, lane))) {
+            return Ok(Some(*gate));
+        }
         for (id, cost) in uses {
             if self.book.gates.passage(self.conn, *id, *cost, 0, self.now)? != Passage::Open {
+                queues.shut.insert((*id, lane));
                 return Ok(Some(*id));
             }
         }
-        Ok(None)
+        for (id, _) in uses {
+            let gate = self.book.gates.get(self.conn, *id)?;
+            let (limit, holds) = (gate.limit, gate.holds(lane));
+            if !holds || !self.book.gates.has_rate(limit) {
+                continue;
+            }
+            let first = match queues.firsts.entry((*id, lane)) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(unknown) => {
+                    *unknown.insert(self.first_held(*id, lane)?.map(|first| (first.at, first.cost_at(*id))))
+                }
+            };
+            // One that has the tokens waits for another gate, or for those that were let go before it, of which this is one.
+            if let Some((at, cost)) = first
+                && at < place
+                && self.book.gates.passage(self.conn, *id, cost, 0, self.now)? != Passage::Open
+            {
+                return Ok(Some(*id));
+            }
+        }
+        self.keeping_gate(uses, lane, place)
     }
 
     /// Holds a waiting job at a gate.
-    pub(crate) fn hold(&mut self, id: JobId, place: Place, from: State, gate: i64) -> rusqlite::Result<()> {
+    pub(crate) fn hold(
+        &mut self,
+        id: JobId,
+        place: Place,
+        from: State,
+        gate: i64,
+        queues: &mut Queues,
+    ) -> rusqlite::Result<()> {
         let (uses, at): (Vec<Taken>, i64) = self
             .conn
             .prepare_cached("SELECT limits, coalesce(run_at << 10, id) FROM jobmill_job WHERE id = ?1")?
@@ -126,6 +176,8 @@ impl Turn<'_> {
         self.conn
             .prepare_cached("UPDATE jobmill_job SET state = 8, line = ?2 WHERE id = ?1 AND state IN (1, 7)")?
             .execute(params![id, joined.line])?;
+        // It may stand before the one that was the first.
+        queues.firsts.remove(&(joined.gate, place.lane));
         self.shift(place, from, State::Held, &uses, joined.gate)
     }
 

@@ -14,9 +14,16 @@ pub(crate) struct First {
     pub(crate) line: i64,
     /// The place in the order of its first job as it was last known: one that has gone since may have stood there.
     /// A place is the job's id, or its `run_at` as an id would hold it.
-    pub(crate) head: i64,
+    head: i64,
     /// The same of the line behind it. None: it is the only one.
-    pub(crate) next_head: Option<i64>,
+    next_head: Option<i64>,
+}
+
+impl First {
+    /// Whether another line has the turn, for the first job of this one has this place by now.
+    pub(crate) fn is_overtaken_at(&self, at: i64) -> bool {
+        at > self.head && self.next_head.is_some_and(|next| next < at)
+    }
 }
 
 /// Where a job has come to stand.

@@ -140,7 +140,7 @@ impl Turn<'_> {
         let mut gone = 0;
         for held in heads {
             let (cost, Held { job, uses, at, place }) = (held.cost_at(id), held);
-            if at > first.head && first.next_head.is_some_and(|next| next < at) {
+            if first.is_overtaken_at(at) {
                 return Ok((gone, Stop::Overtaken(at)));
             }
             let ready = self.book.gates.get(self.conn, id)?.ready(lane);
@@ -185,8 +185,20 @@ impl Turn<'_> {
         })
     }
 
+    /// The first job of a lane that a gate holds.
+    pub(crate) fn first_held(&mut self, gate: i64, lane: i64) -> rusqlite::Result<Option<Held>> {
+        while let Some(first) = line::first(self.conn, gate, lane)? {
+            let Some(held) = self.heads(first.line, lane, 1)?.pop() else { break };
+            if !first.is_overtaken_at(held.at) {
+                return Ok(Some(held));
+            }
+            line::set_head(self.conn, first.line, lane, held.at)?;
+        }
+        Ok(None)
+    }
+
     /// The first jobs of a line.
-    pub(crate) fn heads(&self, line: i64, lane: i64, limit: usize) -> rusqlite::Result<Vec<Held>> {
+    fn heads(&self, line: i64, lane: i64, limit: usize) -> rusqlite::Result<Vec<Held>> {
         self.conn
             .prepare_cached(PLAN_HELD)?
             .query_map(params![line, lane, limit as i64], |row| {

@@ -3,7 +3,6 @@
 use crate::model::limit::blocked;
 use crate::store::Turn;
 use crate::store::gate::{Dear, Passage};
-use crate::store::line;
 use crate::store::source::aged_rank;
 
 impl Turn<'_> {
@@ -41,8 +40,7 @@ impl Turn<'_> {
             .collect();
         let mut dear = Vec::new();
         for lane in lanes {
-            let Some(first) = line::first(self.conn, gate, lane)? else { continue };
-            let Some(held) = self.heads(first.line, lane, 1)?.pop() else { continue };
+            let Some(held) = self.first_held(gate, lane)? else { continue };
             let passage = self.book.gates.passage(self.conn, gate, held.cost_at(gate), 0, self.now)?;
             if let Passage::Until(ready_at) = passage {
                 dear.push(Dear { lane, order: self.order_of(lane, held.at), ready_at });

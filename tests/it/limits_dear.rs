@@ -108,6 +108,37 @@ fn tokens_are_not_kept_for_what_could_not_start() -> jobmill::Result<()> {
 }
 
 #[test]
+fn a_cheap_job_that_stands_ready_goes_behind_a_dear_one_that_was_held_before_it() -> jobmill::Result<()> {
+    let ran = Ran::default();
+    let state = ran.clone();
+    let t = Harness::new(move |builder| {
+        builder
+            .limit(Limit::new("tokens").rate(1, secs(1)).burst(10))
+            .state(state.clone())
+            .handle(|job: Echo, ctx: &Context| -> Result<(), Failure> { ctx.state::<Ran>()?.note(&job.0) })
+    })?;
+    // The turn that meets the dear one has no room for the cheap one.
+    t.client().limit_queue(&Limit::new("later").concurrency(1))?;
+    t.client().pause("later")?;
+    for (name, cost) in [("dear", 8), ("free", 0), ("cheap", 1)] {
+        let job = Echo::job(name).queue("later");
+        t.enqueue(if cost == 0 { job } else { job.limit(LimitUse::of("tokens").cost(cost)) })?;
+    }
+    // It empties the bucket while they stand ready.
+    t.enqueue(Echo::job("first").limit(LimitUse::of("tokens").cost(10)))?;
+    t.drain()?;
+    t.advance(secs(3));
+    t.client().resume("later")?;
+    t.drain()?;
+    assert_eq!(ran.take(), ["first", "free"]);
+    t.advance(secs(60));
+    t.drain()?;
+    assert_eq!(ran.take(), ["dear", "cheap"]);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn who_waits_behind_a_dear_job_costs_nothing_until_it_has_its_tokens() -> jobmill::Result<()> {
     let (t, ran) = ten_tokens(|builder| builder.limit(Limit::new("other").rate(100, secs(1))))?;
     t.enqueue(dear(8))?;

@@ -110,15 +110,14 @@ fn place(job: &Job) -> Timestamp {
     job.run_at.max(job.id.created_at())
 }
 
-/// Whether a job of a lane that has begun has passed one that came before it, and needs each of its keys and no fewer tokens
-/// of it. Cheaper ones that stood ready when that one was held may go first.
+/// Whether a job of a lane that has begun has passed one that came before it and needs no key that it did not need.
 fn passes(begun: &Job, waits: &Job) -> bool {
-    let uses = |job: &Job| -> Vec<(String, String, u32)> {
+    let keys = |job: &Job| -> Vec<(String, String)> {
         let uses = job.tags.iter().filter_map(|tag| use_of(tag));
-        uses.map(|(name, key, cost)| (name.to_owned(), key.to_owned(), cost)).collect()
+        uses.map(|(name, key, _)| (name.to_owned(), key.to_owned())).collect()
     };
     let began = begun.started_at.unwrap_or(Timestamp::EPOCH);
-    let needed = uses(begun);
+    let needed = keys(begun);
     // Jobs that are let go stand by their ids again. One whose own time is earlier than its id goes by that: the clock by
     // which ids are given may be another's.
     waits.id < begun.id
@@ -126,10 +125,8 @@ fn passes(begun: &Job, waits: &Job) -> bool {
         && place(waits) <= began
         && waits.kind == begun.kind
         && waits.user_id.is_some() == begun.user_id.is_some()
-        && !uses(waits).is_empty()
-        && uses(waits).iter().all(|(name, key, cost)| {
-            needed.iter().any(|(other, of, tokens)| (other, of) == (name, key) && tokens >= cost)
-        })
+        && !keys(waits).is_empty()
+        && keys(waits).iter().all(|key| needed.contains(key))
         && waits.expires_at.is_none_or(|at| at > began)
 }
 

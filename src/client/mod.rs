@@ -311,7 +311,7 @@ impl Client {
     /// reads every page.
     ///
     /// # Errors
-    /// `Storage` if the file cannot be read.
+    /// `Storage` if the file cannot be read, of which bad damage may be the cause: SQLite tells then no more than that.
     pub fn verify(&self) -> Result<Vec<String>> {
         self.administer("verify the file")?;
         self.reader().snapshot("cannot verify the file", housekeeping::check)

@@ -94,7 +94,7 @@ fn a_job_that_breaks_a_rule_is_refused_by_every_way_in() -> jobmill::Result<()> 
     let mut conn = client.connection()?;
     for (bad, says) in bad_jobs() {
         refused(client.enqueue(bad.clone()), ErrorKind::Invalid, &says);
-        refused(client.enqueue_many([job(), bad.clone()]), ErrorKind::Invalid, &says);
+        refused(client.enqueue_many([job(), bad.clone()]), ErrorKind::Invalid, &format!("jobs[1]: {says}"));
         let tx = conn.transaction().expect("a transaction");
         refused(client.enqueue_in(&tx, bad.clone()), ErrorKind::Invalid, &says);
         tx.commit().expect("a commit");

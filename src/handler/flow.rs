@@ -12,7 +12,7 @@ use crate::handler::context::{Context, fenced};
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::new_job::NewJob;
-use crate::model::rules::check_name;
+use crate::model::rules::{check_name, check_size};
 use crate::store::connect::storage_error;
 use crate::store::enqueue::Enqueued;
 use crate::store::flow;
@@ -316,9 +316,8 @@ impl Context {
         let output = work().map_err(Into::into)?;
         let value = serde_json::to_vec(&output)
             .map_err(|error| Failure::fatal(format_args!("step: the value of {name:?} does not serialize: {error}")))?;
-        if value.len() > NewJob::MAX_PAYLOAD_BYTES {
-            return Err(Failure::fatal(format_args!("step: the value of {name:?} is too long")));
-        }
+        check_size(&format!("step: the value of {name:?}"), value.len(), NewJob::MAX_PAYLOAD_BYTES)
+            .map_err(Failure::fatal)?;
         let name = name.to_owned();
         self.client().desk().call(move |turn| {
             let storage = |error| storage_error("cannot keep the step", error);

@@ -182,7 +182,7 @@ impl EngineBuilder {
         F: Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static,
     {
         let step: StepFn = Arc::new(step);
-        let added = check_kind(name).and_then(|()| {
+        let added = check_kind(name).map_err(|error| error.within("batch_step")).and_then(|()| {
             self.registry.add_raw(name, Box::new(move |ctx| crate::builtin::batch::step::run(&step, ctx)))
         });
         if let Err(problem) = added {
@@ -425,6 +425,13 @@ impl EngineBuilder {
         for limit in &self.bounded_queues {
             limit.check()?;
             check_queue(&limit.name)?;
+        }
+        for (field, limits) in [("limit", &self.limits), ("limit_queue", &self.bounded_queues)] {
+            let mut names = HashSet::new();
+            if let Some(twice) = limits.iter().find(|limit| !names.insert(limit.name())) {
+                // The last one would silently undo the other.
+                return Err(Error::invalid(field, format_args!("must not be two of the name {:?}", twice.name())));
+            }
         }
         if self.ageing == Some(Duration::ZERO) {
             return Err(Error::invalid("ageing", "must be longer than nothing"));

@@ -10,6 +10,7 @@ pub(crate) mod selection;
 mod setup;
 pub(crate) mod workflow;
 
+use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,12 @@ use crate::store::{Store, Turn, gate, housekeeping};
 pub struct Client {
     inner: Arc<Inner>,
     caller: Arc<Caller>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("path", &self.path()).field("user", &self.user()).finish_non_exhaustive()
+    }
 }
 
 struct Inner {
@@ -187,7 +194,7 @@ impl Client {
     /// Enqueues many jobs in one transaction: all or none. Unique keys hold among them too.
     ///
     /// # Errors
-    /// Those of [`Client::enqueue`], for the first job that breaks a rule.
+    /// Those of [`Client::enqueue`], for the first job that breaks a rule, with its place: `jobs[0]` is the first.
     pub fn enqueue_many<J: Into<NewJob>>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Enqueued>> {
         let admitted =
             jobs.into_iter().enumerate().map(|(at, job)| self.admit(job).map_err(|error| of_many(at, error)));
@@ -325,6 +332,12 @@ impl Client {
 pub struct Transaction<'a> {
     turn: Turn<'a>,
     caller: Arc<Caller>,
+}
+
+impl fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
 }
 
 impl<'a> Transaction<'a> {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -106,6 +107,13 @@ pub struct EngineBuilder {
     monitor: Monitor,
     /// The first rule that a setter saw broken.
     problem: Option<Error>,
+}
+
+impl fmt::Debug for EngineBuilder {
+    /// Without the settings, among which are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBuilder").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl EngineBuilder {

@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId, type_name};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -185,6 +186,12 @@ pub struct Context {
     client: Client,
     states: Arc<States>,
     shutting_down: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("id", &self.id()).field("attempt", &self.attempt()).finish_non_exhaustive()
+    }
 }
 
 impl Context {

@@ -1,6 +1,7 @@
 //! What a handler has of its workflow: what came of the jobs before, jobs that it adds; and its steps, each done once.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -67,6 +68,13 @@ pub struct Inputs {
     page: VecDeque<Came>,
     /// Up to which job of the first stage it was read.
     after: i64,
+}
+
+impl fmt::Debug for Inputs {
+    /// Without what is read ahead: it is an application's data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inputs").field("client", &self.client).finish_non_exhaustive()
+    }
 }
 
 impl Iterator for Inputs {

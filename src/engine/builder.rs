@@ -219,14 +219,15 @@ impl EngineBuilder {
     }
 
     /// Sets a [`Limit`] in the file at the start, as [`Client::set_limit`](crate::Client::set_limit) does. May be called for
-    /// several. Defaults to what the file has.
+    /// several of different names. Defaults to what the file has.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
         self
     }
 
     /// Bounds a queue in all processes together, at the start, as
-    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several. Defaults to what the file has.
+    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several queues. Defaults to what the
+    /// file has.
     pub fn limit_queue(mut self, limit: Limit) -> Self {
         self.bounded_queues.push(limit);
         self

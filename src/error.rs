@@ -79,6 +79,11 @@ impl Error {
         Self { context: format!("{} ({what})", self.context).into(), ..self }
     }
 
+    /// The same error, which says first what of several things it is about.
+    pub(crate) fn within(self, place: impl fmt::Display) -> Self {
+        Self { context: format!("{place}: {}", self.context).into(), ..self }
+    }
+
     pub(crate) fn shutdown() -> Self {
         Self::new(ErrorKind::Shutdown, "the engine has shut down")
     }

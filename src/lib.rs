@@ -1,8 +1,27 @@
 //! A durable job engine that a program links in: one SQLite file, a few threads, no server, no async runtime.
 //!
 //! An [`Engine`] runs typed jobs; a [`Client`] enqueues them, asks about them and operates on them. Start with the
-//! example at [`Engine`].
-#![warn(missing_docs, unreachable_pub)]
+//! example at [`Engine`]. From there:
+//!
+//! | what | where |
+//! | --- | --- |
+//! | a kind of jobs, and the options of one | [`Payload`], [`NewJob`], [`Unique`] |
+//! | what a handler has, and how it ends | [`Context`], [`Outcome`], [`Failure`] |
+//! | steps that are done once, whatever cuts a handler off | [`Context::step`] |
+//! | schedules | [`Schedule`], [`EngineBuilder::schedule`], [`Client::schedule`] |
+//! | jobs that wait for others | [`NewWorkflow`], [`Client::start_workflow`], [`NewJob::after`] |
+//! | limits by key and by queue | [`Limit`], [`LimitUse`], [`Context::spent`], [`Context::throttled`] |
+//! | lists, and what is done to all of a list | [`Query`], [`Client::list`], [`Client::select`] |
+//! | dead letters | [`FailureReason`], [`Query::failed_by`] |
+//! | why a job does not run | [`Client::explain`], [`Reason`] |
+//! | how the engine does | [`Engine::health`], [`Monitor`], [`Client::metrics`], [`Client::subscribe`] |
+//! | settings, from the environment too | [`EngineBuilder`], [`Setting`] |
+//! | LLM batches | [`NewBatch`], [`Client::submit`], [`provider`] |
+//! | moments | [`Timestamp`], [`SystemClock`] |
+//!
+//! What somebody should know of is told through the crate [`log`](https://docs.rs/log), whose logger the program chooses:
+//! an error where somebody must act, a warning where the engine coped, its start and its stop as information.
+#![warn(missing_docs, missing_debug_implementations, unreachable_pub)]
 
 mod builtin;
 mod client;
@@ -85,6 +104,8 @@ pub use model::workers::Workers;
 pub use model::workflow::{Workflow, WorkflowFailure, WorkflowNode, WorkflowPage, WorkflowQuery, WorkflowSummary};
 /// The release of `rusqlite` whose transactions this crate takes.
 pub use rusqlite;
+/// The release of `serde_json` whose values this crate gives and takes.
+pub use serde_json;
 pub use store::connect::Durability;
 pub use store::enqueue::Enqueued;
 pub use store::operate::{Cancelled, Deleted};

@@ -1,6 +1,7 @@
 //! LLM batches: submit, ask, read the results.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{BufRead, Write};
 
 use crate::client::{Client, not_found};
@@ -475,6 +476,13 @@ pub struct BatchResults {
     after: BatchItemId,
     ready: VecDeque<ItemResult>,
     done: bool,
+}
+
+impl fmt::Debug for BatchResults {
+    /// Without the results: they are an application's data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchResults").field("batch", &self.batch).finish_non_exhaustive()
+    }
 }
 
 impl Iterator for BatchResults {

@@ -1,6 +1,7 @@
 //! Every job of a query, over all its pages.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::iter::FusedIterator;
 
 use crate::client::Client;
@@ -20,6 +21,13 @@ pub struct Jobs {
 impl Jobs {
     pub(super) fn new(client: Client, query: Query) -> Self {
         Self { client, page: VecDeque::new(), next: Some(query) }
+    }
+}
+
+impl fmt::Debug for Jobs {
+    /// Without the jobs of the page: what they hold is an application's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs").field("client", &self.client).field("next", &self.next).finish_non_exhaustive()
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod selection;
 mod setup;
 pub(crate) mod workflow;
 
+use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,6 +48,12 @@ use crate::store::{Store, Turn, gate, housekeeping};
 pub struct Client {
     inner: Arc<Inner>,
     caller: Arc<Caller>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("path", &self.path()).field("user", &self.user()).finish_non_exhaustive()
+    }
 }
 
 struct Inner {
@@ -187,21 +194,23 @@ impl Client {
     /// Enqueues many jobs in one transaction: all or none. Unique keys hold among them too.
     ///
     /// # Errors
-    /// Those of [`Client::enqueue`], for the first job that breaks a rule.
+    /// Those of [`Client::enqueue`], for the first job that breaks a rule, with its place: `jobs[0]` is the first.
     pub fn enqueue_many<J: Into<NewJob>>(&self, jobs: impl IntoIterator<Item = J>) -> Result<Vec<Enqueued>> {
-        let jobs = jobs.into_iter().map(|job| self.admit(job)).collect::<Result<Vec<NewJob>>>()?;
+        let admitted =
+            jobs.into_iter().enumerate().map(|(at, job)| self.admit(job).map_err(|error| of_many(at, error)));
+        let jobs = admitted.collect::<Result<Vec<NewJob>>>()?;
         if jobs.is_empty() {
             return Ok(Vec::new());
         }
         let enqueue_all = |turn: &mut Turn<'_>, jobs: &[NewJob]| -> Result<Vec<Enqueued>> {
-            jobs.iter().try_for_each(|job| knows_limits(turn, job))?;
+            each_of(jobs, |job| knows_limits(turn, job))?;
             jobs.iter().map(|job| turn.enqueue(job)).collect::<rusqlite::Result<_>>().map_err(cannot_enqueue)
         };
         let caller = self.caller.clone();
         let (of, needy): (Arc<Caller>, bool) = (caller.clone(), jobs.iter().any(|job| !job.needs.is_empty()));
         let enqueue_all = move |turn: &mut Turn<'_>, jobs: &[NewJob]| {
             if needy {
-                jobs.iter().try_for_each(|job| find_needs(turn.conn, job, &of))?;
+                each_of(jobs, |job| find_needs(turn.conn, job, &of))?;
             }
             enqueue_all(turn, jobs)
         };
@@ -311,7 +320,7 @@ impl Client {
     /// reads every page.
     ///
     /// # Errors
-    /// `Storage` if the file cannot be read.
+    /// `Storage` if the file cannot be read, of which bad damage may be the cause: SQLite tells then no more than that.
     pub fn verify(&self) -> Result<Vec<String>> {
         self.administer("verify the file")?;
         self.reader().snapshot("cannot verify the file", housekeeping::check)
@@ -323,6 +332,12 @@ impl Client {
 pub struct Transaction<'a> {
     turn: Turn<'a>,
     caller: Arc<Caller>,
+}
+
+impl fmt::Debug for Transaction<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
 }
 
 impl<'a> Transaction<'a> {
@@ -360,6 +375,16 @@ fn not_found(id: JobId) -> Error {
 
 fn forbidden(what: &str) -> Error {
     Error::new(ErrorKind::Forbidden, format!("a client that is bound to a user may not {what}"))
+}
+
+/// Says of which of many jobs an error tells.
+fn of_many(at: usize, error: Error) -> Error {
+    error.within(format_args!("jobs[{at}]"))
+}
+
+/// Checks a rule for each of many jobs.
+fn each_of(jobs: &[NewJob], rule: impl Fn(&NewJob) -> Result<()>) -> Result<()> {
+    jobs.iter().enumerate().try_for_each(|(at, job)| rule(job).map_err(|error| of_many(at, error)))
 }
 
 /// A job that this caller may enqueue, its rules checked.

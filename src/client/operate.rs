@@ -154,7 +154,8 @@ impl Client {
         self.operate(id, "redelivered", |turn, id, caller| turn.redeliver(id, caller))
     }
 
-    /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on.
+    /// Stops the claiming from a queue, in every process, until it is resumed. Running jobs go on. On the queue `system`
+    /// callbacks are delivered, and LLM batches submitted and harvested: paused, they wait.
     ///
     /// # Errors
     /// `Invalid` if the name breaks the rule for names.

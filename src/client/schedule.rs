@@ -122,7 +122,8 @@ impl Client {
     }
 
     /// Enqueues the jobs of all ticks of a schedule from one moment to before another that have had none, and tells how
-    /// many these were. Doing it again does nothing, as long as those jobs are kept. Overlaps are allowed, and what is
+    /// many these were. Doing it again adds a line to the
+    /// history and no job, as long as those jobs are kept. Overlaps are allowed, and what is
     /// enqueued is written in slices: if the process dies in between, doing it again does the rest.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What is done to all jobs of a query, a slice at a time.
 
+use serde::Serialize;
+
 use crate::client::Client;
 use crate::error::Result;
 use crate::model::cursor::Order;
@@ -16,7 +18,7 @@ use crate::store::{Turn, list};
 const SLICE_JOBS: usize = 200;
 
 /// What was done to the jobs of a selection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Bulk {
     /// Jobs that were changed, or whose running handlers were asked to stop.
@@ -43,6 +45,7 @@ pub struct Bulk {
 /// # }
 /// ```
 #[must_use = "a selection does nothing by itself"]
+#[derive(Debug)]
 pub struct Selection {
     client: Client,
     query: Query,

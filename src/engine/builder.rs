@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -108,6 +109,13 @@ pub struct EngineBuilder {
     problem: Option<Error>,
 }
 
+impl fmt::Debug for EngineBuilder {
+    /// Without the settings, among which are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBuilder").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl EngineBuilder {
     pub(crate) fn new(path: &Path) -> Self {
         Self {
@@ -182,7 +190,7 @@ impl EngineBuilder {
         F: Fn(BatchReply, &Context) -> Result<Step, Failure> + Send + Sync + 'static,
     {
         let step: StepFn = Arc::new(step);
-        let added = check_kind(name).and_then(|()| {
+        let added = check_kind(name).map_err(|error| error.within("batch_step")).and_then(|()| {
             self.registry.add_raw(name, Box::new(move |ctx| crate::builtin::batch::step::run(&step, ctx)))
         });
         if let Err(problem) = added {
@@ -211,14 +219,15 @@ impl EngineBuilder {
     }
 
     /// Sets a [`Limit`] in the file at the start, as [`Client::set_limit`](crate::Client::set_limit) does. May be called for
-    /// several. Defaults to what the file has.
+    /// several of different names. Defaults to what the file has.
     pub fn limit(mut self, limit: Limit) -> Self {
         self.limits.push(limit);
         self
     }
 
     /// Bounds a queue in all processes together, at the start, as
-    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several. Defaults to what the file has.
+    /// [`Client::limit_queue`](crate::Client::limit_queue) does. May be called for several queues. Defaults to what the
+    /// file has.
     pub fn limit_queue(mut self, limit: Limit) -> Self {
         self.bounded_queues.push(limit);
         self
@@ -425,6 +434,13 @@ impl EngineBuilder {
         for limit in &self.bounded_queues {
             limit.check()?;
             check_queue(&limit.name)?;
+        }
+        for (field, limits) in [("limit", &self.limits), ("limit_queue", &self.bounded_queues)] {
+            let mut names = HashSet::new();
+            if let Some(twice) = limits.iter().find(|limit| !names.insert(limit.name())) {
+                // The last one would silently undo the other.
+                return Err(Error::invalid(field, format_args!("must not be two of the name {:?}", twice.name())));
+            }
         }
         if self.ageing == Some(Duration::ZERO) {
             return Err(Error::invalid("ageing", "must be longer than nothing"));

@@ -15,6 +15,7 @@ pub(crate) mod vitals;
 pub(crate) mod worker;
 
 use std::collections::HashSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use serde::Serialize;
 
 use crate::client::Client;
 use crate::desk::Finish;
@@ -97,8 +99,17 @@ pub struct Engine {
     place: Mutex<Option<Place>>,
 }
 
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine")
+            .field("path", &self.client.path())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
 /// What a shutdown came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Shutdown {
     /// Jobs that were running still when the time was up, and are pending again.

@@ -1,5 +1,6 @@
 //! How an engine does, gathered for whoever asks from any thread, before it starts and after it has ended too.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ const PATIENCE: Duration = Duration::from_millis(100);
 pub struct Monitor {
     vitals: Arc<Vitals>,
     known: Arc<Mutex<Known>>,
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("state", &self.state()).finish_non_exhaustive()
+    }
 }
 
 /// What is known of an engine beside its vitals.

@@ -11,6 +11,8 @@ mod list;
 
 /// What the names of all variables begin with.
 const PREFIX: &str = "JOBMILL_";
+/// Names that differ by more letters than this have nothing to do with each other.
+const MISSPELT_MAX: usize = 4;
 
 /// A setting that the environment may set.
 ///
@@ -59,10 +61,17 @@ impl Setting {
 
     /// The setting of this name. Case does not count: environments of Windows do not tell it apart.
     fn named(name: &str) -> Result<&'static Self> {
-        Self::ALL
-            .iter()
-            .find(|setting| setting.variable.eq_ignore_ascii_case(name))
-            .ok_or_else(|| Error::invalid(name, "is no setting: see Setting::ALL for those that there are"))
+        Self::ALL.iter().find(|setting| setting.variable.eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let meant = Self::nearest(name).map(|near| format!(" (is {near} meant?)")).unwrap_or_default();
+            Error::invalid(name, format_args!("is no setting{meant}: see Setting::ALL for those that there are"))
+        })
+    }
+
+    /// The setting that a misspelt name may have meant. Who reads the error may set the program up and not write it.
+    fn nearest(name: &str) -> Option<&'static str> {
+        let name = name.to_ascii_uppercase();
+        let near = Self::ALL.iter().map(|setting| (distance(&name, setting.variable), setting.variable)).min()?;
+        (near.0 <= MISSPELT_MAX).then_some(near.1)
     }
 
     fn parse(&self, text: &str) -> Result<Value> {
@@ -197,6 +206,20 @@ const TOGETHER: [Together; 3] = [
     },
 ];
 
+/// How many letters of a name must be put in, left out or changed to make another of it (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (at, letter) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], at + 1);
+        for (place, other) in to.bytes().enumerate() {
+            let changed = diagonal + usize::from(letter != other);
+            diagonal = row[place + 1];
+            row[place + 1] = changed.min(row[place] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -262,7 +285,7 @@ mod tests {
             let same = beside(setting).settings([(in_lower_case, &other)]).expect("a value that it may have");
             assert_eq!(all_of(&same), all_of(&set));
             if !matches!(setting.form, Form::Secret) {
-                let error = builder().settings([(setting.variable, "nonsense")]).err().expect("an error");
+                let error = builder().settings([(setting.variable, "nonsense")]).expect_err("an error");
                 let says = format!("{}: must be {}, is \"nonsense\"", setting.variable, setting.bounds());
                 assert_eq!(error.to_string(), says);
             }
@@ -289,12 +312,25 @@ mod tests {
 
     #[test]
     fn a_name_that_is_no_setting_is_refused_and_a_bad_secret_is_not_shown() {
-        let error = builder().settings([("JOBMILL_WORKERS", "8")]).err().expect("an error");
+        let error = builder().settings([("JOBMILL_WORKERS", "8")]).expect_err("an error");
         assert!(error.to_string().starts_with("JOBMILL_WORKERS: is no setting"), "{error}");
-        let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "  ")]).err().expect("an error");
+        for (name, meant) in [
+            (
+                "jobmill_workercount",
+                "jobmill_workercount: is no setting (is JOBMILL_WORKER_COUNT meant?): see Setting::ALL",
+            ),
+            ("JOBMILL_KEEP_FAILED", "JOBMILL_KEEP_FAILED: is no setting: see Setting::ALL"),
+            ("JOBMILL_DURABLITY", "JOBMILL_DURABLITY: is no setting (is JOBMILL_DURABILITY meant?): see Setting::ALL"),
+            ("JOBMILL_", "JOBMILL_: is no setting: see Setting::ALL"),
+            ("", ": is no setting: see Setting::ALL"),
+        ] {
+            let error = builder().settings([(name, "8")]).expect_err("an error");
+            assert!(error.to_string().starts_with(meant), "{error}");
+        }
+        let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "  ")]).expect_err("an error");
         let rule = "JOBMILL_CALLBACKS_SECRET: must be `whsec_` and then 24 to 64 bytes in base64";
         assert_eq!(error.to_string(), rule);
-        let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "whsec_hunter2")]).err().expect("an error");
+        let error = builder().settings([("JOBMILL_CALLBACKS_SECRET", "whsec_hunter2")]).expect_err("an error");
         assert_eq!(error.to_string(), rule);
     }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicBool;
 use crate::client::Client;
 use crate::desk::Finish;
 use crate::engine::pool::{Ended, Next, Pool};
-use crate::handler::Outcome;
 use crate::handler::context::{Context, Run, States, Stop};
 use crate::handler::registry::{RawOutcome, Registry};
+use crate::handler::{Failure, Outcome};
 use crate::liveness::Liveness;
 use crate::model::attempt::AttemptOutcome;
 use crate::store::finish::{Retry, Verdict};
@@ -89,10 +89,16 @@ impl Shop {
 
 /// What the ledger is told of an attempt.
 fn verdict(run: &Run, outcome: RawOutcome, overdue: bool) -> Verdict {
+    // A message is read with its job's row, in pages of a thousand.
+    let cut = |mut message: String| {
+        message.truncate(message.floor_char_boundary(Failure::MAX_MESSAGE_BYTES));
+        message
+    };
+    let outcome = outcome.map_err(|failure| Failure { message: cut(failure.message), ..failure });
     match outcome {
         Ok(Outcome::Done(result)) => Verdict::Completed { result: Some(result) },
         Ok(Outcome::Snooze(wait)) => Verdict::Snoozed { wait },
-        Ok(Outcome::Cancel(reason)) => Verdict::Cancelled { reason: Some(reason) },
+        Ok(Outcome::Cancel(reason)) => Verdict::Cancelled { reason: Some(cut(reason)) },
         Err(failure) => match run.stop() {
             Some(Stop::Cancelled) => Verdict::Cancelled { reason: Some(failure.message) },
             Some(Stop::ShutDown) => Verdict::Returned,

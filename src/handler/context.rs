@@ -2,6 +2,7 @@
 
 use std::any::{Any, TypeId, type_name};
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::model::id::JobId;
 use crate::model::job::{Job, Progress};
 use crate::model::limit::{Limit, THROTTLE_MAX};
 use crate::model::new_job::NewJob;
-use crate::model::rules::check_name;
+use crate::model::rules::{check_name, check_size};
 use crate::model::stop_reason::StopReason;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
@@ -185,6 +186,12 @@ pub struct Context {
     client: Client,
     states: Arc<States>,
     shutting_down: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("id", &self.id()).field("attempt", &self.attempt()).finish_non_exhaustive()
+    }
 }
 
 impl Context {
@@ -369,7 +376,9 @@ impl Context {
     /// A failure if it cannot be read, or is not a `T`.
     pub fn saved<T: DeserializeOwned>(&self) -> Result<Option<T>, Failure> {
         match self.client.reader().saved(self.id())? {
-            Some(value) => Ok(Some(serde_json::from_slice(&value)?)),
+            Some(value) => serde_json::from_slice(&value)
+                .map(Some)
+                .map_err(|error| Failure::retry(format_args!("saved: the state is no {}: {error}", type_name::<T>()))),
             None => Ok(None),
         }
     }
@@ -377,12 +386,12 @@ impl Context {
     /// Saves a state for the attempt that may follow this one. It is durable when this returns.
     ///
     /// # Errors
-    /// A failure if it cannot be written, or if this attempt does not count any more.
+    /// A failure for good if it does not serialize or is longer than 16 MiB of JSON; a failure if it cannot be written, or
+    /// if this attempt does not count any more.
     pub fn save<T: Serialize>(&self, state: &T) -> Result<(), Failure> {
-        let value = serde_json::to_vec(state)?;
-        if value.len() > NewJob::MAX_PAYLOAD_BYTES {
-            return Err(Failure::fatal("the state to save is too long"));
-        }
+        let value = serde_json::to_vec(state)
+            .map_err(|error| Failure::fatal(format_args!("save: the state does not serialize: {error}")))?;
+        check_size("save: the state", value.len(), NewJob::MAX_PAYLOAD_BYTES).map_err(Failure::fatal)?;
         let claim = self.run.claim.clone();
         self.client.desk().call(move |turn| {
             let storage = |error| storage_error("cannot save the state", error);

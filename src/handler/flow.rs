@@ -1,6 +1,7 @@
 //! What a handler has of its workflow: what came of the jobs before, jobs that it adds; and its steps, each done once.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,7 +13,7 @@ use crate::handler::context::{Context, fenced};
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::new_job::NewJob;
-use crate::model::rules::check_name;
+use crate::model::rules::{check_name, check_size};
 use crate::store::connect::storage_error;
 use crate::store::enqueue::Enqueued;
 use crate::store::flow;
@@ -67,6 +68,13 @@ pub struct Inputs {
     page: VecDeque<Came>,
     /// Up to which job of the first stage it was read.
     after: i64,
+}
+
+impl fmt::Debug for Inputs {
+    /// Without what is read ahead: it is an application's data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inputs").field("client", &self.client).finish_non_exhaustive()
+    }
 }
 
 impl Iterator for Inputs {
@@ -316,9 +324,8 @@ impl Context {
         let output = work().map_err(Into::into)?;
         let value = serde_json::to_vec(&output)
             .map_err(|error| Failure::fatal(format_args!("step: the value of {name:?} does not serialize: {error}")))?;
-        if value.len() > NewJob::MAX_PAYLOAD_BYTES {
-            return Err(Failure::fatal(format_args!("step: the value of {name:?} is too long")));
-        }
+        check_size(&format!("step: the value of {name:?}"), value.len(), NewJob::MAX_PAYLOAD_BYTES)
+            .map_err(Failure::fatal)?;
         let name = name.to_owned();
         self.client().desk().call(move |turn| {
             let storage = |error| storage_error("cannot keep the step", error);

@@ -114,6 +114,9 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// How much of a message is kept, in bytes. What is longer is cut; so is the reason of a cancel.
+    pub const MAX_MESSAGE_BYTES: usize = 64 << 10;
+
     /// Tries again after the job's backoff, while attempts are left.
     pub fn retry(error: impl fmt::Display) -> Self {
         Self { message: error.to_string(), retry: Retry::Backoff }

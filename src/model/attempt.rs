@@ -1,12 +1,14 @@
 //! One run of a handler, as the history keeps it.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::model::time::Timestamp;
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AttemptOutcome {
     /// It has not ended.
@@ -29,17 +31,23 @@ impl AttemptOutcome {
     pub(crate) const ALL: [Self; 7] =
         [Self::Running, Self::Completed, Self::Failed, Self::TimedOut, Self::Crashed, Self::Cancelled, Self::Expired];
 
-    /// The outcome as a word, in lower case.
+    /// The outcome as a word, as in JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Running => "running",
             Self::Completed => "completed",
             Self::Failed => "failed",
-            Self::TimedOut => "timedout",
+            Self::TimedOut => "timed_out",
             Self::Crashed => "crashed",
             Self::Cancelled => "cancelled",
             Self::Expired => "expired",
         }
+    }
+}
+
+impl fmt::Display for AttemptOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

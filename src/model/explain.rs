@@ -194,6 +194,12 @@ impl fmt::Display for Reason {
             Self::QueueFull { queue, running, most } => {
                 write!(f, "{running} of {most} jobs of the queue {queue} run in this process")
             }
+            Self::NoCapacity { weight, taken, capacity } if u64::from(*weight) + taken <= u64::from(*capacity) => {
+                write!(
+                    f,
+                    "it weighs {weight}, and what is left of the capacity of {capacity} is kept for a heavier job"
+                )
+            }
             Self::NoCapacity { weight, taken, capacity } => {
                 write!(f, "it weighs {weight}, and {taken} of the capacity of {capacity} are taken")
             }
@@ -240,6 +246,9 @@ impl fmt::Display for Needed<'_> {
 /// What bounds jobs, in words.
 fn bound(f: &mut fmt::Formatter<'_>, running: u32, concurrency: Option<u32>, until: Option<Timestamp>) -> fmt::Result {
     match (until, concurrency) {
+        (Some(until), Some(most)) if running >= most => {
+            write!(f, "{running} of {most} run, and none starts until {until}")
+        }
         (Some(until), _) => write!(f, "until {until}"),
         (None, Some(most)) => write!(f, "{running} of {most} run"),
         (None, None) => write!(f, "{running} run"),
@@ -281,6 +290,30 @@ impl fmt::Display for Explanation {
         match &self.error {
             Some(error) => write!(f, ", with the error: {error}"),
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bound_tells_both_how_many_run_and_until_when_none_starts() {
+        let until = Some(Timestamp::EPOCH);
+        let limited = |running, concurrency, until| {
+            Reason::QueueLimited { queue: "mail".into(), running, concurrency, until }.to_string()
+        };
+        let begins = "the bounds of the queue mail hold it: ";
+        let at = Timestamp::EPOCH;
+        for (reason, says) in [
+            (limited(1, Some(1), None), "1 of 1 run".to_owned()),
+            (limited(1, Some(2), until), format!("until {at}")),
+            (limited(1, None, until), format!("until {at}")),
+            // That one runs already was left out, as if it were free to start at that moment.
+            (limited(1, Some(1), until), format!("1 of 1 run, and none starts until {at}")),
+        ] {
+            assert_eq!(reason, format!("{begins}{says}"));
         }
     }
 }

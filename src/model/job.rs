@@ -1,5 +1,6 @@
 //! A job as it stands in the ledger, and the words for where it stands.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -144,6 +145,19 @@ pub struct Progress {
     pub total: Option<u64>,
     /// A word about what is being done.
     pub note: Option<String>,
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.done)?;
+        if let Some(total) = self.total {
+            write!(f, " of {total}")?;
+        }
+        match &self.note {
+            Some(note) => write!(f, ", {note}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A job as it stands in the ledger.

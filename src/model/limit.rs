@@ -157,7 +157,7 @@ impl From<&str> for LimitUse {
 }
 
 /// How one key of a limit stands, as [`Client::limit_usage`](crate::Client::limit_usage) tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LimitUsage {
     /// The limit.

@@ -9,6 +9,19 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::error::{Error, Result};
 
 /// A moment in UTC, in microseconds since the Unix epoch. RFC 3339 as text and in JSON.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use jobmill::{Clock, SystemClock, Timestamp};
+///
+/// let in_an_hour = SystemClock.now().saturating_add(Duration::from_secs(3600));
+/// let nine: Timestamp = "2026-03-27T09:00:00+01:00".parse()?;
+/// assert_eq!(nine.to_string(), "2026-03-27T08:00:00.000000Z");
+/// // A file's time of change, for example.
+/// assert_eq!(Timestamp::from(SystemTime::from(nine)), nine);
+/// # let _ = in_an_hour;
+/// # Ok::<(), jobmill::Error>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
 

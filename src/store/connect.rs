@@ -76,6 +76,11 @@ fn wait_for_lock(times_asked: i32) -> bool {
 
 /// Turns a failure of SQLite into an error that says what to do about it.
 pub(crate) fn storage_error(doing: &str, error: rusqlite::Error) -> Error {
+    let error = match error {
+        // Its message would hold the statement, of a migration hundreds of lines.
+        rusqlite::Error::SqlInputError { error, msg, .. } => rusqlite::Error::SqliteFailure(error, Some(msg)),
+        other => other,
+    };
     let (kind, context) = match error.sqlite_error_code() {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             (ErrorKind::Busy, format!("{doing}: the database stayed locked by another writer"))

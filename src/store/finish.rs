@@ -474,6 +474,6 @@ mod tests {
         assert_eq!(verdict.to_string(), "completed");
         let verdict =
             Verdict::Failed { error: "no".to_owned(), outcome: AttemptOutcome::TimedOut, retry: Retry::Never };
-        assert_eq!(verdict.to_string(), "timedout: no");
+        assert_eq!(verdict.to_string(), "timed_out: no");
     }
 }

@@ -598,7 +598,7 @@ impl Drop for Store {
 /// Opens the connection that writes, and brings the tables up to date.
 fn open(path: &Path, durability: Durability, make: bool, guarded: &Arc<AtomicBool>) -> Result<Connection> {
     let mut conn = connect::writer(path, durability, make)?;
-    schema::migrate(&mut conn)?;
+    schema::migrate(&mut conn).map_err(|error| error.about(path.display()))?;
     let refuse = guarded.clone();
     conn.commit_hook(Some(move || refuse.load(Ordering::Relaxed)))
         .map_err(|error| storage_error("cannot guard the commits", error))?;

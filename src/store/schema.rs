@@ -23,6 +23,7 @@ pub(crate) const VERSION: i64 = MIGRATIONS.len() as i64;
 /// # Errors
 /// `Storage` if the file was written by a newer release, and is left as it is.
 pub(crate) fn migrate(conn: &mut Connection) -> Result<()> {
+    let mut from = None;
     loop {
         let storage = |error| storage_error("cannot prepare the tables", error);
         let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(storage)?;
@@ -34,6 +35,9 @@ pub(crate) fn migrate(conn: &mut Connection) -> Result<()> {
             ));
         }
         let Some(migration) = usize::try_from(version).ok().and_then(|done| MIGRATIONS.get(done)) else {
+            if let Some(from) = from {
+                log::info!("tables brought from version {from} to {VERSION}");
+            }
             return Ok(());
         };
         tx.execute_batch(migration).map_err(storage)?;
@@ -44,18 +48,18 @@ pub(crate) fn migrate(conn: &mut Connection) -> Result<()> {
         )
         .map_err(storage)?;
         tx.commit().map_err(storage)?;
-        log::info!("tables brought to version {}", version + 1);
+        from.get_or_insert(version);
     }
 }
 
-/// The version of our tables in the file, 0 if there are none.
+/// The version of our tables in the file, 0 if there are none. Somebody else's table of that name is not ours.
 pub(crate) fn version(conn: &Connection) -> rusqlite::Result<i64> {
-    let known: bool = conn.query_row(
-        "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'jobmill_meta'",
+    let columns: u32 = conn.query_row(
+        "SELECT count(*) FROM pragma_table_info('jobmill_meta') WHERE name IN ('key', 'value')",
         [],
         |row| row.get(0),
     )?;
-    if !known {
+    if columns < 2 {
         return Ok(0);
     }
     let version = conn.query_row("SELECT value FROM jobmill_meta WHERE key = 'version'", [], |row| row.get(0));

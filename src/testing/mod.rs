@@ -171,6 +171,12 @@ pub struct Harness {
     directory: TempDir,
 }
 
+impl std::fmt::Debug for Harness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Harness").field("engine", &self.engine).field("clock", &self.clock).finish_non_exhaustive()
+    }
+}
+
 impl Harness {
     /// Makes an engine as the closure describes it. The closure is called again after each crash and restart.
     ///

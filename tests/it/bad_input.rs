@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Backoff, Batches, Client, Context, Engine, EngineBuilder, ErrorKind, Failure, JobId, NewJob, Order, Outcome,
-    Payload, Price, PriceTable, Priority, Query, Retention, Status, Timestamp, Unique, Workers,
+    Backoff, Batches, Client, Context, Engine, EngineBuilder, ErrorKind, Failure, JobId, Limit, NewJob, Order, Outcome,
+    Payload, Price, PriceTable, Priority, Query, Retention, Schedule, Status, Step, Timestamp, Unique, Workers,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -94,7 +94,7 @@ fn a_job_that_breaks_a_rule_is_refused_by_every_way_in() -> jobmill::Result<()> 
     let mut conn = client.connection()?;
     for (bad, says) in bad_jobs() {
         refused(client.enqueue(bad.clone()), ErrorKind::Invalid, &says);
-        refused(client.enqueue_many([job(), bad.clone()]), ErrorKind::Invalid, &says);
+        refused(client.enqueue_many([job(), bad.clone()]), ErrorKind::Invalid, &format!("jobs[1]: {says}"));
         let tx = conn.transaction().expect("a transaction");
         refused(client.enqueue_in(&tx, bad.clone()), ErrorKind::Invalid, &says);
         tx.commit().expect("a commit");
@@ -148,7 +148,7 @@ fn a_job_at_the_very_edge_of_each_rule_goes_through() -> jobmill::Result<()> {
 #[test]
 fn a_setting_that_breaks_a_rule_stops_the_start() -> jobmill::Result<()> {
     type Setting = fn(EngineBuilder) -> EngineBuilder;
-    let table: [(Setting, &str); 25] = [
+    let table: [(Setting, &str); 29] = [
         (|b| b.workers(Workers::new(0)), "workers: must be from 1 to 1024"),
         (|b| b.workers(Workers::new(1025)), "workers: must be from 1 to 1024"),
         (|b| b.workers(Workers::new(usize::MAX)), "workers: must be from 1 to 1024"),
@@ -182,6 +182,16 @@ fn a_setting_that_breaks_a_rule_stops_the_start() -> jobmill::Result<()> {
         (|b| b.retention(Retention { expired: Some(Duration::MAX), ..Retention::FOREVER }), "retention.expired: must"),
         (|b| b.handle(echo).handle(echo), "handle: the kind echo has a handler already"),
         (|b| b.handle(|_: Nameless, _: &Context| Ok(())), "kind: must be 1 to 128 bytes"),
+        (|b| b.batch_step("", |_, _| Ok(Step::Done)), "batch_step: kind: must be 1 to 128 bytes"),
+        (|b| b.schedule(Schedule::every("", Duration::from_secs(1), job())), "schedule.name: must be 1 to 128 bytes"),
+        (
+            |b| b.limit(Limit::new("a").concurrency(1)).limit(Limit::new("a").concurrency(2)),
+            "limit: must not be two of the name \"a\"",
+        ),
+        (
+            |b| b.limit_queue(Limit::new("a").concurrency(1)).limit_queue(Limit::new("a").concurrency(2)),
+            "limit_queue: must not be two of the name \"a\"",
+        ),
         // The first problem is told, whatever is put right later.
         (|b| b.handle(|_: Nameless, _: &Context| Ok(())).workers(Workers::new(0)), "kind: must be 1 to 128 bytes"),
     ];

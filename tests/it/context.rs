@@ -1,5 +1,6 @@
 //! What a handler has of its job and its engine: shared state, log, progress, saved state, completion in a transaction.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jobmill::rusqlite::TransactionBehavior;
@@ -127,6 +128,7 @@ fn a_state_that_cannot_be_saved_or_read_is_an_error() -> jobmill::Result<()> {
         builder.handle(|job: Echo, ctx: &Context| -> Result<(), Failure> {
             match job.0.as_str() {
                 "long" => ctx.save(&"x".repeat(NewJob::MAX_PAYLOAD_BYTES)),
+                "strange" => ctx.save(&BTreeMap::from([((1, 2), 3)])),
                 _ => {
                     ctx.save(&"text")?;
                     ctx.saved::<u64>().map(drop)
@@ -135,10 +137,13 @@ fn a_state_that_cannot_be_saved_or_read_is_an_error() -> jobmill::Result<()> {
         })
     })?;
     let long = t.enqueue(Echo::job("long"))?;
+    let strange = t.enqueue(Echo::job("strange"))?;
     let shape = t.enqueue(Echo::job("shape").max_attempts(1))?;
     t.drain()?;
-    t.check(long, "failed, attempt 1: the state to save is too long");
-    assert!(t.describe(shape)?.starts_with("failed, attempt 1: invalid type: string"), "{}", t.describe(shape)?);
+    t.check(long, "failed, attempt 1: save: the state: must be no longer than 16777216 bytes, is 16777218");
+    t.check(strange, "failed, attempt 1: save: the state does not serialize: key must be a string");
+    let says = "failed, attempt 1: saved: the state is no u64: invalid type: string";
+    assert!(t.describe(shape)?.starts_with(says), "{}", t.describe(shape)?);
     Ok(())
 }
 

@@ -308,7 +308,7 @@ fn no_secret_stands_in_the_file_or_the_log_or_an_error() -> jobmill::Result<()> 
         Some("callbacks.secret_for: must be `whsec_` and then 24 to 64 bytes in base64"),
         "it says what is wrong"
     );
-    let bad = Engine::builder(t.path()).callbacks(here().secret(wrong)).inline().err().expect("a bad secret");
+    let bad = Engine::builder(t.path()).callbacks(here().secret(wrong)).inline().expect_err("a bad secret");
     texts.push(("an error", format!("{bad} {bad:?}").into_bytes()));
     let log = LINES.0.lock().expect("no panic").clone();
     assert!(log.contains("the receiver answered 500"), "the log is listened to");

@@ -57,7 +57,8 @@ fn nobody_else_runs_or_enqueues_the_engines_own_jobs() -> jobmill::Result<()> {
         (NewJob::tracked().queue("system"), queue),
     ] {
         refused(client.enqueue(new.clone()), ErrorKind::Invalid, error);
-        refused(client.enqueue_many([Echo::job("y"), new.clone()]), ErrorKind::Invalid, error);
+        let of_many = format!("jobs[1]: {error}");
+        refused(client.enqueue_many([Echo::job("y"), new.clone()]), ErrorKind::Invalid, &of_many);
         let mut conn = client.connection()?;
         let tx = conn.transaction().expect("a transaction");
         refused(client.enqueue_in(&tx, new.clone()), ErrorKind::Invalid, error);

@@ -173,7 +173,10 @@ fn many_jobs_come_in_together_and_in_order() -> jobmill::Result<()> {
 fn of_many_jobs_none_comes_in_if_one_is_refused() -> jobmill::Result<()> {
     let t = plain()?;
     let jobs = || (0..9).map(|n| Echo::job(n.to_string()));
-    refused(t.client().enqueue_many(jobs().chain([Echo::job("").max_attempts(0)])), ErrorKind::Invalid, "max_attempts");
+    let bad = jobs().chain([Echo::job("").max_attempts(0)]);
+    refused(t.client().enqueue_many(bad), ErrorKind::Invalid, "jobs[9]: max_attempts: must be from 1 to");
+    let unknown = jobs().chain([Echo::job("").limit("unset")]);
+    refused(t.client().enqueue_many(unknown), ErrorKind::Invalid, "jobs[9]: limit: there is no limit \"unset\"");
     assert_eq!(t.client().stats()?.total.total(), 0);
     t.faults().fail(1, Fault::Before);
     refused(t.client().enqueue_many(jobs()), ErrorKind::Storage, "injected fault");

@@ -30,6 +30,11 @@ fn what_an_engine_has_no_room_for_is_told_as_that() -> jobmill::Result<()> {
     for (id, weight) in [(heavy, 9), (behind, 1)] {
         assert_eq!(client.explain(id)?.reasons, [Reason::NoCapacity { weight, taken: 2, capacity: 10 }]);
     }
+    let says = "pending: it weighs 9, and 2 of the capacity of 10 are taken";
+    assert_eq!(client.explain(heavy)?.to_string(), says);
+    // It would fit, and its line said no more than that 2 of 10 are taken.
+    let says = "pending: it weighs 1, and what is left of the capacity of 10 is kept for a heavier job";
+    assert_eq!(client.explain(behind)?.to_string(), says);
     // Who is not of that engine cannot know it.
     assert_eq!(jobmill::Client::open(&path)?.explain(heavy)?.reasons, [Reason::NoFreeWorker]);
     keeper.release();

@@ -186,6 +186,23 @@ fn tables_of_a_newer_release_are_refused_and_left_as_they_are() -> jobmill::Resu
 }
 
 #[test]
+fn a_table_of_another_programs_that_bears_our_name_is_told_of_in_one_line() {
+    for theirs in ["CREATE TABLE jobmill_job (name TEXT)", "CREATE TABLE jobmill_meta (name TEXT)"] {
+        let (_directory, path) = file();
+        let conn = Connection::open(&path).expect("a database");
+        conn.execute_batch(theirs).expect("a table");
+        let before = schema(&conn, true);
+        let error = Client::open(&path).map(drop).expect_err("their table stands in the way");
+        let table = theirs.split(' ').nth(2).expect("a name");
+        let file = path.canonicalize().expect("a file");
+        let says = format!("cannot prepare the tables ({}): table {table} already exists", file.display());
+        assert_eq!((error.kind(), error.to_string()), (ErrorKind::Storage, says));
+        refused(Engine::builder(&path).start().map(drop), ErrorKind::Storage, "cannot prepare the tables");
+        assert_eq!(schema(&conn, true), before, "nothing of it was changed");
+    }
+}
+
+#[test]
 fn many_may_open_a_new_file_at_the_same_time() -> jobmill::Result<()> {
     let (_directory, path) = file();
     let start = std::sync::Barrier::new(8);

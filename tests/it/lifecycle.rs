@@ -8,8 +8,8 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Batches, Client, Clock, Context, Engine, EngineState, ErrorKind, Failure, NewBatch, Problem, RequestStatus,
-    Shutdown, Status, SystemClock, ThreadState, Timestamp, Workers,
+    Batches, Callbacks, Client, Clock, Context, Engine, EngineState, ErrorKind, Failure, NewBatch, Problem,
+    RequestStatus, Shutdown, Status, SystemClock, ThreadState, Timestamp, Workers,
 };
 use parking_lot::Mutex;
 
@@ -23,6 +23,23 @@ fn locker(path: &Path) -> jobmill::rusqlite::Connection {
     let conn = jobmill::rusqlite::Connection::open(path).expect("a connection");
     conn.execute_batch("PRAGMA journal_mode = WAL; BEGIN IMMEDIATE").expect("the lock");
     conn
+}
+
+#[test]
+fn an_engine_its_builder_and_its_client_tell_in_a_debug_line_what_they_are_and_no_secret() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let builder = Engine::builder(&path).callbacks(Callbacks::new().secret(secret));
+    let told = format!("{builder:?} {:?}", builder.monitor());
+    assert!(told.contains("jobs.db") && told.contains("Initializing") && !told.contains("MfKQ"), "{told}");
+    let engine = builder.inline()?;
+    let told = format!("{engine:?} {:?}", engine.client().for_user("ada")?);
+    assert!(told.contains("Active") && told.contains("ada") && !told.contains("MfKQ"), "{told}");
+    // It takes one on either side of a result.
+    drop(engine);
+    let error = Engine::builder(&path).queue("", 1).start().expect_err("a name is needed");
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    Ok(())
 }
 
 #[test]

@@ -242,6 +242,36 @@ fn a_panic_is_a_failed_attempt_with_its_message_and_place() -> jobmill::Result<(
     Ok(())
 }
 
+/// What a service answered with an error, a page of HTML for example, was kept whole: in the job's row, in that of each
+/// attempt, and in every page that lists the job.
+#[test]
+fn a_message_longer_than_is_kept_is_cut_however_the_attempt_ends() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|job: Echo, ctx: &Context| -> Result<Outcome<()>, Failure> {
+            let long = "é".repeat(Failure::MAX_MESSAGE_BYTES);
+            match job.0.as_str() {
+                "fatal" => Err(Failure::fatal(long)),
+                "panic" => panic!("{long}"),
+                "late" => {
+                    let _ = ctx.client().cancel(ctx.id())?;
+                    Err(Failure::retry(long))
+                }
+                _ => Ok(Outcome::Cancel(long)),
+            }
+        })
+    })?;
+    let names = ["fatal", "panic", "late", "cancel"];
+    let jobs = names.map(|name| t.enqueue(Echo::job(name).max_attempts(1)).expect("a job"));
+    t.drain()?;
+    for (name, id) in names.into_iter().zip(jobs) {
+        let error = t.client().get(id)?.error.unwrap_or_default();
+        let bytes = Failure::MAX_MESSAGE_BYTES - 1..=Failure::MAX_MESSAGE_BYTES;
+        assert!(bytes.contains(&error.len()), "{name}: {}", error.len());
+        assert!(error.ends_with('é'), "{name}: no half of a letter");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_error_tells_its_sources() -> jobmill::Result<()> {
     #[derive(Debug)]

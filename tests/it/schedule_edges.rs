@@ -62,7 +62,7 @@ fn names_are_any_text_of_some_length() -> jobmill::Result<()> {
     let too_long = "n".repeat(10_000);
     for name in ["", "a\nb", "\0", &too_long, &format!("{longest}x")] {
         let schedule = Schedule::every(name, secs(10), stuck());
-        refused(t.client().schedule(&schedule), ErrorKind::Invalid, "name: must be 1 to 128 bytes");
+        refused(t.client().schedule(&schedule), ErrorKind::Invalid, "schedule.name: must be 1 to 128 bytes");
         assert_eq!(t.client().schedule_by_name(name).map(drop).map_err(|error| error.kind()), Err(ErrorKind::NotFound));
     }
     Ok(())

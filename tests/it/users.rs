@@ -325,7 +325,7 @@ fn what_a_bound_client_enqueues_is_its_users() -> jobmill::Result<()> {
     for user in ["bob", "Ann"] {
         let foreign = || Echo::job("x").user(user);
         refused(ann.enqueue(foreign()), ErrorKind::Invalid, says);
-        refused(ann.enqueue_many([Echo::job("mine"), foreign()]), ErrorKind::Invalid, says);
+        refused(ann.enqueue_many([Echo::job("mine"), foreign()]), ErrorKind::Invalid, &format!("jobs[1]: {says}"));
         let mut conn = t.client().connection()?;
         let tx = conn.transaction().expect("a transaction");
         refused(ann.enqueue_in(&tx, foreign()), ErrorKind::Invalid, says);

@@ -325,7 +325,7 @@ fn a_job_that_is_to_be_followed_must_be_there() -> jobmill::Result<()> {
     refused(t.client().enqueue(Do::job("x").after(nowhere)), ErrorKind::NotFound, "there is no job");
     refused(ada.enqueue(Do::job("x").after(hers).after(his)), ErrorKind::NotFound, "there is no job");
     let many = [Do::job("x"), Do::job("y").after(nowhere)];
-    refused(t.client().enqueue_many(many), ErrorKind::NotFound, "there is no job");
+    refused(t.client().enqueue_many(many), ErrorKind::NotFound, "jobs[1]: there is no job");
     refused(t.client().enqueue(Do::job("x").after(hers).after(hers)), ErrorKind::Invalid, "after: must name");
     refused(t.client().enqueue(NewJob::tracked().after(hers)), ErrorKind::Invalid, "after: must not be set");
     refused(t.client().enqueue(NewJob::from_previous::<Do>()), ErrorKind::Invalid, "from_previous: must follow one");

@@ -51,6 +51,27 @@ fn a_cancelled_workflow_begins_nothing_more_and_tells_it() -> jobmill::Result<()
     Ok(())
 }
 
+/// The callback that was not called for is cancelled. It was taken for something that could be sent again: the retry said
+/// yes, opened the workflow, and told everybody that it ran and had completed once more.
+#[test]
+fn a_workflow_of_which_all_has_completed_is_not_retried_for_its_callbacks() -> jobmill::Result<()> {
+    let (t, record) = harness()?;
+    let workflow =
+        NewWorkflow::new("done").job("a", Do::job("a")).on_failure(Do::job("failure")).on_end(Do::job("end"));
+    let id = start(&t, workflow);
+    t.drain()?;
+    let all = "completed: a completed, on_failure cancelled, on_end completed";
+    assert_eq!(standing(&t, id), all);
+    let events = t.client().subscribe(10)?;
+    refused(t.client().retry_workflow(id), ErrorKind::Conflict, &format!("{id} is completed and cannot be retried"));
+    t.drain()?;
+    assert_eq!(standing(&t, id), all);
+    assert_eq!(record.take(), ["a", "end"]);
+    assert!(events.is_empty());
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn a_running_job_is_asked_to_stop_and_adds_nothing_to_a_cancelled_workflow() -> jobmill::Result<()> {
     #[derive(Serialize, Deserialize)]

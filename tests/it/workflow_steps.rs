@@ -7,7 +7,7 @@ use jobmill::{Backoff, Context, Durability, Failure, NewJob, Outcome, Payload};
 use serde::{Deserialize, Serialize};
 
 use crate::support::work::Record;
-use crate::support::{fence_off, query, secs, sound};
+use crate::support::{Echo, fence_off, query, secs, sound};
 
 #[derive(Serialize, Deserialize)]
 struct Order(u32);
@@ -98,6 +98,18 @@ fn each_step_is_kept_or_done_again_whatever_commit_a_crash_cuts_off() -> jobmill
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_step_whose_value_is_too_long_is_told_how_long_it_may_be() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|_: Echo, ctx: &Context| ctx.step("big", || Ok::<_, Failure>("x".repeat(16 << 20))))
+    })?;
+    let id = t.enqueue(Echo::job("x"))?;
+    t.drain()?;
+    let says = "failed, attempt 1: step: the value of \"big\": must be no longer than 16777216 bytes, is 16777218";
+    t.check(id, says);
     Ok(())
 }
 

@@ -570,8 +570,8 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (cron("0 0 * * * 2026"), "cron: the day of week cannot be read"),
         (cron("@every 5m"), "cron: must name times of a clock"),
         (Schedule::every("a", Duration::from_nanos(1), job()), "every: must be 10 ms or longer"),
-        (Schedule::every("é".repeat(65), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
-        (Schedule::every("n".repeat(10_000), Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
+        (Schedule::every("é".repeat(65), Duration::from_secs(1), job()), "schedule.name: must be 1 to 128 bytes"),
+        (Schedule::every("n".repeat(10_000), Duration::from_secs(1), job()), "schedule.name: must be 1 to 128 bytes"),
         (cron("@daily").time_zone("../etc/passwd"), "time_zone: must be an IANA name"),
         (cron("@daily").time_zone("Z".repeat(1 << 20)), "time_zone: must be an IANA name"),
         (every(1000).time_zone("UTC"), "time_zone: must not be set"),
@@ -587,7 +587,7 @@ fn what_cannot_be_read_is_refused_with_its_field() {
         (Schedule::at("a", at("2026-01-03"), job()).ends_at(at("2026-01-01")), "ends_at: must leave"),
         (Schedule::at("a", Timestamp::EPOCH, job()), "at: must leave"),
         (every(1000).starts_at(Timestamp::MAX), "starts_at: must leave"),
-        (Schedule::every("", Duration::from_secs(1), job()), "name: must be 1 to 128 bytes"),
+        (Schedule::every("", Duration::from_secs(1), job()), "schedule.name: must be 1 to 128 bytes"),
     ] {
         let error = schedule.check().expect_err(begins);
         assert_eq!(error.kind(), crate::error::ErrorKind::Invalid);

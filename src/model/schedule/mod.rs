@@ -220,7 +220,7 @@ impl Schedule {
     /// after the end; a job that breaks a rule of its own, that is tracked, that names a moment (`run_at`, `expires_at`)
     /// or that has a unique key, for each tick has one of its own.
     pub fn check(&self) -> Result<()> {
-        check_name("name", &self.name)?;
+        check_name("schedule.name", &self.name)?;
         self.check_rest().map_err(|error| self.told_of(error))
     }
 

@@ -1,5 +1,7 @@
 //! Schedules as they stand in the file, and the history of their ticks.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::error::Result;
@@ -85,6 +87,16 @@ pub enum MissedBy {
     Change,
 }
 
+impl fmt::Display for MissedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy => "late",
+            Self::Pause => "paused",
+            Self::Change => "changed",
+        })
+    }
+}
+
 /// What became of a tick, or of a run of ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
@@ -126,6 +138,20 @@ pub enum TickOutcome {
         /// Why.
         by: MissedBy,
     },
+}
+
+impl fmt::Display for TickOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Enqueued { job } => write!(f, "enqueued as {job}"),
+            Self::Manual { job } => write!(f, "enqueued by hand as {job}"),
+            Self::Backfilled { to, count } => write!(f, "backfilled up to {to}: {count}"),
+            Self::Duplicate { job } => write!(f, "has {job} already"),
+            Self::Skipped { job } => write!(f, "skipped, for {job} had not ended"),
+            Self::Missed { to, count: Some(count), by } => write!(f, "missed up to {to}: {count}, {by}"),
+            Self::Missed { to, count: None, by } => write!(f, "missed up to {to}: more than 1000, {by}"),
+        }
+    }
 }
 
 /// One line of a schedule's history.
@@ -215,5 +241,29 @@ impl SchedulePage {
     /// Whether more schedules follow.
     pub fn has_more(&self) -> bool {
         self.next.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_tick_is_told_in_words() {
+        let (job, to) = (JobId::from_raw(1 << 20), Timestamp::EPOCH);
+        for (outcome, says) in [
+            (TickOutcome::Enqueued { job }, format!("enqueued as {job}")),
+            (TickOutcome::Manual { job }, format!("enqueued by hand as {job}")),
+            (TickOutcome::Backfilled { to, count: 3 }, format!("backfilled up to {to}: 3")),
+            (TickOutcome::Duplicate { job }, format!("has {job} already")),
+            (TickOutcome::Skipped { job }, format!("skipped, for {job} had not ended")),
+            (TickOutcome::Missed { to, count: Some(2), by: MissedBy::Policy }, format!("missed up to {to}: 2, late")),
+            (
+                TickOutcome::Missed { to, count: None, by: MissedBy::Pause },
+                format!("missed up to {to}: more than 1000, paused"),
+            ),
+        ] {
+            assert_eq!(outcome.to_string(), says);
+        }
     }
 }

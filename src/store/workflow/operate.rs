@@ -157,20 +157,22 @@ impl Turn<'_> {
             None => return Ok(Err(WorkflowRefused::NotFound)),
             Some((state, _)) => state,
         };
-        let flows: Vec<i64> = self
+        // A callback whose condition was not met is cancelled, and nothing of it is to be sent again for that alone.
+        let flows: Vec<(i64, bool)> = self
             .conn
             .prepare_cached(
-                "SELECT id FROM jobmill_flow WHERE (id = ?1 OR parent = ?1)
+                "SELECT id, role <> 2 OR failed + expired > 0 FROM jobmill_flow WHERE (id = ?1 OR parent = ?1)
                      AND (failed + cancelled + expired > 0 OR state IN (4, 5)) ORDER BY id",
             )?
-            .query_map([id.raw()], |row| row.get(0))?
+            .query_map([id.raw()], |row| Ok((row.get(0)?, row.get(1)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        if !state.status().is_terminal() || flows.is_empty() {
+        if !state.status().is_terminal() || !flows.iter().any(|(_, is_ill)| *is_ill) {
             return Ok(Err(WorkflowRefused::Status(state.status())));
         }
+        let flows = flows.into_iter().map(|(flow, _)| flow);
         self.arm_again(id.raw())?;
         self.book.flows.moved(id.raw(), state, State::Running, self.now);
-        for flow in flows.into_iter().chain([id.raw()]).collect::<BTreeSet<i64>>() {
+        for flow in flows.chain([id.raw()]).collect::<BTreeSet<i64>>() {
             self.conn
                 .prepare_cached(
                     "UPDATE jobmill_flow

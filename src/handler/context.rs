@@ -418,38 +418,34 @@ impl Context {
         })
     }
 
-    /// The same for the rate of the job's queue, of which it has taken its [cost](crate::NewJob::cost).
+    /// The same for the rate of the job's queue, of which it has taken its [cost](crate::NewJob::cost). Where the queue has
+    /// none, nothing is corrected.
     ///
     /// # Errors
-    /// `Invalid` if its queue has no rate; `Conflict` if this attempt does not count any more.
+    /// `Conflict` if this attempt does not count any more.
     pub fn spent_in_queue(&self, tokens: u32) -> Result<()> {
         check_tokens(tokens)?;
-        let queue = self.job().queue.clone();
-        self.at_gates(move |turn, job| match turn.spent_in_queue(job, tokens)? {
-            true => Ok(Ok(())),
-            false => Ok(Err(Error::invalid("queue", format_args!("{queue} has no rate")))),
-        })
+        self.at_gates(move |turn, job| turn.spent_in_queue(job, tokens).map(Ok))
     }
 
     /// Tells that a service has asked to be left alone for this long, as by a `retry-after`: each limit with a rate that this
-    /// job counts against lets nobody start with the same key until then, and if its queue has a rate, so does that. At
-    /// most a day. The handler may then end with [`Outcome::Snooze`](crate::Outcome::Snooze) of the same time.
+    /// job counts against lets nobody start with the same key until then, and if its queue has a rate, so does that. If none
+    /// of them has a rate, for that may be lifted at any time, each of its limits does so. At most a day. The handler may
+    /// then end with [`Outcome::Snooze`](crate::Outcome::Snooze) of the same time.
+    ///
+    /// Tells whether there was anything to shut: false if the job counts against no limit and its queue has no rate.
     ///
     /// # Errors
-    /// `Invalid` if neither one of the job's limits nor its queue has a rate; `Conflict` if this attempt does not count any
-    /// more.
-    pub fn throttled(&self, wait: Duration) -> Result<()> {
+    /// `Conflict` if this attempt does not count any more.
+    pub fn throttled(&self, wait: Duration) -> Result<bool> {
         let wait = wait.min(THROTTLE_MAX);
-        self.at_gates(move |turn, job| match turn.throttle(job, turn.now.saturating_add(wait))? {
-            true => Ok(Ok(())),
-            false => Ok(Err(Error::invalid("limit", "neither a limit of the job nor its queue has a rate"))),
-        })
+        self.at_gates(move |turn, job| turn.throttle(job, turn.now.saturating_add(wait)).map(Ok))
     }
 
-    fn at_gates(
+    fn at_gates<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut Turn<'_>, JobId) -> rusqlite::Result<Result<()>> + Send + 'static,
-    ) -> Result<()> {
+        work: impl FnOnce(&mut Turn<'_>, JobId) -> rusqlite::Result<Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let claim = self.run.claim.clone();
         self.client.desk().call(move |turn| {
             let storage = |error| storage_error("cannot count at the limits", error);

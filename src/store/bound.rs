@@ -41,31 +41,28 @@ impl Turn<'_> {
         Ok(found)
     }
 
-    /// Corrects what a running job takes of the rate of its queue, and tells whether that has one.
-    pub(crate) fn spent_in_queue(&mut self, job: JobId, tokens: u32) -> rusqlite::Result<bool> {
+    /// Corrects what a running job takes of the rate of its queue.
+    pub(crate) fn spent_in_queue(&mut self, job: JobId, tokens: u32) -> rusqlite::Result<()> {
         let (lane, cost): (i64, i64) = self
             .conn
             .prepare_cached("SELECT lane, coalesce(cost, 1) FROM jobmill_job WHERE id = ?1")?
             .query_row([job], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let Some(queue) = self.book.lanes.bounded(lane).filter(|queue| queue.has_rate()) else { return Ok(false) };
-        queue.take(i64::from(tokens) - cost, self.now);
-        self.conn.prepare_cached("UPDATE jobmill_job SET cost = ?2 WHERE id = ?1")?.execute(params![job, tokens])?;
-        Ok(true)
+        if let Some(queue) = self.book.lanes.bounded(lane) {
+            queue.take(i64::from(tokens) - cost, self.now);
+        }
+        self.conn
+            .prepare_cached("UPDATE jobmill_job SET cost = ?2 WHERE id = ?1")?
+            .execute(params![job, tokens])
+            .map(drop)
     }
 
-    /// Shuts every gate with a rate that a job goes by until a moment, and its queue if that has a rate. Tells whether there
-    /// was any.
+    /// Shuts every gate with a rate that a job goes by until a moment, and its queue if that has a rate. If nothing of that
+    /// has one, every gate. Tells whether anything was shut.
     pub(crate) fn throttle(&mut self, job: JobId, until: Timestamp) -> rusqlite::Result<bool> {
-        let mut any = false;
+        let (mut rated, mut others) = (Vec::new(), Vec::new());
         for (id, _) in uses_of(self.conn, job)?.0 {
             let limit = self.book.gates.get(self.conn, id)?.limit;
-            if self.book.gates.bounds(limit).rate.is_none() {
-                continue;
-            }
-            any = true;
-            let gate = self.book.gates.change(self.conn, id)?;
-            gate.blocked_until = blocked(gate.blocked_until, self.now).unwrap_or(0).max(until.as_micros());
-            self.book.gates.loosen(id);
+            if self.book.gates.has_rate(limit) { &mut rated } else { &mut others }.push(id);
         }
         let lane: Option<i64> = self
             .conn
@@ -73,9 +70,18 @@ impl Turn<'_> {
             .query_row([job], |row| row.get(0))
             .optional()?;
         let queue = lane.and_then(|lane| self.book.lanes.bounded(lane)).filter(|queue| queue.has_rate());
+        let mut any = false;
         if let Some(queue) = queue {
-            any = true;
             queue.throttle(until, self.now);
+            any = true;
+        } else if rated.is_empty() {
+            rated = others;
+        }
+        for id in rated {
+            let gate = self.book.gates.change(self.conn, id)?;
+            gate.blocked_until = blocked(gate.blocked_until, self.now).unwrap_or(0).max(until.as_micros());
+            self.book.gates.loosen(id);
+            any = true;
         }
         Ok(any)
     }

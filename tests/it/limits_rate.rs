@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jobmill::testing::Harness;
-use jobmill::{Client, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Workers};
+use jobmill::{
+    Client, Clock, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status, Workers,
+};
 
 use crate::support::{Echo, file, query, refused, secs, sound};
 
@@ -397,26 +399,59 @@ fn what_a_job_really_took_of_its_queue_is_corrected_after_the_call() -> jobmill:
         t.drain()?;
         assert_eq!(tokens()?, Some(left), "{said}");
     }
-    let id = t.enqueue(Echo::job("1").max_attempts(1))?;
+    // A rate may be lifted at any time, and no handler fails for that.
+    t.client().limit_queue(&Limit::new("mail"))?;
+    let id = t.enqueue(Echo::job("1").queue("mail").max_attempts(1))?;
     t.drain()?;
-    assert_eq!(t.client().get(id)?.error.as_deref(), Some("queue: default has no rate"));
+    t.check(id, "completed, attempt 1");
     sound(t.client());
     Ok(())
 }
 
 #[test]
-fn who_is_asked_to_leave_a_service_alone_without_any_rate_to_shut_is_told() -> jobmill::Result<()> {
+fn who_is_asked_to_leave_a_service_alone_shuts_limits_without_a_rate_if_there_are_no_others() -> jobmill::Result<()> {
     let t = Harness::new(|builder| {
         builder
             .limit(Limit::new("few").concurrency(1))
-            .limit_queue(Limit::new("mail").concurrency(1))
-            .handle(|_: Echo, ctx: &Context| -> Result<(), Failure> { Ok(ctx.throttled(secs(9))?) })
+            .limit(Limit::new("slow").rate(9, secs(1)))
+            .limit_queue(Limit::new("mail").rate(9, secs(1)))
+            .handle(|_: Echo, ctx: &Context| -> Result<bool, Failure> { Ok(ctx.throttled(secs(9))?) })
     })?;
-    for job in [Echo::job(""), Echo::job("").limit("few").queue("mail")] {
-        let id = t.enqueue(job.max_attempts(1))?;
+    let few = || Echo::job("").limit(LimitUse::of("few").key("a"));
+    let waits = |job: NewJob| -> jobmill::Result<Option<i64>> {
+        let id = t.enqueue(job)?;
         t.drain()?;
-        let error = t.client().get(id)?.error;
-        assert_eq!(error.as_deref(), Some("limit: neither a limit of the job nor its queue has a rate"));
+        let job = t.client().get(id)?;
+        assert!(job.status == Status::Pending || job.result::<bool>()?);
+        let waits = t.client().explain(id)?.reasons.into_iter().find_map(|reason| match reason {
+            Reason::Limited { until, .. } | Reason::QueueLimited { until, .. } => until,
+            _ => None,
+        });
+        Ok(waits.map(|until| until.since(t.clock().now()).as_secs() as i64))
+    };
+    assert_eq!(waits(few().limit("slow"))?, None);
+    assert_eq!(waits(Echo::job("").limit("slow"))?, Some(9), "it has a rate");
+    assert_eq!(waits(few().queue("mail"))?, None, "the first has a rate to shut, and leaves the other alone");
+    assert_eq!(waits(Echo::job("").queue("mail"))?, Some(9));
+    assert_eq!(waits(few())?, None);
+    assert_eq!(waits(few())?, Some(9), "nothing else was to be shut");
+    assert_eq!(waits(Echo::job("").limit(LimitUse::of("few").key("b")))?, None, "another key");
+    t.advance(secs(9));
+    t.drain()?;
+    assert_eq!(t.client().stats()?.depth(), 0);
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
+fn who_has_no_limit_to_shut_is_told() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| {
+        builder.handle(|_: Echo, ctx: &Context| -> Result<bool, Failure> { Ok(ctx.throttled(secs(9))?) })
+    })?;
+    let ids = [t.enqueue(Echo::job("1"))?, t.enqueue(Echo::job("2"))?];
+    t.drain()?;
+    for id in ids {
+        assert!(!t.client().get(id)?.result::<bool>()?);
     }
     Ok(())
 }

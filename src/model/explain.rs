@@ -156,6 +156,11 @@ pub enum Reason {
         /// The job that holds the key. None: it is another user's.
         id: Option<JobId>,
     },
+    /// It had not started by its deadline.
+    Expired {
+        /// Its `expires_at`.
+        expires_at: Timestamp,
+    },
     /// It has ended.
     Ended {
         /// How.
@@ -225,6 +230,7 @@ impl fmt::Display for Reason {
             }
             Self::DuplicateOf { id: Some(id) } => write!(f, "{id} holds its unique key by now"),
             Self::DuplicateOf { id: None } => write!(f, "another job holds its unique key by now"),
+            Self::Expired { expires_at } => write!(f, "it had not started by {expires_at}"),
             Self::Ended { status } => write!(f, "it is {status}"),
         }
     }
@@ -272,7 +278,8 @@ pub struct Explanation {
     pub reasons: Vec<Reason>,
     /// When it ended, if it has.
     pub ended_at: Option<Timestamp>,
-    /// The error of its newest attempt that failed, if it is failed.
+    /// The error of its newest attempt that failed, if it is failed. If it was cancelled after it had begun: that, or the
+    /// reason that its handler gave.
     pub error: Option<String>,
 }
 
@@ -282,13 +289,15 @@ impl fmt::Display for Explanation {
         if let Some(at) = self.ended_at {
             write!(f, " at {at}")?;
         }
-        write!(f, ": ")?;
-        for (at, reason) in self.reasons.iter().enumerate() {
-            let separator = if at == 0 { "" } else { ", " };
+        // Where it stands has been told.
+        let told: Vec<&Reason> = self.reasons.iter().filter(|reason| !matches!(reason, Reason::Ended { .. })).collect();
+        for (at, reason) in told.iter().enumerate() {
+            let separator = if at == 0 { ": " } else { ", " };
             write!(f, "{separator}{reason}")?;
         }
         match &self.error {
-            Some(error) => write!(f, ", with the error: {error}"),
+            Some(error) if self.status == Status::Failed => write!(f, ", with the error: {error}"),
+            Some(error) => write!(f, ", and its last attempt said: {error}"),
             None => Ok(()),
         }
     }

@@ -44,7 +44,9 @@ pub(crate) fn explain(
         (Some(_), _) => why_ended(conn, &job, user, now)?,
     };
     let ended_at = job.completed_at.filter(|_| job.status.is_terminal());
-    let error = job.error.filter(|_| job.status == Status::Failed);
+    // What its attempts have said of an end that is theirs.
+    let said = job.status == Status::Failed || job.status == Status::Cancelled && job.attempt > 0;
+    let error = job.error.filter(|_| said);
     Ok(Some(Explanation { status: job.status, reasons, ended_at, error }))
 }
 
@@ -126,11 +128,14 @@ fn why_running(
 }
 
 fn why_ended(conn: &Connection, job: &Job, user: Option<&str>, now: Timestamp) -> rusqlite::Result<Vec<Reason>> {
-    let mut reasons = vec![match job.failure_reason {
-        Some(FailureReason::Refused) => Reason::Refused,
-        Some(FailureReason::CrashLoop) => Reason::CrashLoop { attempts: job.attempt },
-        Some(FailureReason::AttemptsSpent | FailureReason::TimedOut) => Reason::AttemptsSpent { attempts: job.attempt },
-        Some(FailureReason::Dependency) | None => Reason::Ended { status: job.status },
+    let mut reasons = vec![match (job.failure_reason, job.expires_at) {
+        (Some(FailureReason::Refused), _) => Reason::Refused,
+        (Some(FailureReason::CrashLoop), _) => Reason::CrashLoop { attempts: job.attempt },
+        (Some(FailureReason::AttemptsSpent | FailureReason::TimedOut), _) => {
+            Reason::AttemptsSpent { attempts: job.attempt }
+        }
+        (None, Some(expires_at)) if job.status == Status::Expired => Reason::Expired { expires_at },
+        (Some(FailureReason::Dependency) | None, _) => Reason::Ended { status: job.status },
     }];
     if job.status == Status::Completed {
         return Ok(reasons);

@@ -537,6 +537,7 @@ fn each_reason_is_told_in_words() -> jobmill::Result<()> {
     t.drain()?;
     t.check(looks, "completed, attempt 1");
     assert_eq!(reasons(looks)?, [Reason::Ended { status: Status::Completed }]);
+    assert_eq!(client.explain(looks)?.to_string(), "completed at 2026-01-01T00:00:00.000000Z");
     assert_eq!(reasons(fails)?, [Reason::Scheduled { until: at(30), attempt: 2 }]);
     t.advance(secs(30));
     t.drain()?;
@@ -564,8 +565,11 @@ fn each_reason_is_told_in_words() -> jobmill::Result<()> {
     );
     t.advance(secs(60));
     t.drain()?;
-    assert_eq!(reasons(delayed)?, [Reason::Ended { status: Status::Expired }]);
-    assert_eq!(client.explain(delayed)?.to_string(), "expired at 2026-01-01T00:01:30.000000Z: it is expired");
+    assert_eq!(reasons(delayed)?, [Reason::Expired { expires_at: at(90) }]);
+    assert_eq!(
+        client.explain(delayed)?.to_string(),
+        "expired at 2026-01-01T00:01:30.000000Z: it had not started by 2026-01-01T00:01:30.000000Z"
+    );
     Ok(())
 }
 
@@ -649,10 +653,7 @@ fn what_was_not_met_is_told_with_how_it_ended() -> jobmill::Result<()> {
         let not_met = Reason::NotMet { id: Some(needed), name: None, status };
         assert_eq!(explanation.reasons, [Reason::Ended { status: Status::Cancelled }, not_met]);
         let how = status.map_or("was deleted".to_owned(), |status| format!("is {status}"));
-        assert_eq!(
-            explanation.to_string(),
-            format!("cancelled at 2026-01-01T00:00:00.000000Z: it is cancelled, {needed} {how}")
-        );
+        assert_eq!(explanation.to_string(), format!("cancelled at 2026-01-01T00:00:00.000000Z: {needed} {how}"));
     }
     // Within a workflow both have their names, and a stage has nothing else.
     let workflow = NewWorkflow::new("w").job("first", NewJob::of(&Other(4))).jobs("parts", [NewJob::of(&Other(5))]);

@@ -98,6 +98,9 @@ fn a_running_job_is_asked_to_stop_and_ends_as_it_will() -> jobmill::Result<()> {
         t.check(id, stands);
         let job = t.client().get(id)?;
         assert_eq!((job.error.as_deref(), job.cancel_requested_at), (error, Some(now(&t))), "{how}");
+        let said = error.map_or_else(String::new, |error| format!(", and its last attempt said: {error}"));
+        let explained = t.client().explain(id)?.to_string();
+        assert_eq!(explained, format!("{} at {}{said}", job.status, now(&t)));
         assert_eq!(job.result.is_some(), how == "value");
     }
     let id = t.enqueue(Echo::job("panic"))?;

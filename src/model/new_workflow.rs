@@ -45,7 +45,9 @@ pub struct NewWorkflow<'j> {
     pub(crate) nodes: Vec<NewNode<'j>>,
     /// What follows its end, with the condition.
     pub(crate) callbacks: Vec<(Condition, NewJob)>,
-    /// A relation was said before any name was.
+    /// A callback was set last, and not a name.
+    at_callback: bool,
+    /// A relation was said where no name waits: before the first, or of a callback.
     misplaced: bool,
 }
 
@@ -101,7 +103,14 @@ impl<'j> NewWorkflow<'j> {
 
     /// A workflow without jobs yet.
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), user: None, nodes: Vec::new(), callbacks: Vec::new(), misplaced: false }
+        Self {
+            name: name.into(),
+            user: None,
+            nodes: Vec::new(),
+            callbacks: Vec::new(),
+            at_callback: false,
+            misplaced: false,
+        }
     }
 
     /// Jobs one after the other, each cancelled if the one before it does not end well.
@@ -130,22 +139,24 @@ impl<'j> NewWorkflow<'j> {
     }
 
     /// Adds a job.
-    pub fn job(mut self, name: impl Into<String>, job: impl Into<NewJob>) -> Self {
-        let work = Work::Job(Box::new(job.into()));
-        self.nodes.push(NewNode { name: name.into(), work, needs: Vec::new() });
-        self
+    pub fn job(self, name: impl Into<String>, job: impl Into<NewJob>) -> Self {
+        self.name_node(name.into(), Work::Job(Box::new(job.into())))
     }
 
     /// Adds a stage: jobs that are counted together. They are taken from the iterator when the workflow is started, a slice
     /// at a time. There may be none: handlers can [add](crate::Context::enqueue_in_stage) some while the stage is open, as
     /// it is if it follows their own job. A stage without jobs that follows nothing ends at once.
     pub fn jobs<J: Into<NewJob> + 'j>(
-        mut self,
+        self,
         name: impl Into<String>,
         jobs: impl IntoIterator<Item = J, IntoIter: 'j>,
     ) -> Self {
-        let work = Work::Stage(Box::new(jobs.into_iter().map(Into::into)));
-        self.nodes.push(NewNode { name: name.into(), work, needs: Vec::new() });
+        self.name_node(name.into(), Work::Stage(Box::new(jobs.into_iter().map(Into::into))))
+    }
+
+    fn name_node(mut self, name: String, work: Work<'j>) -> Self {
+        self.nodes.push(NewNode { name, work, needs: Vec::new() });
+        self.at_callback = false;
         self
     }
 
@@ -156,7 +167,7 @@ impl<'j> NewWorkflow<'j> {
 
     /// Has the job or stage that was named last wait for another, and says what becomes of it if that does not end well.
     pub fn after_with(mut self, name: impl Into<String>, on_failure: OnFailure) -> Self {
-        match self.nodes.last_mut() {
+        match self.nodes.last_mut().filter(|_| !self.at_callback) {
             Some(node) => node.needs.push((name.into(), on_failure)),
             None => self.misplaced = true,
         }
@@ -174,22 +185,25 @@ impl<'j> NewWorkflow<'j> {
     /// Callbacks are jobs like others, and have nothing from those of the workflow but its user: one runs on the queue, with
     /// the priority and after the delay that its own [`NewJob`] says, by default on the queue `default` with the default
     /// priority and at once. Where many jobs wait, give it a queue of its own or a higher priority.
-    pub fn on_success(mut self, job: impl Into<NewJob>) -> Self {
-        self.callbacks.push((Condition::SuccessOrCancel, job.into()));
-        self
+    pub fn on_success(self, job: impl Into<NewJob>) -> Self {
+        self.call_back(Condition::SuccessOrCancel, job.into())
     }
 
     /// Sets a job that runs when the workflow has ended otherwise: it failed or was cancelled. It is cancelled if not. Its
     /// queue and priority are [its own](NewWorkflow::on_success).
-    pub fn on_failure(mut self, job: impl Into<NewJob>) -> Self {
-        self.callbacks.push((Condition::Failure, job.into()));
-        self
+    pub fn on_failure(self, job: impl Into<NewJob>) -> Self {
+        self.call_back(Condition::Failure, job.into())
     }
 
     /// Sets a job that runs when the workflow has ended, however. Its queue and priority are
     /// [its own](NewWorkflow::on_success).
-    pub fn on_end(mut self, job: impl Into<NewJob>) -> Self {
-        self.callbacks.push((Condition::End, job.into()));
+    pub fn on_end(self, job: impl Into<NewJob>) -> Self {
+        self.call_back(Condition::End, job.into())
+    }
+
+    fn call_back(mut self, condition: Condition, job: NewJob) -> Self {
+        self.callbacks.push((condition, job));
+        self.at_callback = true;
         self
     }
 
@@ -200,7 +214,10 @@ impl<'j> NewWorkflow<'j> {
             check_name("user", user)?;
         }
         if self.misplaced {
-            return Err(Error::invalid("after", "must follow the job or stage that waits"));
+            return Err(Error::invalid(
+                "after",
+                "must follow the job or stage that waits, and a callback waits for the whole",
+            ));
         }
         if self.nodes.is_empty() {
             return Err(Error::invalid("workflow", "must have at least one job or stage"));

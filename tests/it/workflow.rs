@@ -524,6 +524,7 @@ fn what_breaks_a_rule_writes_nothing() -> jobmill::Result<()> {
         (one().after("b"), "after: \"a\" waits for \"b\", and nothing"),
         (one().after("a"), "after: goes in a circle: a after a"),
         (NewWorkflow::new("w").after("a").job("a", Do::job("a")), "after: must follow the job"),
+        (NewWorkflow::new("w").job("a", Do::job("a")).on_end(Do::job("end")).after("a"), "after: must follow the job"),
         (one().job("b", Do::job("b")).after("a").after("a"), "after: \"b\" waits for \"a\" twice"),
         (
             NewWorkflow::new("w")

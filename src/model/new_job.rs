@@ -22,6 +22,10 @@ use crate::model::unique::Unique;
 
 /// The input of a job: a type that names its kind.
 ///
+/// Jobs are stored as JSON, and may be run by a later version of the program: give new fields a `#[serde(default)]`. A
+/// payload that does not deserialize is an error like others, tried again after the backoff, for another process or the next
+/// version may well read it.
+///
 /// ```
 /// use jobmill::{NewJob, Payload, Priority};
 /// use serde::{Deserialize, Serialize};

@@ -418,7 +418,8 @@ impl Desk {
     pub(crate) fn settle(&self) -> Result<()> {
         loop {
             if self.look_around()?.failed {
-                return Err(Error::new(ErrorKind::Storage, "the last turn failed"));
+                let why = self.contact().trouble().map(|trouble| format!(": {}", trouble.error)).unwrap_or_default();
+                return Err(Error::new(ErrorKind::Storage, format!("the last turn failed{why}")));
             }
             let core = self.core.lock();
             if self.receiver.is_empty() && core.backlog.is_empty() && core.refused.is_empty() {

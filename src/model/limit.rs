@@ -250,6 +250,65 @@ impl Rate {
     }
 }
 
+/// How a bucket stands, and until when a service has asked to be left alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    /// When it is full again, in nanoseconds since the epoch.
+    pub(crate) full_at: i64,
+    /// In microseconds, as the next.
+    pub(crate) blocked_until: i64,
+    /// What the clock showed by which these were reckoned; of several, that which was ahead. By another clock they say nothing
+    /// of how much is missing.
+    pub(crate) as_of: i64,
+}
+
+impl Bucket {
+    /// Takes so many tokens, or gives them back if there are fewer than none.
+    pub(crate) fn take(&mut self, rate: &Rate, tokens: i64, now: Timestamp) {
+        self.reckon(now);
+        self.full_at = rate.take(self.full_at, tokens, nanos(now));
+    }
+
+    /// Shuts it until a moment.
+    pub(crate) fn throttle(&mut self, until: Timestamp, now: Timestamp) {
+        self.reckon(now);
+        self.blocked_until = blocked(self.blocked_until, now).unwrap_or(0).max(until.as_micros());
+    }
+
+    /// Goes on at another rate with the tokens that it has. Nothing is remembered of a rate that is lifted, nor of a service
+    /// that asked to be left alone.
+    pub(crate) fn take_over(&mut self, rates: Option<(Rate, Rate)>, now: Timestamp) {
+        let Some((before, rate)) = rates else {
+            *self = Self::default();
+            return;
+        };
+        // The tokens are counted when the last one was taken if the clock of whoever did that is ahead of ours: the time
+        // between the clocks brings none, and none are missing for it.
+        self.reckon(now);
+        self.full_at = rate.takes_over(&before, self.full_at, self.as_of.saturating_mul(1000));
+    }
+
+    /// Has the time go on from a moment at which the clock was set back, when it showed `seen` at least.
+    pub(crate) fn set_back(&mut self, seen: Timestamp, now: Timestamp) {
+        if self.as_of > now.as_micros() {
+            let by = self.as_of.max(seen.as_micros()) - now.as_micros();
+            self.full_at = self.full_at.saturating_sub(by.saturating_mul(1000));
+            self.blocked_until = self.blocked_until.saturating_sub(by);
+            self.as_of = now.as_micros();
+        }
+    }
+
+    fn reckon(&mut self, now: Timestamp) {
+        let rests = self.full_at <= nanos(now) && self.blocked_until <= now.as_micros();
+        self.as_of = if rests { now.as_micros() } else { self.as_of.max(now.as_micros()) };
+    }
+}
+
+/// A moment in nanoseconds since the epoch.
+pub(crate) fn nanos(at: Timestamp) -> i64 {
+    at.as_micros().saturating_mul(1000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,6 +391,46 @@ mod tests {
         let levels =
             [0, 1, 2, 3, 9].map(|spent| smaller.level(smaller.takes_over(&RATE, RATE.take(0, spent, NOW), NOW), NOW));
         assert_eq!(levels, [1, 1, 1, 0, -6]);
+    }
+
+    fn at(ns: i64) -> Timestamp {
+        Timestamp::from_micros(ns / 1000)
+    }
+
+    #[test]
+    fn a_bucket_has_the_same_tokens_after_its_clock_was_set_back() {
+        const SECOND: i64 = 1_000_000_000;
+        for back in [2, 3600, 86_400, 1_000_000] {
+            let mut bucket = Bucket::default();
+            bucket.take(&RATE, 5, at(NOW));
+            bucket.throttle(at(NOW + 60 * SECOND), at(NOW));
+            // A second went by before anybody noticed.
+            let now = NOW + SECOND - back * SECOND;
+            bucket.set_back(at(NOW + SECOND), at(now));
+            assert_eq!(RATE.level(bucket.full_at, now), 1, "{back}");
+            assert_eq!(blocked(bucket.blocked_until, at(now)), Some(at(now + 59 * SECOND).as_micros()), "{back}");
+            let known = bucket;
+            bucket.set_back(at(NOW), at(now));
+            assert_eq!(bucket, known, "it is put right once");
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_a_clock_ahead_has_reckoned_goes_on_at_another_rate_with_the_tokens_that_it_had_there() {
+        let slower = Rate { tokens: 1, period: Duration::from_secs(60), burst: 3 };
+        for (behind, taken) in [(0, 2), (5_000_000_000, 2), (3_600_000_000_000, 2), (3_600_000_000_000, 7)] {
+            let mut bucket = Bucket::default();
+            bucket.take(&RATE, taken, at(NOW));
+            // One whose clock is behind gives back what he had taken, which is not reckoned by his clock.
+            bucket.take(&RATE, 1, at(NOW - behind));
+            bucket.take(&RATE, -1, at(NOW - behind));
+            bucket.take_over(Some((RATE, slower)), at(NOW - behind));
+            assert_eq!(slower.level(bucket.full_at, NOW), 3 - taken, "{behind} ns behind");
+        }
+        let mut rested = Bucket::default();
+        rested.take(&RATE, 2, at(NOW));
+        rested.take(&RATE, 2, at(NOW + 5_000_000_000));
+        assert_eq!(rested.as_of, at(NOW + 5_000_000_000).as_micros());
     }
 
     #[test]

@@ -4,10 +4,10 @@ use rusqlite::{OptionalExtension, named_params, params};
 
 use crate::model::history::{Action, Caller};
 use crate::model::id::JobId;
-use crate::model::limit::{Limit, blocked};
+use crate::model::limit::{Bucket, Limit, nanos};
 use crate::model::time::Timestamp;
 use crate::store::audit::Line;
-use crate::store::gate::{columns, nanos, text, uses_of};
+use crate::store::gate::{bucket, columns, text, uses_of, write_bucket};
 use crate::store::{Turn, queue};
 
 /// Removes gates that no job names and of which nothing need be remembered.
@@ -29,7 +29,7 @@ impl Turn<'_> {
             let more = i64::from(tokens) - i64::from(std::mem::replace(cost, tokens));
             if let Some(rate) = self.book.gates.bounds(limit).rate {
                 let gate = self.book.gates.change(self.conn, *id)?;
-                gate.full_at = rate.take(gate.full_at, more, nanos(self.now));
+                gate.bucket.take(&rate, more, self.now);
             }
             self.book.gates.loosen(*id);
         }
@@ -79,7 +79,7 @@ impl Turn<'_> {
         }
         for id in rated {
             let gate = self.book.gates.change(self.conn, id)?;
-            gate.blocked_until = blocked(gate.blocked_until, self.now).unwrap_or(0).max(until.as_micros());
+            gate.bucket.throttle(until, self.now);
             self.book.gates.loosen(id);
             any = true;
         }
@@ -121,29 +121,23 @@ impl Turn<'_> {
     }
 
     /// Lets the keys of a limit go on with the tokens that they have, for at another rate these take another time to come.
-    /// Nothing is remembered of a rate that is lifted, nor of a service that asked to be left alone.
     fn take_over_tokens(&mut self, limit: &Limit) -> rusqlite::Result<()> {
         let Some(id) = self.book.gates.limit(&limit.name) else { return Ok(()) };
         let before = self.book.gates.bounds(id).rate;
         if before == limit.rate {
             return Ok(());
         }
-        let spent: Vec<(i64, i64)> = self
+        let spent: Vec<(i64, Bucket)> = self
             .conn
             .prepare_cached(
-                "SELECT id, full_at FROM jobmill_gate WHERE limit_id = ?1 AND (full_at > ?2 OR blocked_until > 0)",
+                "SELECT id, full_at, blocked_until, as_of FROM jobmill_gate
+                 WHERE limit_id = ?1 AND (full_at > ?2 OR blocked_until > 0)",
             )?
-            .query_map(params![id, nanos(self.now)], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .query_map(params![id, nanos(self.now)], |row| Ok((row.get(0)?, bucket(row, 1)?)))?
             .collect::<rusqlite::Result<_>>()?;
-        for (gate, full_at) in spent {
-            let full_at =
-                limit.rate.zip(before).map(|(rate, before)| rate.takes_over(&before, full_at, nanos(self.now)));
-            self.conn
-                .prepare_cached(
-                    "UPDATE jobmill_gate SET full_at = coalesce(?2, 0),
-                         blocked_until = CASE WHEN ?2 IS NULL THEN 0 ELSE blocked_until END WHERE id = ?1",
-                )?
-                .execute(params![gate, full_at])?;
+        for (gate, mut bucket) in spent {
+            bucket.take_over(before.zip(limit.rate), self.now);
+            write_bucket(self.conn, gate, &bucket)?;
         }
         Ok(())
     }

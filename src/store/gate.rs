@@ -11,7 +11,7 @@ use std::collections::{BTreeSet, HashMap};
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 
 use crate::model::id::JobId;
-use crate::model::limit::{LimitUse, Rate, blocked};
+use crate::model::limit::{Bucket, LimitUse, Rate, blocked, nanos};
 use crate::model::time::Timestamp;
 
 /// How many gates are remembered, and how many of their names.
@@ -55,8 +55,7 @@ pub(crate) struct Gate {
     pub(crate) limit: i64,
     pub(crate) jobs: i64,
     pub(crate) running: i64,
-    pub(crate) full_at: i64,
-    pub(crate) blocked_until: i64,
+    pub(crate) bucket: Bucket,
     wake_at: Option<i64>,
     pub(crate) lanes: Vec<InLane>,
     changed: bool,
@@ -124,7 +123,7 @@ pub(crate) struct Bounds {
 impl Bounds {
     /// Whether a job of this cost may start, if `ready` more like it are let go before it.
     fn passage(&self, gate: &Gate, cost: u32, ready: i64, now: Timestamp) -> Passage {
-        if let Some(until) = blocked(gate.blocked_until, now) {
+        if let Some(until) = blocked(gate.bucket.blocked_until, now) {
             return Passage::Until(until);
         }
         if self.concurrency.is_some_and(|most| gate.running + ready >= i64::from(most)) {
@@ -132,7 +131,8 @@ impl Bounds {
         }
         let Some(rate) = &self.rate else { return Passage::Open };
         let now_ns = nanos(now);
-        let spent = if ready > 0 { rate.take(gate.full_at, ready * i64::from(cost), now_ns) } else { gate.full_at };
+        let full_at = gate.bucket.full_at;
+        let spent = if ready > 0 { rate.take(full_at, ready * i64::from(cost), now_ns) } else { full_at };
         let ready_at = rate.ready_at(spent, cost, now_ns);
         if ready_at <= now_ns { Passage::Open } else { Passage::Until(micros(ready_at)) }
     }
@@ -304,11 +304,21 @@ impl Gates {
         Ok(())
     }
 
-    /// Has every gate looked at that waits for time, for the clock was set back.
-    pub(crate) fn wake_all(&mut self, conn: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+    /// Has the time go on for every gate from a moment at which the clock was set back, when it showed `seen` at least, and
+    /// every gate looked at that waits for time.
+    pub(crate) fn set_back(&mut self, conn: &Connection, seen: Timestamp, now: Timestamp) -> rusqlite::Result<()> {
         self.write(conn)?;
         self.known.clear();
+        self.dear.clear();
         self.next_wake = None;
+        let ahead: Vec<(i64, Bucket)> = conn
+            .prepare_cached("SELECT id, full_at, blocked_until, as_of FROM jobmill_gate WHERE as_of > ?1")?
+            .query_map([now], |row| Ok((row.get(0)?, bucket(row, 1)?)))?
+            .collect::<rusqlite::Result<_>>()?;
+        for (id, mut bucket) in ahead {
+            bucket.set_back(seen, now);
+            write_bucket(conn, id, &bucket)?;
+        }
         conn.prepare_cached("UPDATE jobmill_gate SET wake_at = ?1 WHERE wake_at > ?1")?.execute([now]).map(drop)
     }
 
@@ -339,15 +349,16 @@ impl Gates {
             let Some(gate) = self.known.get_mut(&id) else { continue };
             gate.changed = false;
             conn.prepare_cached(
-                "UPDATE jobmill_gate SET jobs = ?2, running = ?3, full_at = ?4, blocked_until = ?5, wake_at = ?6
+                "UPDATE jobmill_gate SET jobs = ?2, running = ?3, full_at = ?4, blocked_until = ?5, as_of = ?6, wake_at = ?7
                  WHERE id = ?1",
             )?
             .execute(params![
                 id,
                 gate.jobs,
                 gate.running,
-                gate.full_at,
-                gate.blocked_until,
+                gate.bucket.full_at,
+                gate.bucket.blocked_until,
+                gate.bucket.as_of,
                 gate.wake_at
             ])?;
             for in_lane in gate.lanes.iter_mut().filter(|in_lane| in_lane.changed) {
@@ -415,16 +426,15 @@ pub(crate) fn uses_of(conn: &Connection, job: JobId) -> rusqlite::Result<(Vec<Ta
 fn read(conn: &Connection, id: i64) -> rusqlite::Result<Gate> {
     let mut gate = conn
         .prepare_cached(
-            "SELECT limit_id, jobs, running, full_at, blocked_until, wake_at FROM jobmill_gate WHERE id = ?1",
+            "SELECT limit_id, jobs, running, full_at, blocked_until, as_of, wake_at FROM jobmill_gate WHERE id = ?1",
         )?
         .query_row([id], |row| {
             Ok(Gate {
                 limit: row.get(0)?,
                 jobs: row.get(1)?,
                 running: row.get(2)?,
-                full_at: row.get(3)?,
-                blocked_until: row.get(4)?,
-                wake_at: row.get(5)?,
+                bucket: bucket(row, 3)?,
+                wake_at: row.get(6)?,
                 lanes: Vec::new(),
                 changed: false,
             })
@@ -435,6 +445,13 @@ fn read(conn: &Connection, id: i64) -> rusqlite::Result<Gate> {
         gate.lanes.push(InLane { lane: row.get(0)?, ready: row.get(1)?, held: row.get(2)?, changed: false });
     }
     Ok(gate)
+}
+
+/// Writes how the bucket of a gate stands that nobody remembers.
+pub(crate) fn write_bucket(conn: &Connection, gate: i64, bucket: &Bucket) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE jobmill_gate SET full_at = ?2, blocked_until = ?3, as_of = ?4 WHERE id = ?1")?
+        .execute(params![gate, bucket.full_at, bucket.blocked_until, bucket.as_of])
+        .map(drop)
 }
 
 fn write_in_lane(conn: &Connection, gate: i64, in_lane: &InLane) -> rusqlite::Result<()> {
@@ -496,9 +513,9 @@ pub(crate) fn columns(rate: Option<Rate>) -> (Option<u32>, Option<i64>, Option<u
     (rate.map(|rate| rate.tokens), period_us, rate.map(|rate| rate.burst))
 }
 
-/// A moment in nanoseconds since the epoch.
-pub(crate) fn nanos(at: Timestamp) -> i64 {
-    at.as_micros().saturating_mul(1000)
+/// How a bucket stands that three columns of a row tell, from column `first` on.
+pub(crate) fn bucket(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Bucket> {
+    Ok(Bucket { full_at: row.get(first)?, blocked_until: row.get(first + 1)?, as_of: row.get(first + 2)? })
 }
 
 /// A moment in microseconds, rounded up.

@@ -9,7 +9,7 @@ use crate::model::event::Cause;
 use crate::model::id::JobId;
 use crate::model::limit::LimitUse;
 use crate::store::Turn;
-use crate::store::gate::{Passage, Taken, nanos, parse, uses_of};
+use crate::store::gate::{Passage, Taken, parse, uses_of};
 use crate::store::line::{self, Joined};
 use crate::store::place::Place;
 use crate::store::row::State;
@@ -243,7 +243,7 @@ impl Turn<'_> {
             if let Some(rate) = rate
                 && taken != 0
             {
-                gate.full_at = rate.take(gate.full_at, taken, nanos(self.now));
+                gate.bucket.take(&rate, taken, self.now);
             }
             let waiting = gate.lanes.iter().any(|in_lane| in_lane.held > 0);
             let left = matches!(from, Some(State::Running | State::Pending)) && to != Some(State::Running);

@@ -219,9 +219,10 @@ impl Lanes {
         self.lanes.iter().filter(waits).filter_map(opens_at).min()
     }
 
-    /// Looks anew at what time opens, for the clock was set back.
-    pub(crate) fn reopen(&mut self) {
-        self.bounded.values_mut().for_each(Bounded::reopen);
+    /// Has the time go on for every bounded queue from a moment at which the clock was set back, when it showed `seen` at
+    /// least.
+    pub(crate) fn set_back(&mut self, seen: Timestamp, now: Timestamp) {
+        self.bounded.values_mut().for_each(|queue| queue.set_back(seen, now));
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Lane> {

@@ -5,10 +5,10 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use crate::model::explain::Reason;
 use crate::model::id::JobId;
 use crate::model::job::Job;
-use crate::model::limit::{Limit, LimitUsage, Rate, blocked};
+use crate::model::limit::{Limit, LimitUsage, Rate, blocked, nanos};
 use crate::model::new_batch::BATCH_KIND;
 use crate::model::time::Timestamp;
-use crate::store::gate::{micros, nanos, rate};
+use crate::store::gate::{micros, rate};
 use crate::store::row::whole;
 
 macro_rules! usage_columns {

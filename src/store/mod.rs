@@ -318,9 +318,8 @@ impl Store {
             self.refresh().map_err(|error| storage_error("cannot read the lanes", error))?;
             if self.is_set_back(now) {
                 log::warn!("the clock was set back: what limits let go is looked at anew");
-                self.book.lanes.reopen();
-                let woken = self.book.gates.wake_all(&self.conn, now);
-                woken.map_err(|error| storage_error("cannot look at the limits anew", error))?;
+                let set_back = self.book.set_back(&self.conn, self.seen_at, now);
+                set_back.map_err(|error| storage_error("cannot look at the limits anew", error))?;
             }
             let ageing = demand.as_ref().and_then(|demand| demand.ageing());
             let nothing_waits =
@@ -637,6 +636,13 @@ impl Book {
         self.gates.flush(conn, now)?;
         self.shares.flush(conn)?;
         self.flows.flush(conn, now)
+    }
+
+    /// Has the time go on for what time alone lets go, from a moment at which the clock was set back, when it showed `seen` at
+    /// least.
+    pub(crate) fn set_back(&mut self, conn: &Connection, seen: Timestamp, now: Timestamp) -> rusqlite::Result<()> {
+        self.lanes.set_back(seen, now);
+        self.gates.set_back(conn, seen, now)
     }
 
     fn reload(&mut self, conn: &Connection) -> rusqlite::Result<()> {

@@ -3,17 +3,16 @@
 use rusqlite::{Connection, named_params, params};
 
 use crate::model::job::Priority;
-use crate::model::limit::{Limit, Rate, blocked};
+use crate::model::limit::{Bucket, Limit, Rate, blocked, nanos};
 use crate::model::time::Timestamp;
-use crate::store::gate::{columns, micros, nanos, rate};
+use crate::store::gate::{bucket, columns, micros, rate};
 
 /// The bounds of a queue, and how much of them is used.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounded {
     concurrency: Option<u32>,
     rate: Option<Rate>,
-    full_at: i64,
-    blocked_until: i64,
+    bucket: Bucket,
     /// How many of its jobs run.
     pub(crate) running: i64,
     /// Nothing of it that has this rank or a worse one starts before this, in microseconds: a job for which the tokens
@@ -28,15 +27,14 @@ impl Bounded {
     /// Reads the queues that are bounded.
     pub(crate) fn read_all(conn: &Connection) -> rusqlite::Result<Vec<(Box<str>, Self)>> {
         conn.prepare_cached(
-            "SELECT name, concurrency, rate, period_us, burst, full_at, blocked_until FROM jobmill_queue
+            "SELECT name, concurrency, rate, period_us, burst, full_at, blocked_until, as_of FROM jobmill_queue
              WHERE concurrency IS NOT NULL OR rate IS NOT NULL",
         )?
         .query_map([], |row| {
             let queue = Self {
                 concurrency: row.get(1)?,
                 rate: rate(row, 2)?,
-                full_at: row.get(5)?,
-                blocked_until: row.get(6)?,
+                bucket: bucket(row, 5)?,
                 running: 0,
                 closed_until: [0; RANKS],
                 changed: false,
@@ -48,7 +46,7 @@ impl Bounded {
 
     /// Until when nothing of this rank starts, in microseconds.
     fn closed_until(&self, rank: usize, now: Timestamp) -> i64 {
-        let blocked_until = self.rate.and(blocked(self.blocked_until, now)).unwrap_or(0);
+        let blocked_until = self.rate.and(blocked(self.bucket.blocked_until, now)).unwrap_or(0);
         self.closed_until.iter().take(rank + 1).copied().fold(blocked_until, i64::max)
     }
 
@@ -68,7 +66,7 @@ impl Bounded {
     /// Whether a job of this rank and cost may start now. If not, the queue is closed until it may, but for better ones.
     pub(crate) fn admits(&mut self, rank: usize, cost: u32, now: Timestamp) -> bool {
         if let Some(rate) = &self.rate {
-            let ready_at = micros(rate.ready_at(self.full_at, cost, nanos(now)));
+            let ready_at = micros(rate.ready_at(self.bucket.full_at, cost, nanos(now)));
             if ready_at > now.as_micros() {
                 self.closed_until[rank] = self.closed_until[rank].max(ready_at);
             }
@@ -79,7 +77,14 @@ impl Bounded {
     /// Takes what a job costs, or gives it back if that is less than nothing.
     pub(crate) fn take(&mut self, cost: i64, now: Timestamp) {
         let Some(rate) = &self.rate else { return };
-        self.full_at = rate.take(self.full_at, cost, nanos(now));
+        self.bucket.take(rate, cost, now);
+        self.changed = true;
+        self.reopen();
+    }
+
+    /// Has the time go on from a moment at which the clock was set back, when it showed `seen` at least.
+    pub(crate) fn set_back(&mut self, seen: Timestamp, now: Timestamp) {
+        self.bucket.set_back(seen, now);
         self.changed = true;
         self.reopen();
     }
@@ -95,7 +100,7 @@ impl Bounded {
 
     /// Lets nothing start until a moment. Only for one that has a rate.
     pub(crate) fn throttle(&mut self, until: Timestamp, now: Timestamp) {
-        self.blocked_until = blocked(self.blocked_until, now).unwrap_or(0).max(until.as_micros());
+        self.bucket.throttle(until, now);
         self.changed = true;
     }
 
@@ -104,9 +109,7 @@ impl Bounded {
         if !std::mem::take(&mut self.changed) {
             return Ok(());
         }
-        conn.prepare_cached("UPDATE jobmill_queue SET full_at = ?2, blocked_until = ?3 WHERE name = ?1")?
-            .execute(params![name, self.full_at, self.blocked_until])
-            .map(drop)
+        write_bucket(conn, name, &self.bucket)
     }
 }
 
@@ -129,19 +132,20 @@ pub(crate) fn set(conn: &Connection, limit: &Limit) -> rusqlite::Result<bool> {
     .map(|changed| changed > 0)
 }
 
-/// Lets a queue go on with the tokens that it has. Nothing is remembered of a rate that is lifted.
+/// Lets a queue go on with the tokens that it has.
 pub(crate) fn take_over_tokens(
     conn: &Connection,
     limit: &Limit,
     before: Option<&Bounded>,
     now: Timestamp,
 ) -> rusqlite::Result<()> {
-    let rates = limit.rate.zip(before.and_then(|before| before.rate.map(|rate| (rate, before.full_at))));
-    let full_at = rates.map(|(rate, (before, full_at))| rate.takes_over(&before, full_at, nanos(now)));
-    conn.prepare_cached(
-        "UPDATE jobmill_queue SET full_at = coalesce(?2, 0),
-             blocked_until = CASE WHEN ?2 IS NULL THEN 0 ELSE blocked_until END WHERE name = ?1",
-    )?
-    .execute(params![limit.name, full_at])
-    .map(drop)
+    let mut bucket = before.map(|before| before.bucket).unwrap_or_default();
+    bucket.take_over(before.and_then(|before| before.rate).zip(limit.rate), now);
+    write_bucket(conn, &limit.name, &bucket)
+}
+
+fn write_bucket(conn: &Connection, name: &str, bucket: &Bucket) -> rusqlite::Result<()> {
+    conn.prepare_cached("UPDATE jobmill_queue SET full_at = ?2, blocked_until = ?3, as_of = ?4 WHERE name = ?1")?
+        .execute(params![name, bucket.full_at, bucket.blocked_until, bucket.as_of])
+        .map(drop)
 }

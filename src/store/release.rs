@@ -177,7 +177,7 @@ impl Turn<'_> {
     /// When time alone opens a gate that did not let a job of this lane through.
     fn opens_at(&mut self, id: i64, lane: i64, passage: Passage) -> rusqlite::Result<Option<i64>> {
         let gate = self.book.gates.get(self.conn, id)?;
-        let blocked = blocked(gate.blocked_until, self.now).is_some();
+        let blocked = blocked(gate.bucket.blocked_until, self.now).is_some();
         Ok(match passage {
             Passage::Until(at) if blocked || gate.ready(lane) == 0 => Some(at),
             // The end of one that runs, or the claim of one that is ready, brings us back here.

@@ -27,7 +27,7 @@ impl Turn<'_> {
     /// The first job of each lane that waits at a gate for tokens alone.
     fn dear_at(&mut self, gate: i64) -> rusqlite::Result<Vec<Dear>> {
         let known = self.book.gates.get(self.conn, gate)?;
-        if blocked(known.blocked_until, self.now).is_some() {
+        if blocked(known.bucket.blocked_until, self.now).is_some() {
             return Ok(Vec::new());
         }
         // Where some have been let go already, those have the tokens first.

@@ -456,6 +456,20 @@ fn an_engine_closes_on_a_full_disk_and_the_next_one_loses_nothing() -> jobmill::
     Ok(())
 }
 
+/// It said only that the last turn had failed, and a program that ends had nothing else to log.
+#[test]
+fn a_shutdown_that_cannot_write_says_why() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.durability(Durability::Normal))?;
+    t.faults().fail_from(1, Fault::Before);
+    let error = t.engine().shutdown(Duration::ZERO).expect_err("nothing can be written");
+    assert_eq!(
+        (error.kind(), error.to_string()),
+        (ErrorKind::Storage, "the last turn failed: injected fault".to_owned())
+    );
+    t.faults().heal();
+    Ok(())
+}
+
 /// Set for the process that this test starts, to the directory in which it works.
 #[cfg(unix)]
 const CHILD: &str = "TEST_SMALL_FILES";

@@ -447,7 +447,8 @@ fn limits_hold_when_users_take_turns_and_the_aged_go_first() -> jobmill::Result<
 
 #[test]
 fn two_who_remember_one_file_keep_its_limits_together() -> jobmill::Result<()> {
-    run(50..52, 120, Rules { second: true, changes: true, ..Rules::default() })
+    // In the last one a rate was lowered by the client whose clock is behind.
+    run((50..52).chain([5008]), 120, Rules { second: true, changes: true, ..Rules::default() })
 }
 
 #[test]

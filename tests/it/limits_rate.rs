@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Client, Clock, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status, Workers,
+    Client, Clock, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
+    SystemClock, Workers,
 };
 
 use crate::support::{Echo, file, query, refused, secs, sound};
@@ -322,31 +323,69 @@ fn a_rate_that_is_lifted_leaves_nothing_behind() -> jobmill::Result<()> {
 }
 
 /// When the clock was set back for a year, held jobs waited for a year: the moment at which to look was of the old clock,
-/// and so were the tokens and the word of a service.
+/// and so were the tokens and the word of a service. When it was set back for an hour, they waited for that hour.
 #[test]
 fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
-    for restarts in [false, true] {
+    for (back, restarts) in [10, 3600, 365 * 86_400].into_iter().flat_map(|back| [(back, false), (back, true)]) {
+        let context = format!("by {back} s, after a restart: {restarts}");
         let (mut t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(1, secs(1))))?;
+        t.client().limit_queue(&Limit::new("plain").rate(1, secs(1)))?;
         let of = |name: &str, key: &str| Echo::job(name).limit(LimitUse::of("tokens").key(key));
         t.client().enqueue_many((0..6).map(|n| of(&n.to_string(), "a")))?;
-        t.client().enqueue(of("throttled", "b"))?;
-        t.client().enqueue_many([Echo::job("throttled").queue("mail"), Echo::job("mail").queue("mail")])?;
+        t.client().enqueue_many(["plain", "plain 2"].map(|name| Echo::job(name).queue("plain")))?;
+        let throttled = [of("throttled", "b"), Echo::job("throttled").queue("mail")];
+        let throttled = t.client().enqueue_many(throttled)?;
+        t.enqueue(Echo::job("mail").queue("mail"))?;
         t.drain()?;
+        // They have said it, and are not to say it again.
+        throttled.into_iter().try_for_each(|job| t.client().cancel(job.id()).map(drop))?;
         t.client().enqueue(of("c", "b"))?;
         t.drain()?;
         starts.take();
-        t.clock().jump(crate::support::now(&t).saturating_sub(secs(365 * 86_400)));
+        t.clock().jump(crate::support::now(&t).saturating_sub(secs(back)));
         if restarts {
             t.restart()?;
         }
         t.drain()?;
-        t.advance(secs(1));
-        t.drain()?;
-        let mut names = starts.take();
-        names.sort();
-        assert_eq!(names, ["3", "4", "5", "c", "mail"], "after a restart: {restarts}");
+        assert_eq!(starts.take(), [""; 0], "{context}: no time has passed");
+        let after = |time| -> jobmill::Result<Vec<String>> {
+            t.advance(time);
+            t.drain()?;
+            let mut names = starts.take();
+            names.sort();
+            Ok(names)
+        };
+        assert_eq!(after(secs(1))?, ["3", "4", "5", "plain 2"], "{context}");
+        assert_eq!(after(secs(58))?, [""; 0], "{context}");
+        assert_eq!(after(secs(1))?, ["c", "mail"], "{context}");
         sound(t.client());
     }
+    Ok(())
+}
+
+/// A rate that was lowered by somebody whose clock was behind took the time between the clocks for tokens that were missing,
+/// and had the keys of the others wait for a day.
+#[test]
+fn a_rate_that_is_lowered_under_a_clock_that_is_behind_leaves_each_key_its_tokens() -> jobmill::Result<()> {
+    let (t, starts) = timed(
+        &[|| Limit::new("tokens").rate(1000, secs(1)).burst(3)],
+        Some(|| Limit::new("mail").rate(1000, secs(1)).burst(3)),
+    )?;
+    t.clock().jump(SystemClock.now().saturating_add(secs(3600)));
+    let behind = Client::open(t.path())?;
+    let jobs = |name: &'static str| (0..4).map(move |n| Echo::job(format!("{name} {n}")));
+    t.client().enqueue_many(jobs("key").map(|job| job.limit("tokens")))?;
+    t.client().enqueue_many(jobs("mail").map(|job| job.queue("mail")))?;
+    t.drain()?;
+    assert_eq!(starts.take().len(), 6);
+    behind.set_limit(&Limit::new("tokens").rate(1, secs(1)).burst(3))?;
+    behind.limit_queue(&Limit::new("mail").rate(1, secs(1)).burst(3))?;
+    t.drain()?;
+    assert_eq!(starts.take(), [""; 0], "the lower rate holds");
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["key 3", "mail 3"]);
+    sound(t.client());
     Ok(())
 }
 

@@ -95,7 +95,8 @@ CREATE TABLE jobmill_limit (
 ) STRICT;
 
 -- A gate is a limit at one key. What of its tokens is spent, one moment tells: that at which it has all of them again,
--- in nanoseconds since the epoch, for tokens may come fast. The other times are microseconds.
+-- in nanoseconds since the epoch, for tokens may come fast. The other times are microseconds. A moment means something
+-- by the clock that it was reckoned by, so what that showed stands beside it.
 CREATE TABLE jobmill_gate (
     id            INTEGER NOT NULL PRIMARY KEY,
     limit_id      INTEGER NOT NULL,
@@ -104,6 +105,7 @@ CREATE TABLE jobmill_gate (
     running       INTEGER NOT NULL DEFAULT 0,
     full_at       INTEGER NOT NULL DEFAULT 0,
     blocked_until INTEGER NOT NULL DEFAULT 0,
+    as_of         INTEGER NOT NULL DEFAULT 0,  -- when full_at and blocked_until were reckoned
     wake_at       INTEGER,  -- when to look whether it lets held jobs go; null: when one of those that run ends
     UNIQUE (limit_id, key)
 ) STRICT;
@@ -144,3 +146,4 @@ ALTER TABLE jobmill_queue ADD COLUMN period_us INTEGER;
 ALTER TABLE jobmill_queue ADD COLUMN burst INTEGER;
 ALTER TABLE jobmill_queue ADD COLUMN full_at INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE jobmill_queue ADD COLUMN blocked_until INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobmill_queue ADD COLUMN as_of INTEGER NOT NULL DEFAULT 0;

@@ -226,7 +226,7 @@ impl Contact {
 
 /// The code that SQLite gave, if it was SQLite that failed.
 fn code(error: &Error) -> Option<ErrorCode> {
-    std::error::Error::source(error)?.downcast_ref::<rusqlite::Error>()?.sqlite_error_code()
+    error.cause()?.downcast_ref::<rusqlite::Error>()?.sqlite_error_code()
 }
 
 /// Whether it is the file, or what it lies on, that fails, and not what was to be written.

@@ -1,10 +1,13 @@
 //! LLM batches as they stand: their items, the batches at providers that hold them, what came of all that.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::model::contents::{Told, debug_with_sizes};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::{Job, Status};
 use crate::model::time::Timestamp;
@@ -143,7 +146,7 @@ pub struct BatchItemRecord {
 }
 
 /// What an item came to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ItemResult {
     /// The caller's own key.
@@ -173,6 +176,8 @@ pub struct ItemResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_nanos: Option<i64>,
 }
+
+debug_with_sizes!(ItemResult { key, status, error_class, error, finish, steps, attempts, usage, cost_nanos; output });
 
 /// Where a batch at a provider stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -270,7 +275,7 @@ pub struct BatchRequest {
 }
 
 /// A reply that a step is to decide about.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct BatchReply {
     /// The item.
@@ -290,6 +295,8 @@ pub struct BatchReply {
     /// What the caller or the step before gave.
     pub state: Option<Box<RawValue>>,
 }
+
+debug_with_sizes!(BatchReply { item, batch, key, agent_id, step_number; request, reply, state });
 
 impl BatchReply {
     /// The reply as a value.
@@ -319,7 +326,7 @@ impl BatchReply {
 }
 
 /// What a step decides.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Step {
     /// The item is done, with the reply as its output.
@@ -335,6 +342,19 @@ pub enum Step {
     },
     /// The item failed, for this reason.
     Fail(String),
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("Done"),
+            Self::DoneWith(output) => f.debug_tuple("DoneWith").field(&Told(output)).finish(),
+            Self::Continue { request, state } => {
+                f.debug_struct("Continue").field("request", &Told(request)).field("state", &Told(state)).finish()
+            }
+            Self::Fail(reason) => f.debug_tuple("Fail").field(reason).finish(),
+        }
+    }
 }
 
 impl Step {

@@ -4,11 +4,14 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 
+use serde::Serialize;
+
 /// A result whose error is jobmill's own.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, in the few ways that a caller can act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// No such row, or one that belongs to another user.

@@ -12,6 +12,7 @@ use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::{Job, Status};
 use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
+use crate::model::words::words;
 
 /// How many items of a batch stand where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -105,6 +106,22 @@ pub enum StepStatus {
     /// It has come to its end.
     Completed,
 }
+
+impl StepStatus {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Paused, Self::Running, Self::Completed];
+
+    /// The status as a word, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Running => "running",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+words!(StepStatus, "step_status");
 
 /// One item of a batch.
 #[derive(Clone, Debug, PartialEq)]

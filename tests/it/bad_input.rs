@@ -261,6 +261,11 @@ fn a_path_that_names_no_file_is_refused() {
     std::fs::create_dir(&below).expect("a directory");
     refused_path(&below, ErrorKind::Invalid, &format!("path: {} is a directory", below.display()));
     refused_path(Path::new("/"), ErrorKind::Invalid, "path: / is a directory");
+    for end in ["/", "//", "/."] {
+        let named = format!("{}{end}", path.display());
+        let says = format!("path: {named} names a directory by its end, and must name a file");
+        refused_path(Path::new(&named), ErrorKind::Invalid, &says);
+    }
     refused_path(&inside("..").join("nowhere").join(".."), ErrorKind::Invalid, "path: ");
     refused_path(&inside("nowhere").join("jobs.db"), ErrorKind::Storage, "cannot reach the directory of ");
     std::fs::write(inside("plain"), "text").expect("a file");
@@ -310,6 +315,29 @@ fn a_file_that_may_only_be_read_is_refused() -> jobmill::Result<()> {
         }
     }
     set_read_only(&path, false);
+    Ok(())
+}
+
+/// It was said of the file that it is read-only, which it was not.
+#[cfg(unix)]
+#[test]
+fn a_directory_that_may_only_be_read_is_told_from_such_a_file() -> jobmill::Result<()> {
+    let (directory, path) = file();
+    Client::open(&path)?.enqueue(Echo::job("x"))?;
+    set_read_only(directory.path(), true);
+    // Whoever may write everything, as root may, is kept by nothing from writing here.
+    let probe = directory.path().join("probe");
+    let may_write = std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe)).is_ok();
+    let results = [Client::open(&path).map(drop), Engine::builder(&path).start().map(drop)];
+    set_read_only(directory.path(), false);
+    for result in results {
+        if may_write {
+            result?;
+        } else {
+            let says = format!("cannot open {}: the directory of the database cannot be written", path.display());
+            refused(result, ErrorKind::Storage, &says);
+        }
+    }
     Ok(())
 }
 

@@ -239,9 +239,10 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, from 1 to [`NewJob::MAX_WEIGHT`]: its
-    /// memory, its cores, whatever the application counts. A job that weighs more than all of it runs alone. While the next
-    /// job is too heavy for what is left, no lighter one overtakes it. Defaults to no bound but the workers.
+    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, from 1 to
+    /// [`NewJob::MAX_WEIGHT`]: its memory, its cores, whatever the application counts. A job that weighs more than all
+    /// of it runs alone. While the next job is too heavy for what is left, no lighter one overtakes it. Defaults to no
+    /// bound but the workers.
     pub fn capacity(mut self, weight: u32) -> Self {
         self.capacity = Some(weight);
         self

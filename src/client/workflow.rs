@@ -12,11 +12,14 @@ use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::new_job::NewJob;
 use crate::model::new_workflow::{NewWorkflow, Plan, Work, callback_name};
+use crate::model::rules::quoted;
+use crate::model::unique::Unique;
 use crate::model::workflow::{Workflow, WorkflowPage, WorkflowQuery};
 use crate::store::Turn;
 use crate::store::connect::storage_error;
 use crate::store::enqueue::Enqueued;
 use crate::store::operate::Cancelled;
+use crate::store::read as jobs;
 use crate::store::workflow::create::{Draft, Spot};
 use crate::store::workflow::operate::WorkflowRefused;
 use crate::store::workflow::read;
@@ -48,7 +51,8 @@ impl Client {
     /// for an hour.
     ///
     /// # Errors
-    /// `Invalid` if a rule is broken, with the name, the field and the rule; `Conflict` if a job's unique key is held. Nothing
+    /// `Invalid` if a rule is broken, with the name, the field and the rule; `Conflict` if a job's unique key is held,
+    /// with the name, the key and the job that holds it. Nothing
     /// of the workflow is there then.
     pub fn start_workflow(&self, workflow: NewWorkflow<'_>) -> Result<WorkflowId> {
         let mut plan = workflow.plan()?;
@@ -78,11 +82,11 @@ impl Client {
         let slice = next_slice(&mut members)?.unwrap_or_default();
         let mut next = next_slice(&mut members)?;
         let plan_for_turns = Arc::new(plan.clone());
-        let (shared, at_once) = (plan_for_turns.clone(), next.is_none());
+        let (shared, at_once, of) = (plan_for_turns.clone(), next.is_none(), caller.clone());
         let mut draft = self.desk().call(move |turn| {
             let written = turn.guarded(|mut turn| -> Result<Draft> {
                 let mut draft = turn.draft_workflow(&shared).map_err(cannot_start)?;
-                write(&mut turn, &shared, &mut draft, slice, at_once)?;
+                write(&mut turn, &shared, &mut draft, slice, at_once, &of)?;
                 if at_once {
                     turn.release_workflow(&shared, &draft, true).map_err(cannot_start)?;
                 }
@@ -98,10 +102,10 @@ impl Client {
         let mut unfinished = Unfinished { client: self, id: Some(id) };
         let mut written = Ok(());
         while let Some(slice) = next.take() {
-            let (shared, mut drafted) = (plan_for_turns.clone(), draft.clone());
+            let (shared, mut drafted, of) = (plan_for_turns.clone(), draft.clone(), caller.clone());
             // Whatever is refused here is taken back with all the rest.
             let result =
-                self.desk().call(move |turn| write(turn, &shared, &mut drafted, slice, false).map(|()| drafted));
+                self.desk().call(move |turn| write(turn, &shared, &mut drafted, slice, false, &of).map(|()| drafted));
             match result {
                 Ok(drafted) => draft = drafted,
                 Err(error) => {
@@ -294,18 +298,34 @@ fn next_slice(members: &mut impl Iterator<Item = Result<Member>>) -> Result<Opti
 
 /// Writes a slice. `at_once`: the workflow is let go in the same transaction, and what waits for nothing need not wait for
 /// that.
-fn write(turn: &mut Turn<'_>, plan: &Plan, draft: &mut Draft, slice: Slice, at_once: bool) -> Result<()> {
+fn write(
+    turn: &mut Turn<'_>,
+    plan: &Plan,
+    draft: &mut Draft,
+    slice: Slice,
+    at_once: bool,
+    caller: &Caller,
+) -> Result<()> {
     for Member { spot, at, job } in slice {
         knows_limits(turn, &job).map_err(|error| said_of(&name_of(plan, spot, at), &error))?;
         let waits = match spot {
             Spot::Node(place) => !at_once || !plan.nodes[place].needs.is_empty(),
             Spot::Callback(_) => true,
         };
+        let key = job.unique.as_ref().and_then(Unique::own_key).map(quoted).unwrap_or_default();
         if let Enqueued::Existing(holder) = turn.draft_job(plan, draft, spot, job, waits).map_err(cannot_start)? {
+            let holder = if turn.is_drafted(draft, holder).map_err(cannot_start)? {
+                // Its id dies with the workflow that is refused.
+                "another job of the workflow".to_owned()
+            } else if let Some(user) = &caller.user
+                && jobs::is_foreign(turn.conn, holder, user).map_err(cannot_start)?
+            {
+                "a job of another user".to_owned()
+            } else {
+                holder.to_string()
+            };
             let name = name_of(plan, spot, at);
-            // A bound client is not told which job of somebody else's holds a key, and nobody is told here.
-            log::debug!("the unique key of {name} is held by {holder}");
-            return Err(Error::new(ErrorKind::Conflict, format!("{name}: another job holds the unique key")));
+            return Err(Error::new(ErrorKind::Conflict, format!("{name}: unique: {holder} holds the key {key}")));
         }
     }
     Ok(())

@@ -210,11 +210,13 @@ impl Desk {
         let first = self.dispatcher.set(dispatcher).is_ok();
         debug_assert!(first, "a desk has one dispatcher");
         self.pulse.looked(self.clock.monotonic());
+        self.contact.attend(true);
         self.attended.store(true, Ordering::SeqCst);
     }
 
     /// Says that the dispatcher has gone.
     pub(crate) fn leave_unattended(&self) {
+        self.contact.attend(false);
         self.attended.store(false, Ordering::SeqCst);
     }
 

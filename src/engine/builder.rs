@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -42,11 +43,11 @@ use crate::model::batch::{BatchReply, Step};
 use crate::model::health::EngineState;
 use crate::model::limit::Limit;
 use crate::model::metrics::Window;
-use crate::model::new_job::Payload;
+use crate::model::new_job::{NewJob, Payload};
 use crate::model::preference::Preference;
 use crate::model::retention::Retention;
 use crate::model::retry::Backoff;
-use crate::model::rules::{check_duration, check_kind, check_queue};
+use crate::model::rules::{MAX_DURATION, check_count, check_duration, check_kind, check_queue, check_time};
 use crate::model::schedule::Schedule;
 use crate::model::threshold::Threshold;
 use crate::model::workers::Workers;
@@ -76,7 +77,7 @@ use crate::store::{Faults, Store};
 /// ```
 #[must_use = "a builder does nothing until it is started"]
 pub struct EngineBuilder {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     registry: Registry,
     states: States,
     pub(super) workers: Workers,
@@ -117,6 +118,11 @@ impl fmt::Debug for EngineBuilder {
 }
 
 impl EngineBuilder {
+    pub(super) const CAPACITY_BOUNDS: RangeInclusive<u64> = 1..=NewJob::MAX_WEIGHT as u64;
+    pub(super) const AGEING_BOUNDS: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_DURATION;
+    /// How many handlers that were abandoned may be running on: each has a thread, as a worker has.
+    pub(super) const ABANDONED_BOUNDS: RangeInclusive<u64> = 0..=Workers::MAX as u64;
+
     pub(crate) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -233,22 +239,24 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, at least 1: its
-    /// memory, its cores, whatever the application counts. A job that weighs more than all of it runs alone. While the next
-    /// job is too heavy for what is left, no lighter one overtakes it. Defaults to no bound but the workers.
+    /// Sets what the jobs may [weigh](crate::NewJob::weight) all together that this engine runs at a time, from 1 to
+    /// [`NewJob::MAX_WEIGHT`]: its memory, its cores, whatever the application counts. A job that weighs more than all
+    /// of it runs alone. While the next job is too heavy for what is left, no lighter one overtakes it. Defaults to no
+    /// bound but the workers.
     pub fn capacity(mut self, weight: u32) -> Self {
         self.capacity = Some(weight);
         self
     }
 
-    /// Sets the waits between the attempts of jobs that do not say otherwise. Defaults to [`Backoff::default`].
+    /// Sets the waits between the attempts of jobs that do not say otherwise. The longest is 100 years at most.
+    /// Defaults to [`Backoff::default`].
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
     /// Lets a job that has waited this long count one priority higher, and one more for each further such time, so
-    /// that none starves. Defaults to no ageing.
+    /// that none starves. From a millisecond to 100 years. Defaults to no ageing.
     pub fn ageing(mut self, bound: Duration) -> Self {
         self.ageing = Some(bound);
         self
@@ -330,7 +338,7 @@ impl EngineBuilder {
     }
 
     /// Sets how many abandoned handlers may be running on, each on a thread that was replaced. Further ones keep
-    /// their workers. Defaults to 8.
+    /// their workers. No more than [`Workers::MAX`]. Defaults to 8.
     pub fn max_abandoned(mut self, max: usize) -> Self {
         self.abandoned_max = max;
         self
@@ -427,8 +435,8 @@ impl EngineBuilder {
             }
         }
         self.preference.check()?;
-        if self.capacity == Some(0) {
-            return Err(Error::invalid("capacity", "must be at least 1"));
+        if let Some(capacity) = self.capacity {
+            check_count("capacity", capacity.into(), &Self::CAPACITY_BOUNDS)?;
         }
         self.limits.iter().try_for_each(Limit::check)?;
         for limit in &self.bounded_queues {
@@ -442,11 +450,12 @@ impl EngineBuilder {
                 return Err(Error::invalid(field, format_args!("must not be two of the name {:?}", twice.name())));
             }
         }
-        if self.ageing == Some(Duration::ZERO) {
-            return Err(Error::invalid("ageing", "must be longer than nothing"));
+        if let Some(ageing) = self.ageing {
+            check_time("ageing", ageing, &Self::AGEING_BOUNDS)?;
         }
+        check_count("max_abandoned", self.abandoned_max as u64, &Self::ABANDONED_BOUNDS)?;
         for (field, duration) in [
-            ("ageing", self.ageing.unwrap_or_default()),
+            ("backoff.max", self.backoff.max),
             ("busy_timeout", self.busy_timeout),
             ("timeout_grace", self.timeout_grace),
             ("shutdown_timeout", self.shutdown_timeout),

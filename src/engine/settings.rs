@@ -225,6 +225,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::error::ErrorKind;
     use crate::model::preference::Preference;
     use crate::model::retry::Backoff;
     use crate::model::rules::MAX_DURATION;
@@ -418,6 +419,34 @@ mod tests {
                 let builder = EngineBuilder::new(&directory.path().join("jobs.db")).workers(Workers::new(2));
                 let Ok(set) = builder.settings([(setting.variable, &value)]) else { continue };
                 assert!(set.inline().is_ok(), "{} = {value}", setting.variable);
+            }
+        }
+    }
+
+    /// A setter of the builder writes what the setting writes, so what it can be given is tried by way of that.
+    #[test]
+    fn what_no_variable_can_have_is_refused_by_the_start_too() {
+        for setting in Setting::ALL {
+            let beyond = match setting.form {
+                Form::Whole { min, max, .. } | Form::WholeOrNone { min, max, .. } => {
+                    vec![min.checked_sub(1).map(Value::Whole), Some(Value::Whole(max + 1))]
+                }
+                Form::Seconds { min, max } | Form::SecondsOrNone { min, max } => {
+                    let [min, max] = [min, max].map(Duration::from_secs_f64);
+                    let tick = Duration::from_nanos(1);
+                    vec![min.checked_sub(tick).map(Value::Time), Some(Value::Time(max + tick))]
+                }
+                Form::Part => vec![Some(Value::Part(-0.01)), Some(Value::Part(1.01))],
+                Form::Secret => vec![Some(Value::Word("whsec_hunter2".to_owned()))],
+                Form::Flag | Form::Word(_) => vec![],
+            };
+            for value in beyond.into_iter().flatten() {
+                let directory = tempfile::tempdir().expect("a temporary directory");
+                let mut builder = beside(setting);
+                builder.path = directory.path().join("jobs.db");
+                (setting.set)(&mut builder, value.clone());
+                let refused = builder.inline().expect_err("a broken rule");
+                assert_eq!(refused.kind(), ErrorKind::Invalid, "{} = {value:?}: {refused}", setting.variable);
             }
         }
     }

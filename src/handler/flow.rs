@@ -10,6 +10,7 @@ use crate::client::{Client, knows_limits, workflow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
 use crate::handler::context::{Context, fenced};
+use crate::model::contents::debug_with_sizes;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
 use crate::model::new_job::NewJob;
@@ -28,7 +29,7 @@ const INPUTS_CHUNK: usize = 200;
 const ADD_JOBS: usize = 1000;
 
 /// What came of a job that this one waited for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Input {
     /// The job.
@@ -39,6 +40,8 @@ pub struct Input {
     pub error: Option<String>,
     result: Option<Vec<u8>>,
 }
+
+debug_with_sizes!(Input { id, status, error; result });
 
 impl Input {
     /// Its result.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::error::Permanent;
+use crate::error::in_full;
 use crate::handler::context::Context;
 use crate::model::new_job::Payload;
 use crate::store::finish::Retry;
@@ -143,20 +143,7 @@ impl fmt::Display for Failure {
 /// The message is the error and each of its sources.
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            if cause.is::<Permanent>() {
-                return Self::fatal(message);
-            }
-            let cause_text = cause.to_string();
-            // Many errors say their source already.
-            if !message.ends_with(&cause_text) {
-                message.push_str(": ");
-                message.push_str(&cause_text);
-            }
-            source = cause.source();
-        }
-        Self::retry(message)
+        let (message, permanent) = in_full(&error);
+        if permanent { Self::fatal(message) } else { Self::retry(message) }
     }
 }

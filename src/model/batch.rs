@@ -1,14 +1,18 @@
 //! LLM batches as they stand: their items, the batches at providers that hold them, what came of all that.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::model::contents::{Told, debug_with_sizes};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::{Job, Status};
 use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
+use crate::model::words::words;
 
 /// How many items of a batch stand where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +107,22 @@ pub enum StepStatus {
     Completed,
 }
 
+impl StepStatus {
+    /// Every status.
+    pub const ALL: [Self; 3] = [Self::Paused, Self::Running, Self::Completed];
+
+    /// The status as a word, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Paused => "paused",
+            Self::Running => "running",
+            Self::Completed => "completed",
+        }
+    }
+}
+
+words!(StepStatus, "step_status");
+
 /// One item of a batch.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -143,7 +163,7 @@ pub struct BatchItemRecord {
 }
 
 /// What an item came to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ItemResult {
     /// The caller's own key.
@@ -173,6 +193,8 @@ pub struct ItemResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_nanos: Option<i64>,
 }
+
+debug_with_sizes!(ItemResult { key, status, error_class, error, finish, steps, attempts, usage, cost_nanos; output });
 
 /// Where a batch at a provider stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -270,7 +292,7 @@ pub struct BatchRequest {
 }
 
 /// A reply that a step is to decide about.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct BatchReply {
     /// The item.
@@ -290,6 +312,8 @@ pub struct BatchReply {
     /// What the caller or the step before gave.
     pub state: Option<Box<RawValue>>,
 }
+
+debug_with_sizes!(BatchReply { item, batch, key, agent_id, step_number; request, reply, state });
 
 impl BatchReply {
     /// The reply as a value.
@@ -319,7 +343,7 @@ impl BatchReply {
 }
 
 /// What a step decides.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Step {
     /// The item is done, with the reply as its output.
@@ -335,6 +359,19 @@ pub enum Step {
     },
     /// The item failed, for this reason.
     Fail(String),
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("Done"),
+            Self::DoneWith(output) => f.debug_tuple("DoneWith").field(&Told(output)).finish(),
+            Self::Continue { request, state } => {
+                f.debug_struct("Continue").field("request", &Told(request)).field("state", &Told(state)).finish()
+            }
+            Self::Fail(reason) => f.debug_tuple("Fail").field(reason).finish(),
+        }
+    }
 }
 
 impl Step {

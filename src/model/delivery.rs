@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::model::attempt::Attempt;
+use crate::model::contents::debug_with_sizes;
 use crate::model::id::JobId;
 use crate::model::job::Status;
 use crate::model::new_job::{NewJob, Payload};
@@ -11,7 +12,7 @@ use crate::model::rules::SYSTEM_QUEUE;
 use crate::model::time::Timestamp;
 
 /// The input of the job that delivers a callback.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Delivery {
     /// The job that it tells of.
     pub(crate) job_id: JobId,
@@ -21,6 +22,8 @@ pub(crate) struct Delivery {
     /// What is sent, as it stood when the job ended.
     pub(crate) body: Box<RawValue>,
 }
+
+debug_with_sizes!(Delivery { job_id, message_id, url; body });
 
 impl Payload for Delivery {
     const KIND: &'static str = "jobmill.callback";

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+use crate::model::contents::debug_with_sizes;
 use crate::model::failure_reason::FailureReason;
 use crate::model::id::{JobId, ScheduleId, WorkflowId};
 use crate::model::job_type::JobType;
@@ -161,7 +162,7 @@ impl fmt::Display for Progress {
 }
 
 /// A job as it stands in the ledger.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Job {
     /// Its id, which also tells when it was created. In JSON `id` and `created_at`.
@@ -251,6 +252,15 @@ pub struct Job {
     #[serde(skip)]
     pub result: Option<Vec<u8>>,
 }
+
+debug_with_sizes!(Job {
+    id, job_type, kind, queue, priority, status, failure_reason, stop_reason, background, attempt, max_attempts,
+    run_at, started_at, completed_at, expires_at, timeout, cancel_requested_at, updated_at, created_by, updated_by,
+    user_id, organization_id, agent_id, unique_key, schedule, scheduled_for, workflow_id, tags, metadata,
+    request_config, callback_url, callback_sent_at, callback_status_code, callback_error, error, progress, ttft,
+    total_duration;
+    payload, result
+});
 
 fn with_creation<S: Serializer>(id: &JobId, serializer: S) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::health::as_micros;
 use crate::model::rules::{MAX_KEY_BYTES, check_duration, check_name};
 use crate::model::time::Timestamp;
 
@@ -27,12 +28,13 @@ use crate::model::time::Timestamp;
 ///     .limit(LimitUse::of("tokens").key("account-1").cost(1200));
 /// # let _ = (requests, tokens, ask);
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {
     pub(crate) name: String,
     pub(crate) concurrency: Option<u32>,
     pub(crate) rate: Option<Rate>,
     /// A burst that was set before there was a rate.
+    #[serde(skip)]
     pub(crate) lone_burst: Option<u32>,
 }
 
@@ -176,9 +178,10 @@ pub struct LimitUsage {
 
 /// A token bucket: tokens come evenly, up to as many as it can hold. One moment tells how many it has: that at which it is
 /// full again. So tokens that come need no write, and a bucket that was never used needs no row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Rate {
     pub(crate) tokens: u32,
+    #[serde(rename = "period_us", serialize_with = "as_micros")]
     pub(crate) period: Duration,
     pub(crate) burst: u32,
 }

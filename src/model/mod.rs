@@ -5,6 +5,7 @@ pub(crate) mod attempt;
 pub(crate) mod batch;
 pub(crate) mod batch_job;
 pub(crate) mod callback;
+pub(crate) mod contents;
 pub(crate) mod cursor;
 pub(crate) mod delivery;
 pub(crate) mod draw;

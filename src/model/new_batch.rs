@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
+use crate::model::contents::debug_with_sizes;
 use crate::model::job::Priority;
 use crate::model::job_type::JobType;
 use crate::model::new_job::NewJob;
@@ -32,7 +33,7 @@ const MAX_STATE_BYTES: usize = 16 << 20;
 /// })).key("question-1");
 /// # let _ = item;
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "an item does nothing until its batch is submitted"]
 pub struct BatchItem {
     pub(crate) key: Option<String>,
@@ -43,6 +44,8 @@ pub struct BatchItem {
     pub(crate) body: Result<Box<RawValue>, String>,
     pub(crate) state: Option<Result<Box<RawValue>, String>>,
 }
+
+debug_with_sizes!(BatchItem { key, provider, endpoint, model, agent_id; body, state });
 
 impl BatchItem {
     /// A request with this body, in the shape of its provider.
@@ -163,7 +166,7 @@ pub(crate) fn estimated_tokens(text: &str) -> u64 {
 }
 
 /// An item whose rules have been checked.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct ReadyItem {
     pub(crate) key: String,
     pub(crate) provider: Option<String>,
@@ -177,6 +180,8 @@ pub(crate) struct ReadyItem {
     pub(crate) body: Box<RawValue>,
     pub(crate) state: Option<Box<RawValue>>,
 }
+
+debug_with_sizes!(ReadyItem { key, provider, endpoint, model, agent_id, tokens, max_output; body, state });
 
 /// A batch of requests to models that is about to be submitted, with its options.
 ///

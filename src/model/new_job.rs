@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::callback::{MAX_URL_BYTES, check_url};
+use crate::model::contents::debug_with_sizes;
 use crate::model::id::JobId;
 use crate::model::job::{Priority, Status};
 use crate::model::job_type::JobType;
@@ -90,7 +91,7 @@ impl When {
 ///     .tags(["nightly"]);
 /// # let _ = later;
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[must_use = "a new job does nothing until it is enqueued"]
 pub struct NewJob {
     /// None: the job is tracked.
@@ -127,6 +128,13 @@ pub struct NewJob {
     /// Its payload is the result of the job that it needs.
     pub(crate) from_previous: bool,
 }
+
+debug_with_sizes!(NewJob {
+    kind, job_type, background, status, stop_reason, queue, priority, run_at, expires_at, max_attempts, backoff,
+    timeout, user_id, organization_id, agent_id, tags, metadata, request_config, callback_url, created_by, unique,
+    limits, weight, cost, flow, needs, from_previous;
+    payload
+});
 
 impl<P: Payload> From<&P> for NewJob {
     fn from(payload: &P) -> Self {

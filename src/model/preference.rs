@@ -1,9 +1,10 @@
 //! What goes first among jobs of one priority.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::error::{Error, Result};
-use crate::model::rules::check_duration;
+use crate::error::Result;
+use crate::model::rules::{check_count, check_duration};
 
 /// What goes first among jobs of one priority. Whichever is chosen, each job has a place in one order that does not move
 /// while it waits, and those that come later come in further behind, so that none waits for ever.
@@ -34,11 +35,13 @@ pub enum Preference {
 }
 
 impl Preference {
+    /// How many times its run time a job may be put back.
+    pub(crate) const WEIGHT_BOUNDS: RangeInclusive<u64> = 1..=1000;
+
     pub(crate) fn check(self) -> Result<()> {
         match self {
             Self::Arrival => Ok(()),
-            Self::ShortestFirst { weight: 1..=1000 } => Ok(()),
-            Self::ShortestFirst { .. } => Err(Error::invalid("prefer.weight", "must be from 1 to 1000")),
+            Self::ShortestFirst { weight } => check_count("prefer.weight", weight.into(), &Self::WEIGHT_BOUNDS),
             Self::EarliestDeadline { patience } => check_duration("prefer.patience", patience),
         }
     }

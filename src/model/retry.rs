@@ -1,5 +1,6 @@
 //! When a failed attempt is tried again.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -59,11 +60,13 @@ impl Backoff {
         self
     }
 
+    pub(crate) const JITTER_BOUNDS: RangeInclusive<f64> = 0.0..=1.0;
+
     pub(crate) fn check(&self) -> Result<()> {
         if !(self.factor.is_finite() && self.factor >= 1.0) {
             return Err(Error::invalid("backoff.factor", "must be a number of at least 1"));
         }
-        if !(0.0..=1.0).contains(&self.jitter) {
+        if !Self::JITTER_BOUNDS.contains(&self.jitter) {
             return Err(Error::invalid("backoff.jitter", "must be a number from 0 to 1"));
         }
         if self.base > self.max {

@@ -1,5 +1,6 @@
 //! Rules that many fields share.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -10,6 +11,8 @@ pub(crate) const MAX_NAME_BYTES: usize = 128;
 pub(crate) const MAX_KEY_BYTES: usize = 1024;
 /// The longest length of time: a hundred years.
 pub(crate) const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
+/// Every length of time that is not too long.
+pub(crate) const ANY_TIME: RangeInclusive<Duration> = Duration::ZERO..=MAX_DURATION;
 
 /// The queue of the engine's own jobs.
 pub(crate) const SYSTEM_QUEUE: &str = "system";
@@ -62,8 +65,35 @@ pub(crate) fn check_size(field: &str, bytes: usize, max: usize) -> Result<()> {
     Ok(())
 }
 
+/// Checks a number that a setting may be within.
+pub(crate) fn check_count(field: &str, count: u64, bounds: &RangeInclusive<u64>) -> Result<()> {
+    if bounds.contains(&count) {
+        return Ok(());
+    }
+    Err(Error::invalid(field, format_args!("must be from {} to {}", bounds.start(), bounds.end())))
+}
+
+/// Checks a time that a setting may be within.
+pub(crate) fn check_time(field: &str, time: Duration, bounds: &RangeInclusive<Duration>) -> Result<()> {
+    if bounds.contains(&time) {
+        return Ok(());
+    }
+    Err(Error::invalid(field, format_args!("must be from {} to {}", length(*bounds.start()), length(*bounds.end()))))
+}
+
+/// A length of time as a person says it, long ones in days.
+fn length(time: Duration) -> String {
+    const DAY_S: u64 = 86_400;
+    match (time, time.as_secs() / DAY_S) {
+        (MAX_DURATION, _) => "100 years".to_owned(),
+        (_, 0) => format!("{time:?}"),
+        (_, 1) => "a day".to_owned(),
+        (_, days) => format!("{days} days"),
+    }
+}
+
 pub(crate) fn check_duration(field: &str, duration: Duration) -> Result<()> {
-    if duration > MAX_DURATION {
+    if !ANY_TIME.contains(&duration) {
         return Err(Error::invalid(field, "must be no longer than 100 years"));
     }
     Ok(())

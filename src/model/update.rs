@@ -1,5 +1,6 @@
 //! Changes to a job from outside: field by field, and by status.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 use crate::model::callback::check_url;
+use crate::model::contents::{Contents, debug_with_sizes};
 use crate::model::job::{Progress, Status};
 use crate::model::new_job::{NewJob, check_metadata, check_request_config, object};
 use crate::model::rules::{check_duration, check_name, check_size};
@@ -39,6 +41,16 @@ impl<T> Set<T> {
     }
 }
 
+impl<C: Contents> Contents for Set<C> {
+    fn tell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("Keep"),
+            Self::Clear => f.write_str("Clear"),
+            Self::To(contents) => contents.tell(f),
+        }
+    }
+}
+
 /// What becomes of a job's metadata.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum SetMetadata {
@@ -62,7 +74,7 @@ pub(crate) enum SetMetadata {
 ///     .agent(None);
 /// # let _ = update;
 /// ```
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 #[must_use = "an update does nothing until it is handed to a client"]
 pub struct JobUpdate {
     pub(crate) status: Option<Status>,
@@ -81,6 +93,12 @@ pub struct JobUpdate {
     /// The first rule that a setter saw broken.
     problem: Option<(&'static str, String)>,
 }
+
+debug_with_sizes!(JobUpdate {
+    status, stop_reason, background, agent_id, organization_id, callback_url, metadata, request_config, ttft,
+    total_duration, error, progress, problem;
+    result
+});
 
 impl JobUpdate {
     /// Changes nothing.

@@ -1,9 +1,11 @@
 //! How many jobs may run at a time, and which.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::model::job::Priority;
+use crate::model::rules::check_count;
 
 /// How many workers an engine has, and how many of them it keeps for urgent jobs.
 ///
@@ -35,6 +37,11 @@ impl Default for Workers {
 impl Workers {
     /// The most workers that one engine may have.
     pub const MAX: usize = 1024;
+
+    /// How many there may be.
+    pub(crate) const BOUNDS: RangeInclusive<u64> = 1..=Self::MAX as u64;
+    /// How many of them may stay, or be kept for a priority.
+    pub(crate) const PART_BOUNDS: RangeInclusive<u64> = 0..=Self::MAX as u64;
 
     /// At most this many workers, none reserved, started when needed and kept for 10 s without work.
     pub fn new(max: usize) -> Self {
@@ -79,9 +86,7 @@ impl Workers {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if !(1..=Self::MAX).contains(&self.max) {
-            return Err(Error::invalid("workers", format_args!("must be from 1 to {}", Self::MAX)));
-        }
+        check_count("workers", self.max as u64, &Self::BOUNDS)?;
         if self.min > self.max {
             return Err(Error::invalid("workers.min", "must not be more than the workers in all"));
         }

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
 
+use crate::error::in_full;
 use crate::model::usage::Usage;
 use crate::panics;
 use crate::provider::{
@@ -512,16 +513,10 @@ impl fmt::Display for LocalError {
     }
 }
 
+/// The message is the error and each of its sources.
 impl<E: std::error::Error> From<E> for LocalError {
     fn from(error: E) -> Self {
-        let mut message = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message.push_str(": ");
-            message.push_str(&cause.to_string());
-            source = cause.source();
-        }
-        Self::new(ItemError::Unknown, message)
+        Self::new(ItemError::Unknown, in_full(&error).0)
     }
 }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::model::contents::{Told, debug_with_sizes};
 use crate::model::time::Timestamp;
 pub use crate::model::usage::Usage;
 pub use crate::provider::anthropic::{Anthropic, AnthropicBuilder};
@@ -275,7 +276,7 @@ pub struct Frame {
 }
 
 /// One request, ready to be sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Outgoing<'a> {
     /// What the result will be known by: letters, digits, `-` and `_`, at most 64, unique for all time.
@@ -288,6 +289,8 @@ pub struct Outgoing<'a> {
     pub body: &'a RawValue,
 }
 
+debug_with_sizes!(Outgoing<'a> { custom_id, endpoint, model; body });
+
 impl<'a> Outgoing<'a> {
     /// A request.
     pub fn new(custom_id: &'a str, endpoint: &'a str, model: &'a str, body: &'a RawValue) -> Self {
@@ -296,7 +299,7 @@ impl<'a> Outgoing<'a> {
 }
 
 /// One request that somebody is to run.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[expect(clippy::exhaustive_structs, reason = "it is what Outgoing is, owned")]
 pub struct OwnedOutgoing {
     /// See [`Outgoing::custom_id`].
@@ -308,6 +311,8 @@ pub struct OwnedOutgoing {
     /// See [`Outgoing::body`].
     pub body: Box<RawValue>,
 }
+
+debug_with_sizes!(OwnedOutgoing { custom_id, endpoint, model; body });
 
 impl OwnedOutgoing {
     /// The same, borrowed.
@@ -514,7 +519,6 @@ impl RemoteBatch {
 }
 
 /// One line of a batch's results.
-#[derive(Debug)]
 #[non_exhaustive]
 pub enum ResultLine<'a> {
     /// The result of a request.
@@ -538,6 +542,24 @@ pub enum ResultLine<'a> {
     Lull,
 }
 
+impl fmt::Debug for ResultLine<'_> {
+    /// A line is a reply of a model, even one that cannot be read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Result { custom_id, outcome, raw } => f
+                .debug_struct("Result")
+                .field("custom_id", custom_id)
+                .field("outcome", outcome)
+                .field("raw", &Told(raw))
+                .finish(),
+            Self::Unreadable { raw, problem } => {
+                f.debug_struct("Unreadable").field("raw", &Told(raw)).field("problem", problem).finish()
+            }
+            Self::Lull => f.write_str("Lull"),
+        }
+    }
+}
+
 impl<'a> ResultLine<'a> {
     /// The result of a request, with the line as it came.
     pub fn result(custom_id: &'a str, outcome: ItemOutcome, raw: &'a str) -> Self {
@@ -551,7 +573,7 @@ impl<'a> ResultLine<'a> {
 }
 
 /// What a request came to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum ItemOutcome {
     /// The model answered, though the answer may be a refusal or cut short.
@@ -578,6 +600,28 @@ pub enum ItemOutcome {
     Cancelled,
     /// It was not run, for the batch's time was up.
     Expired,
+}
+
+impl fmt::Debug for ItemOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Succeeded { reply, finish, usage } => f
+                .debug_struct("Succeeded")
+                .field("reply", &Told(reply))
+                .field("finish", finish)
+                .field("usage", usage)
+                .finish(),
+            Self::Errored { class, code, message, usage } => f
+                .debug_struct("Errored")
+                .field("class", class)
+                .field("code", code)
+                .field("message", message)
+                .field("usage", usage)
+                .finish(),
+            Self::Cancelled => f.write_str("Cancelled"),
+            Self::Expired => f.write_str("Expired"),
+        }
+    }
 }
 
 /// What kind of failure of a request it is.

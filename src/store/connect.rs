@@ -88,6 +88,12 @@ pub(crate) fn storage_error(doing: &str, error: rusqlite::Error) -> Error {
         Some(ErrorCode::DiskFull) => (ErrorKind::Storage, format!("{doing}: the disk is full")),
         Some(ErrorCode::NotADatabase) => (ErrorKind::Storage, format!("{doing}: the file is not an SQLite database")),
         Some(ErrorCode::DatabaseCorrupt) => (ErrorKind::Storage, format!("{doing}: the database is damaged")),
+        // The file itself may be written, but SQLite cannot make those that it needs beside it.
+        Some(ErrorCode::ReadOnly)
+            if error.sqlite_error().is_some_and(|error| error.extended_code == ffi::SQLITE_READONLY_DIRECTORY) =>
+        {
+            (ErrorKind::Storage, format!("{doing}: the directory of the database cannot be written"))
+        }
         Some(ErrorCode::ReadOnly) => (ErrorKind::Storage, format!("{doing}: the database is read-only")),
         _ => (ErrorKind::Storage, doing.to_owned()),
     };
@@ -113,6 +119,11 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::invalid("path", format_args!("{} names no file", path.display())));
     };
+    if !text.as_encoded_bytes().ends_with(name.as_encoded_bytes()) {
+        // A separator at the end is no part of the name, so that without this a file would be made.
+        let rule = format_args!("{} names a directory by its end, and must name a file", path.display());
+        return Err(Error::invalid("path", rule));
+    }
     let unreachable = |error| {
         Error::with_source(ErrorKind::Storage, format!("cannot reach the directory of {}", path.display()), error)
     };

@@ -32,6 +32,8 @@ pub(crate) struct Contact {
     /// Whether there is trouble, so that nobody need take the lock to learn that there is none.
     troubled: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
+    /// Whether a dispatcher is there, which tries again by itself.
+    attended: AtomicBool,
 }
 
 /// What is wrong between the file and us.
@@ -88,6 +90,7 @@ impl Contact {
             readers: Mutex::default(),
             troubled: AtomicBool::new(false),
             trouble: Mutex::default(),
+            attended: AtomicBool::new(false),
         }
     }
 
@@ -191,6 +194,12 @@ impl Contact {
         if self.is_troubled() { self.trouble.lock().clone() } else { None }
     }
 
+    /// Takes note whether somebody tries again by itself what fails. A start does not, nor does a client alone: its callers
+    /// are told.
+    pub(crate) fn attend(&self, attended: bool) {
+        self.attended.store(attended, Ordering::Relaxed);
+    }
+
     /// Takes note that the writer failed, if it is the file that failed. It is said once, however often it does.
     pub(crate) fn failed(&self, error: &Error) {
         if !is_of_file(error) {
@@ -204,7 +213,9 @@ impl Contact {
                 log::debug!("the database still fails: {error}");
             }
             None => {
-                log::error!("the database fails, and is tried again and again until it does not: {error}");
+                let attended = self.attended.load(Ordering::Relaxed);
+                let then = if attended { ", and is tried again and again until it does not" } else { "" };
+                log::error!("the database fails{then}: {error}");
                 *trouble = Some(Trouble { since: self.clock.now(), error: error.to_string(), failures: 1 });
                 self.troubled.store(true, Ordering::Relaxed);
             }
@@ -226,7 +237,7 @@ impl Contact {
 
 /// The code that SQLite gave, if it was SQLite that failed.
 fn code(error: &Error) -> Option<ErrorCode> {
-    std::error::Error::source(error)?.downcast_ref::<rusqlite::Error>()?.sqlite_error_code()
+    error.cause()?.downcast_ref::<rusqlite::Error>()?.sqlite_error_code()
 }
 
 /// Whether it is the file, or what it lies on, that fails, and not what was to be written.

@@ -1,6 +1,7 @@
 //! Putting jobs into the ledger: in a turn, and in a transaction of the application's own.
 
 use rusqlite::{Connection, OptionalExtension, ToSql, named_params, params};
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::model::event::Cause;
@@ -20,7 +21,8 @@ use crate::store::{Turn, at_hand, callback, detail, edge, flow, gate, lane, last
 pub(crate) const PAYLOAD_IN_ROW_BYTES: usize = 3000;
 
 /// What became of a job that was to be enqueued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome", content = "id")]
 pub enum Enqueued {
     /// It is in the ledger, under this id.
     New(JobId),

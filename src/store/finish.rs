@@ -23,7 +23,7 @@ use crate::store::{Turn, at_hand, callback, detail, edge, gate, tally};
 const LOG_LINES_KEPT: i64 = 10_000;
 
 /// How an attempt came out, before the rules of retry are applied.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub(crate) enum Verdict {
     /// It gave a value.
     Completed { result: Option<Vec<u8>> },
@@ -48,6 +48,12 @@ impl fmt::Display for Verdict {
             Self::Cancelled { reason: None } => f.write_str("cancelled"),
             Self::Returned => f.write_str("returned"),
         }
+    }
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
     }
 }
 

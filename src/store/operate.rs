@@ -1,6 +1,7 @@
 //! What is done to jobs and queues from outside: cancel, retry, delete, move, pause, resume.
 
 use rusqlite::{OptionalExtension, named_params};
+use serde::Serialize;
 
 use crate::model::attempt::AttemptOutcome;
 use crate::model::event::Cause;
@@ -18,7 +19,8 @@ use crate::store::step::Step;
 use crate::store::{callback, detail, edge, unique};
 
 /// What a request to cancel came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cancelled {
     /// The job is cancelled.
@@ -30,7 +32,8 @@ pub enum Cancelled {
 }
 
 /// What a request to delete came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Deleted {
     /// The job is gone.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, Job, JobId, NewJob, NewWorkflow, Order, Outcome,
-    Priority, Query, Reason, Retention, Stats, Status, Unique, Workers,
+    Cancelled, Client, Clock, Context, Engine, ErrorKind, Failure, Job, JobId, Limit, Missed, NewJob, NewWorkflow,
+    Order, Outcome, Overlap, Priority, Query, Reason, Retention, Schedule, Stats, Status, StepStatus, Unique, Workers,
 };
+use serde_json::json;
 
 use crate::support::another::{Another, CHILD};
 use crate::support::{
@@ -607,6 +608,53 @@ fn a_record_has_a_json_form_without_what_may_be_secret_or_long() -> jobmill::Res
     assert_eq!(json["run_at"], "2026-01-01T00:00:00.000000Z");
     assert!(json.get("payload").is_none() && json.get("result").is_none());
     Ok(())
+}
+
+#[test]
+fn answers_have_a_json_form() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder)?;
+    let job = || Echo::job("x").unique(Unique::key("k")).delay(secs(9));
+    let new = t.client().enqueue(job())?;
+    let id = new.id();
+    let scheduled = t.client().schedule(&Schedule::every("s", secs(60), Echo::job("x")))?;
+    let limit = Limit::new("l").concurrency(2).rate(10, secs(60));
+    for (json, says) in [
+        (json!(new), json!({ "outcome": "new", "id": id })),
+        (json!(t.client().enqueue(job())?), json!({ "outcome": "existing", "id": id })),
+        (json!(scheduled), json!({ "outcome": "created", "id": scheduled.id() })),
+        (json!(t.client().cancel(id)?), json!("now")),
+        (json!(t.client().cancel(id)?), json!("already")),
+        (json!(t.client().delete(id)?), json!("now")),
+        (json!(t.client().get(id).expect_err("it is gone").kind()), json!("not_found")),
+        (
+            json!(limit),
+            json!({ "name": "l", "concurrency": 2, "rate": { "tokens": 10, "period_us": 60_000_000, "burst": 10 } }),
+        ),
+        (json!(Limit::new("l")), json!({ "name": "l", "concurrency": null, "rate": null })),
+    ] {
+        assert_eq!(json, says);
+    }
+    Ok(())
+}
+
+#[test]
+fn choices_display_and_are_read_in_the_words_of_their_json_form() {
+    for choice in Overlap::ALL {
+        assert_eq!(json!(choice), choice.to_string());
+        assert_eq!(choice.to_string().parse().ok(), Some(choice));
+    }
+    for status in StepStatus::ALL {
+        assert_eq!(json!(status), status.to_string());
+        assert_eq!(status.to_string().parse().ok(), Some(status));
+    }
+    for (missed, word) in [(Missed::Skip, "skip"), (Missed::One, "one"), (Missed::All(3), "all 3")] {
+        assert_eq!((missed.to_string().as_str(), word.parse().ok()), (word, Some(missed)));
+    }
+    assert_eq!((json!(Missed::One), json!(Missed::All(3))), (json!("one"), json!({ "all": 3 })));
+    for wrong in ["", "all", "all ", "all -1", "Skip"] {
+        refused(wrong.parse::<Missed>(), ErrorKind::Invalid, "missed: must be skip, one, or all and a number");
+    }
+    refused("Skip".parse::<Overlap>(), ErrorKind::Invalid, "overlap: must be one of allow, skip and queue");
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use jobmill::testing::Harness;
 use jobmill::{
     Backoff, Batches, Client, Context, Engine, EngineBuilder, ErrorKind, Failure, JobId, Limit, NewJob, Order, Outcome,
-    Payload, Price, PriceTable, Priority, Query, Retention, Schedule, Status, Step, Timestamp, Unique, Workers,
+    Payload, Price, PriceTable, Priority, Query, Retention, Schedule, Status, Step, Timestamp, Unique, WhenUnknown,
+    Workers,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,7 +149,7 @@ fn a_job_at_the_very_edge_of_each_rule_goes_through() -> jobmill::Result<()> {
 #[test]
 fn a_setting_that_breaks_a_rule_stops_the_start() -> jobmill::Result<()> {
     type Setting = fn(EngineBuilder) -> EngineBuilder;
-    let table: [(Setting, &str); 29] = [
+    let table: [(Setting, &str); 35] = [
         (|b| b.workers(Workers::new(0)), "workers: must be from 1 to 1024"),
         (|b| b.workers(Workers::new(1025)), "workers: must be from 1 to 1024"),
         (|b| b.workers(Workers::new(usize::MAX)), "workers: must be from 1 to 1024"),
@@ -160,8 +161,20 @@ fn a_setting_that_breaks_a_rule_stops_the_start() -> jobmill::Result<()> {
         (|b| b.queue("mail", 0), "queue: the limit of mail must be at least 1"),
         (|b| b.queue("", 1), "queue: must be 1 to 128 bytes"),
         (|b| b.queue("a\nb", 1), "queue: must be 1 to 128 bytes"),
-        (|b| b.ageing(Duration::ZERO), "ageing: must be longer than nothing"),
-        (|b| b.ageing(Duration::MAX), "ageing: must be no longer than 100 years"),
+        (|b| b.ageing(Duration::ZERO), "ageing: must be from 1ms to 100 years"),
+        (|b| b.max_abandoned(usize::MAX), "max_abandoned: must be from 0 to 1024"),
+        (|b| b.capacity(u32::MAX), "capacity: must be from 1 to 1000000000"),
+        (|b| b.backoff(Backoff::default().max(Duration::MAX)), "backoff.max: must be no longer than 100 years"),
+        (
+            |b| b.batches(Batches::new().items_in_flight(u64::MAX)),
+            "batches.items_in_flight: must be from 1 to 1000000000",
+        ),
+        (
+            |b| b.batches(Batches::new().when_unknown(WhenUnknown::ResubmitAfter(Duration::ZERO))),
+            "batches.when_unknown: must be from 1s to 100 years",
+        ),
+        (|b| b.batches(Batches::new().lost_after(Duration::ZERO)), "batches.lost_after: must be from 1s to 366 days"),
+        (|b| b.ageing(Duration::MAX), "ageing: must be from 1ms to 100 years"),
         (|b| b.busy_timeout(Duration::MAX), "busy_timeout: must be no longer than 100 years"),
         (|b| b.timeout_grace(Duration::MAX), "timeout_grace: must be no longer than 100 years"),
         (|b| b.shutdown_timeout(Duration::MAX), "shutdown_timeout: must be no longer than 100 years"),
@@ -209,7 +222,8 @@ fn a_setting_that_breaks_a_rule_stops_the_start() -> jobmill::Result<()> {
         }
     }
     assert_eq!(names(directory.path()), Vec::<String>::new(), "no file was made");
-    Engine::builder(&path).workers(Workers::new(1024)).max_abandoned(0).ageing(MOMENT).start()?.shutdown(secs(1))?;
+    let edges = Engine::builder(&path).workers(Workers::new(1024)).max_abandoned(0).ageing(Duration::from_millis(1));
+    edges.start()?.shutdown(secs(1))?;
     Ok(())
 }
 
@@ -247,6 +261,11 @@ fn a_path_that_names_no_file_is_refused() {
     std::fs::create_dir(&below).expect("a directory");
     refused_path(&below, ErrorKind::Invalid, &format!("path: {} is a directory", below.display()));
     refused_path(Path::new("/"), ErrorKind::Invalid, "path: / is a directory");
+    for end in ["/", "//", "/."] {
+        let named = format!("{}{end}", path.display());
+        let says = format!("path: {named} names a directory by its end, and must name a file");
+        refused_path(Path::new(&named), ErrorKind::Invalid, &says);
+    }
     refused_path(&inside("..").join("nowhere").join(".."), ErrorKind::Invalid, "path: ");
     refused_path(&inside("nowhere").join("jobs.db"), ErrorKind::Storage, "cannot reach the directory of ");
     std::fs::write(inside("plain"), "text").expect("a file");
@@ -296,6 +315,29 @@ fn a_file_that_may_only_be_read_is_refused() -> jobmill::Result<()> {
         }
     }
     set_read_only(&path, false);
+    Ok(())
+}
+
+/// It was said of the file that it is read-only, which it was not.
+#[cfg(unix)]
+#[test]
+fn a_directory_that_may_only_be_read_is_told_from_such_a_file() -> jobmill::Result<()> {
+    let (directory, path) = file();
+    Client::open(&path)?.enqueue(Echo::job("x"))?;
+    set_read_only(directory.path(), true);
+    // Whoever may write everything, as root may, is kept by nothing from writing here.
+    let probe = directory.path().join("probe");
+    let may_write = std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe)).is_ok();
+    let results = [Client::open(&path).map(drop), Engine::builder(&path).start().map(drop)];
+    set_read_only(directory.path(), false);
+    for result in results {
+        if may_write {
+            result?;
+        } else {
+            let says = format!("cannot open {}: the directory of the database cannot be written", path.display());
+            refused(result, ErrorKind::Storage, &says);
+        }
+    }
     Ok(())
 }
 

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use jobmill::provider::{Finish, ItemOutcome, Outgoing, ResultLine};
 use jobmill::rusqlite::{Connection, TransactionBehavior};
 use jobmill::testing::{Fault, Harness};
 use jobmill::{
-    Backoff, Client, Context, Engine, Enqueued, ErrorKind, Failure, NewJob, Payload, Priority, Status, Timestamp,
-    Unique,
+    Backoff, BatchItem, Client, Context, Engine, Enqueued, ErrorKind, Failure, JobUpdate, NewJob, Payload, Priority,
+    Schedule, Status, Step, Timestamp, Unique, Usage,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -473,5 +474,44 @@ fn a_closure_that_calls_the_client_is_told_so_instead_of_waiting_for_itself() ->
         let elsewhere = Client::open(other_path)?;
         client.write(move |_| -> jobmill::Result<()> { elsewhere.enqueue(&Echo("z".into())).map(drop) })?;
     }
+    Ok(())
+}
+
+#[test]
+fn debug_lines_tell_how_much_an_application_has_handed_in_and_not_what() -> jobmill::Result<()> {
+    let t = Harness::new(|builder| builder.handle(|job: Echo, _: &Context| Ok(job.0)))?;
+    let secret = "hunter2";
+    let job = || Echo::job(secret);
+    let schedule = Schedule::every("s", secs(60), job());
+    let record = t.client().schedule_by_id(t.client().schedule(&schedule)?.id())?;
+    let id = t.enqueue(job())?;
+    t.drain()?;
+    let done = t.client().get(id)?;
+    assert_eq!(done.result::<String>()?, secret);
+    let body = serde_json::value::to_raw_value(&secret).expect("JSON");
+    let outgoing = Outgoing::new("id", "", "", &body);
+    let outcome = ItemOutcome::Succeeded { reply: body.clone(), finish: Finish::Stop, usage: Usage::default() };
+    let line = ResultLine::unreadable(secret, "it is no JSON");
+    let lines = [
+        format!("{:?}", job()),
+        format!("{schedule:?}"),
+        format!("{record:?}"),
+        format!("{done:?}"),
+        format!("{:?}", JobUpdate::new().result(&secret)),
+        format!("{:?}", BatchItem::new(&secret).state(&secret)),
+        format!("{:?}", Step::request(json!(secret))),
+        format!("{:?}", Step::DoneWith(json!(secret))),
+        format!("{outgoing:?}"),
+        format!("{outcome:?}"),
+        format!("{line:?}"),
+    ];
+    let as_numbers = format!("{:?}", secret.as_bytes());
+    let as_numbers = as_numbers.trim_matches(['[', ']']);
+    for line in lines {
+        assert!(!line.contains(secret) && !line.contains(as_numbers), "{line}");
+        assert!(line.contains(" bytes"), "{line}");
+    }
+    assert!(format!("{:?}", job()).contains("payload: 9 bytes"), "{:?}", job());
+    assert!(format!("{done:?}").ends_with("payload: 9 bytes, result: 9 bytes }"), "{done:?}");
     Ok(())
 }

@@ -16,7 +16,9 @@ use parking_lot::Mutex;
 use crate::support::fake::{Fake, succeeded};
 use crate::support::said::Said;
 use crate::support::scene::items;
-use crate::support::{Block, Echo, PATIENCE, block, echo, file, gate, idle, refused, secs, sound, until};
+use crate::support::{
+    Block, Echo, PATIENCE, block, echo, file, gate, idle, query, refused, secs, sound, tamper, until,
+};
 
 /// Another writer that keeps the file locked, until it is dropped.
 fn locker(path: &Path) -> jobmill::rusqlite::Connection {
@@ -624,6 +626,29 @@ fn a_worker_that_panics_outside_of_a_handler_fails_its_attempt_and_is_not_waited
 }
 
 #[test]
+fn the_log_does_not_promise_that_a_start_on_a_damaged_file_is_tried_again() -> jobmill::Result<()> {
+    let name = "lifecycle::the_log_does_not_promise_that_a_start_on_a_damaged_file_is_tried_again";
+    let Some(said) = Said::alone(name) else { return Ok(()) };
+    let (_directory, path) = file();
+    let client = Client::open(&path)?;
+    let root: i64 = query(&client, "SELECT rootpage FROM sqlite_schema WHERE name = 'jobmill_instance'");
+    let page_bytes: i64 = query(&client, "PRAGMA page_size");
+    tamper(&client, "PRAGMA wal_checkpoint(TRUNCATE)");
+    drop(client);
+    let (page, page_bytes) = (usize::try_from(root - 1).expect("a page"), usize::try_from(page_bytes).expect("a size"));
+    let mut bytes = std::fs::read(&path).expect("a file");
+    bytes[page * page_bytes..][..page_bytes].fill(0xA5);
+    std::fs::write(&path, bytes).expect("a file");
+
+    let error = Engine::builder(&path).start().expect_err("a damaged file");
+    assert!(error.to_string().contains("the database is damaged"), "{error}");
+    let lines = said.lines();
+    assert_eq!(said.count("ERROR the database fails: "), 1, "{lines}");
+    assert!(!lines.contains("again"), "{lines}");
+    Ok(())
+}
+
+#[test]
 fn the_log_says_each_thing_once() -> jobmill::Result<()> {
     let Some(said) = Said::alone("lifecycle::the_log_says_each_thing_once") else { return Ok(()) };
     let (_directory, path) = file();
@@ -640,7 +665,7 @@ fn the_log_says_each_thing_once() -> jobmill::Result<()> {
         until("many failures", || engine.health().database.failures > 5);
         drop(lock);
         until("all is well again", || engine.health().is_healthy());
-        assert_eq!(said.count("ERROR the database fails"), round);
+        assert_eq!(said.count("ERROR the database fails, and is tried again and again until it does not: "), round);
         assert_eq!(said.count("INFO the database works again"), round);
     }
     let lines = said.lines();

@@ -561,15 +561,33 @@ fn what_breaks_a_rule_writes_nothing() -> jobmill::Result<()> {
     // The rule is broken in the third slice, when two are in the file.
     let late = (0..2500).map(|n| if n == 2400 { Do::job("x").max_attempts(0) } else { Do::job("x") });
     refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Invalid, "s[2400]: max_att");
-    t.enqueue(Do::job("holder").unique(Unique::key("k")))?;
+    let holder = t.enqueue(Do::job("holder").user("ada").unique(Unique::key("k")))?;
     let keyed = || Do::job("x").unique(Unique::key("k"));
     refused(
         t.client().start_workflow(one().job("b", keyed()).after("a")),
         ErrorKind::Conflict,
-        "b: another job holds the unique key",
+        &format!("b: unique: {holder} holds the key \"k\""),
     );
+    for (user, says) in [("ada", &*holder.to_string()), ("bob", "a job of another user")] {
+        let begins = format!("b: unique: {says} holds the key \"k\"");
+        refused(t.client().for_user(user)?.start_workflow(one().job("b", keyed())), ErrorKind::Conflict, &begins);
+    }
+    let own = || Do::job("x").unique(Unique::key("own"));
+    for (workflow, name) in [
+        (one().job("b", own()).job("c", own()), "c"),
+        (one().jobs("s", [own(), own()]), "s[1]"),
+        (one().jobs("s", (0..2500).map(|n| if n % 2400 == 0 { own() } else { Do::job("x") })), "s[2400]"),
+        (one().on_end(own()).on_success(own()), "on_success"),
+    ] {
+        let begins = format!("{name}: unique: another job of the workflow holds the key \"own\"");
+        refused(t.client().start_workflow(workflow), ErrorKind::Conflict, &begins);
+    }
     let late = (0..2500).map(|n| if n == 2400 { keyed() } else { Do::job("x") });
-    refused(t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)), ErrorKind::Conflict, "s[2400]: another");
+    refused(
+        t.client().start_workflow(NewWorkflow::new("w").jobs("s", late)),
+        ErrorKind::Conflict,
+        "s[2400]: unique: job-",
+    );
     // Which limits there are is known to the transaction alone.
     let lost = || Do::job("x").limit("lost");
     for (workflow, begins) in [

@@ -83,10 +83,10 @@ fn a_large_workflow_begins_when_it_is_let_go_and_one_that_is_refused_never_does(
     refused(
         t.client().start_workflow(large(Do::job("x").unique(Unique::key("k")))),
         ErrorKind::Conflict,
-        "last: another",
+        "last: unique: job-",
     );
     let small = NewWorkflow::new("small").job("last", Do::job("x").unique(Unique::key("k")));
-    refused(t.client().start_workflow(small), ErrorKind::Conflict, "last: another");
+    refused(t.client().start_workflow(small), ErrorKind::Conflict, "last: unique: job-");
     assert!(!told(&events).contains('-'), "nothing has begun");
     start(&t, large(Do::job("last")));
     assert!(told(&events).contains("new, large created-running, admitted"));

@@ -12,6 +12,7 @@ pub(crate) mod step;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -19,13 +20,17 @@ use std::time::Duration;
 use crate::desk::Desk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::handler::Failure;
-use crate::model::rules::check_name;
+use crate::model::limit::Limit;
+use crate::model::rules::{MAX_DURATION, check_count, check_name, check_time};
 use crate::model::time::Timestamp;
 use crate::model::usage::PriceTable;
 use crate::provider::{Account, Provider};
 use crate::store::Turn;
 use crate::store::connect::storage_error;
 
+const SECOND: Duration = Duration::from_secs(1);
+const DAY: Duration = Duration::from_secs(86_400);
+const WEEK_S: u64 = 7 * DAY.as_secs();
 /// How far the clocks of a provider and of this machine may lie apart.
 pub(crate) const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// The longest that a batch is left alone between two polls, whoever asks for more.
@@ -42,7 +47,7 @@ pub enum WhenUnknown {
     /// and nothing is proved, its items fail as `missing`. Nothing is ever paid twice.
     #[default]
     WaitForProof,
-    /// Sends it again after this time. That may be paid twice, though each item is completed once.
+    /// Sends it again after this time, from 1 s to 100 years. That may be paid twice, though each item is completed once.
     ResubmitAfter(Duration),
     /// Waits until somebody says by [`Client::adopt_request`](crate::Client::adopt_request) or
     /// [`Client::abandon_request`](crate::Client::abandon_request) what it is.
@@ -88,12 +93,23 @@ impl Default for Batches {
 }
 
 impl Batches {
+    pub(crate) const POLL_INTERVAL_BOUNDS: RangeInclusive<Duration> = SECOND..=DAY;
+    pub(crate) const UNKNOWN_GRACE_BOUNDS: RangeInclusive<Duration> = SECOND..=DAY;
+    pub(crate) const LOST_AFTER_BOUNDS: RangeInclusive<Duration> = SECOND..=Duration::from_secs(366 * DAY.as_secs());
+    pub(crate) const RESUBMIT_AFTER_BOUNDS: RangeInclusive<Duration> = SECOND..=MAX_DURATION;
+    pub(crate) const LOOKBACK_WEEKS_BOUNDS: RangeInclusive<u64> = 1..=520;
+    pub(crate) const POLL_BATCH_SIZE_BOUNDS: RangeInclusive<u64> = 1..=100_000;
+    /// Of requests, of jobs and of batches at once.
+    pub(crate) const IN_FLIGHT_BOUNDS: RangeInclusive<u64> = 1..=64;
+    pub(crate) const ITEMS_BOUNDS: RangeInclusive<u64> = 1..=Limit::MAX as u64;
+    pub(crate) const TOKENS_BOUNDS: RangeInclusive<u64> = 1..=1_000_000_000_000;
+
     /// The defaults that each setter names.
     pub fn new() -> Self {
         Self {
             polling: true,
             poll_interval: Duration::from_secs(300),
-            lookback: Duration::from_secs(2 * 7 * 86_400),
+            lookback: Duration::from_secs(2 * WEEK_S),
             poll_batch_size: 1000,
             polls_in_flight: 8,
             in_flight: 4,
@@ -127,7 +143,7 @@ impl Batches {
     /// Sets after how many weeks a batch that still runs is asked about four times a day only
     /// (`batch_job_polling_lookback_weeks`), from 1 to 520. It is never forgotten. Defaults to 2.
     pub fn lookback_weeks(mut self, weeks: u32) -> Self {
-        self.lookback = Duration::from_secs(u64::from(weeks) * 7 * 86_400);
+        self.lookback = Duration::from_secs(u64::from(weeks) * WEEK_S);
         self
     }
 
@@ -189,13 +205,13 @@ impl Batches {
         self
     }
 
-    /// Sets the most items that may be at one account at a time. Defaults to what the provider says.
+    /// Sets the most items that may be at one account at a time, from 1 to 10⁹. Defaults to what the provider says.
     pub fn items_in_flight(mut self, items: u64) -> Self {
         self.items_in_flight = Some(items);
         self
     }
 
-    /// Sets the most estimated input tokens that may be at one account at a time. Defaults to what the provider says.
+    /// Sets the most estimated input tokens that may be at one account at a time, from 1 to 10¹². Defaults to what the provider says.
     pub fn tokens_in_flight(mut self, tokens: u64) -> Self {
         self.tokens_in_flight = Some(tokens);
         self
@@ -217,35 +233,26 @@ impl Batches {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        let day = Duration::from_secs(86_400);
-        if !(Duration::from_secs(1)..=day).contains(&self.poll_interval) {
-            return Err(Error::invalid("batches.poll_interval", "must be from 1 s to a day"));
-        }
-        if !(Duration::from_secs(1)..=day).contains(&self.unknown_grace) {
-            return Err(Error::invalid("batches.unknown_grace", "must be from 1 s to a day"));
-        }
-        if !(Duration::from_secs(1)..=366 * day).contains(&self.lost_after) {
-            return Err(Error::invalid("batches.lost_after", "must be from 1 s to 366 days"));
-        }
-        if !(7 * day..=520 * 7 * day).contains(&self.lookback) {
-            return Err(Error::invalid("batches.lookback_weeks", "must be from 1 to 520"));
-        }
-        for (field, value, max) in [
-            ("batches.poll_batch_size", self.poll_batch_size, 100_000),
-            ("batches.polls_in_flight", self.polls_in_flight, 64),
-            ("batches.in_flight", self.in_flight, 64),
-            ("batches.local_in_flight", self.local_in_flight, 64),
+        check_time("batches.poll_interval", self.poll_interval, &Self::POLL_INTERVAL_BOUNDS)?;
+        check_time("batches.unknown_grace", self.unknown_grace, &Self::UNKNOWN_GRACE_BOUNDS)?;
+        check_time("batches.lost_after", self.lost_after, &Self::LOST_AFTER_BOUNDS)?;
+        check_count("batches.lookback_weeks", self.lookback.as_secs() / WEEK_S, &Self::LOOKBACK_WEEKS_BOUNDS)?;
+        for (field, value, bounds) in [
+            ("batches.poll_batch_size", self.poll_batch_size, Self::POLL_BATCH_SIZE_BOUNDS),
+            ("batches.polls_in_flight", self.polls_in_flight, Self::IN_FLIGHT_BOUNDS),
+            ("batches.in_flight", self.in_flight, Self::IN_FLIGHT_BOUNDS),
+            ("batches.local_in_flight", self.local_in_flight, Self::IN_FLIGHT_BOUNDS),
         ] {
-            if value == 0 || value > max {
-                return Err(Error::invalid(field, format_args!("must be from 1 to {max}")));
-            }
+            check_count(field, value as u64, &bounds)?;
         }
-        for (field, value) in
-            [("batches.items_in_flight", self.items_in_flight), ("batches.tokens_in_flight", self.tokens_in_flight)]
-        {
-            if value == Some(0) {
-                return Err(Error::invalid(field, "must be at least 1"));
-            }
+        if let WhenUnknown::ResubmitAfter(time) = self.when_unknown {
+            check_time("batches.when_unknown", time, &Self::RESUBMIT_AFTER_BOUNDS)?;
+        }
+        if let Some(items) = self.items_in_flight {
+            check_count("batches.items_in_flight", items, &Self::ITEMS_BOUNDS)?;
+        }
+        if let Some(tokens) = self.tokens_in_flight {
+            check_count("batches.tokens_in_flight", tokens, &Self::TOKENS_BOUNDS)?;
         }
         self.prices.as_ref().map_or(Ok(()), PriceTable::check)
     }

@@ -14,6 +14,7 @@ use crate::builtin::callback::signature::signatures;
 use crate::builtin::callback::verdict::{Delivered, Undelivered, judge, unanswered};
 use crate::error::Result;
 use crate::model::callback::Target;
+use crate::model::contents::debug_with_sizes;
 use crate::model::time::Timestamp;
 
 /// What an answer's head may have, in bytes. The rules of common servers are 8 or 16 KiB.
@@ -26,7 +27,7 @@ const BODY_PATIENCE: Duration = Duration::from_millis(100);
 /// each write that was done in part, so a receiver who reads slowly gains little if a write is small.
 const WRITE_BYTES: usize = 4 << 10;
 /// What is to be delivered. The id stays the same at each attempt, so that the receiver can drop repeats.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Message {
     /// Holds no full stop, for the signature is over id, time and body with one between each.
     pub(crate) id: String,
@@ -34,6 +35,8 @@ pub(crate) struct Message {
     /// JSON.
     pub(crate) body: Vec<u8>,
 }
+
+debug_with_sizes!(Message { id, url; body });
 
 /// Delivers messages, from any thread.
 pub(crate) struct Courier {

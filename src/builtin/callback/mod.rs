@@ -8,6 +8,7 @@ mod signature;
 mod verdict;
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::builtin::callback::signature::Secret;
 use crate::error::{Error, Result};
 use crate::model::delivery::Delivery;
 use crate::model::retry::Backoff;
+use crate::model::rules::{check_count, check_time};
 
 /// Gives the secrets of the receiver at an address.
 type SecretsOf = dyn Fn(&str) -> Vec<String> + Send + Sync;
@@ -67,6 +69,10 @@ impl Callbacks {
     pub const MAX_IN_FLIGHT: usize = 64;
     /// The longest that one delivery may take.
     pub const MAX_TIMEOUT: Duration = Duration::from_secs(600);
+
+    pub(crate) const IN_FLIGHT_BOUNDS: RangeInclusive<u64> = 1..=Self::MAX_IN_FLIGHT as u64;
+    pub(crate) const TIMEOUT_BOUNDS: RangeInclusive<Duration> = Duration::from_millis(10)..=Self::MAX_TIMEOUT;
+    pub(crate) const ATTEMPTS_BOUNDS: RangeInclusive<u64> = 1..=Delivery::ATTEMPTS_MAX as u64;
 
     /// What a secret must be.
     pub(crate) const SECRET_FORM: &'static str = Secret::FORM;
@@ -141,21 +147,9 @@ impl Callbacks {
     /// Checks every rule. The error names the first field that breaks one, and shows no secret.
     pub(crate) fn check(&self) -> Result<()> {
         parse(&self.secrets, "callbacks.secret")?;
-        if !(1..=Self::MAX_IN_FLIGHT).contains(&self.in_flight) {
-            return Err(Error::invalid(
-                "callbacks.in_flight",
-                format_args!("must be from 1 to {}", Self::MAX_IN_FLIGHT),
-            ));
-        }
-        if !(Duration::from_millis(10)..=Self::MAX_TIMEOUT).contains(&self.timeout) {
-            return Err(Error::invalid("callbacks.timeout", "must be from 10 ms to 10 min"));
-        }
-        if !(1..=Delivery::ATTEMPTS_MAX).contains(&self.max_attempts) {
-            return Err(Error::invalid(
-                "callbacks.max_attempts",
-                format_args!("must be from 1 to {}", Delivery::ATTEMPTS_MAX),
-            ));
-        }
+        check_count("callbacks.in_flight", self.in_flight as u64, &Self::IN_FLIGHT_BOUNDS)?;
+        check_time("callbacks.timeout", self.timeout, &Self::TIMEOUT_BOUNDS)?;
+        check_count("callbacks.max_attempts", self.max_attempts.into(), &Self::ATTEMPTS_BOUNDS)?;
         self.backoff.check()
     }
 
@@ -215,8 +209,8 @@ mod tests {
             (Callbacks::new().secret(""), "callbacks.secret: must be `whsec_`"),
             (Callbacks::new().in_flight(0), "callbacks.in_flight: must be from 1 to 64"),
             (Callbacks::new().in_flight(65), "callbacks.in_flight: must be from 1 to 64"),
-            (Callbacks::new().timeout(Duration::ZERO), "callbacks.timeout: must be from 10 ms"),
-            (Callbacks::new().timeout(Duration::MAX), "callbacks.timeout: must be from 10 ms"),
+            (Callbacks::new().timeout(Duration::ZERO), "callbacks.timeout: must be from 10ms"),
+            (Callbacks::new().timeout(Duration::MAX), "callbacks.timeout: must be from 10ms"),
             (Callbacks::new().max_attempts(0), "callbacks.max_attempts: must be from 1"),
             (Callbacks::new().max_attempts(u32::MAX), "callbacks.max_attempts: must be from 1"),
             (Callbacks::new().backoff(Backoff::default().jitter(2.0)), "backoff.jitter"),

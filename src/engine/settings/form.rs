@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::builtin::callback::Callbacks;
+use crate::model::retry::Backoff;
 
 /// What a value may be.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +97,7 @@ impl Form {
             Self::WholeOrNone { .. } | Self::SecondsOrNone { .. } if text == "none" => Some(Value::None),
             Self::Whole { min, max, .. } | Self::WholeOrNone { min, max, .. } => whole(min, max),
             Self::Seconds { min, max } | Self::SecondsOrNone { min, max } => time(min, max),
-            Self::Part => text.parse().ok().filter(|value| (0.0..=1.0).contains(value)).map(Value::Part),
+            Self::Part => text.parse().ok().filter(|value| Backoff::JITTER_BOUNDS.contains(value)).map(Value::Part),
             Self::Word(words) => words.contains(&text).then(|| Value::Word(text.to_owned())),
             Self::Secret => Callbacks::is_secret(text).then(|| Value::Word(text.to_owned())),
         }
@@ -109,7 +110,7 @@ impl Form {
             Self::WholeOrNone { unit, min, max } => format!("{min} to {max} {unit}, or none"),
             Self::Seconds { min, max } => format!("{min} to {max} seconds"),
             Self::SecondsOrNone { min, max } => format!("{min} to {max} seconds, or none"),
-            Self::Part => "0 to 1".to_owned(),
+            Self::Part => format!("{} to {}", Backoff::JITTER_BOUNDS.start(), Backoff::JITTER_BOUNDS.end()),
             Self::Word(words) => words.join(" or "),
             Self::Secret => Callbacks::SECRET_FORM.to_owned(),
         }

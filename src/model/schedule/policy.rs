@@ -1,11 +1,15 @@
 //! What becomes of ticks that come late or while the job of the last one is still under way.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::model::schedule::timetable::Timetable;
 use crate::model::time::Timestamp;
+use crate::model::words::words;
 
 /// How late a tick may be unless the schedule says otherwise, if late ones are skipped.
 const SKIP_GRACE: Duration = Duration::from_secs(10);
@@ -43,6 +47,46 @@ pub enum Overlap {
     /// that has waited for longer than the schedule's [grace](crate::Schedule::grace) is missed, and the next that comes
     /// waits in its place.
     Queue,
+}
+
+impl Overlap {
+    /// Every choice.
+    pub const ALL: [Self; 3] = [Self::Allow, Self::Skip, Self::Queue];
+
+    /// The choice as a word, in lower case.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Skip => "skip",
+            Self::Queue => "queue",
+        }
+    }
+}
+
+words!(Overlap, "overlap");
+
+/// As `skip`, `one` or, with how many run, `all 3`.
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Skip => f.write_str("skip"),
+            Self::One => f.write_str("one"),
+            Self::All(count) => write!(f, "all {count}"),
+        }
+    }
+}
+
+impl FromStr for Missed {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let all = || text.strip_prefix("all ")?.parse().ok().map(Self::All);
+        match text {
+            "skip" => Ok(Self::Skip),
+            "one" => Ok(Self::One),
+            _ => all().ok_or_else(|| Error::invalid("missed", "must be skip, one, or all and a number")),
+        }
+    }
 }
 
 impl Missed {

@@ -11,7 +11,8 @@ use crate::model::schedule::Schedule;
 use crate::model::time::Timestamp;
 
 /// What became of a schedule that was to be stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case", tag = "outcome", content = "id")]
 #[non_exhaustive]
 pub enum Scheduled {
     /// It is new.

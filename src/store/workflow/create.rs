@@ -112,6 +112,19 @@ impl Turn<'_> {
         Ok(enqueued)
     }
 
+    /// Whether a job was added to the workflow that is being written.
+    pub(crate) fn is_drafted(&self, draft: &Draft, job: JobId) -> rusqlite::Result<bool> {
+        let flow: Option<i64> = self
+            .conn
+            .prepare_cached("SELECT flow FROM jobmill_job WHERE id = ?1")?
+            .query_row([job], |row| row.get(0))
+            .optional()?
+            .flatten();
+        Ok(flow.is_some_and(|flow| {
+            flow == draft.id.raw() || draft.callbacks == Some(flow) || draft.targets.contains(&flow)
+        }))
+    }
+
     /// Has those wait that follow others, and lets a workflow go whose jobs are written. `at_once`: its jobs that wait for
     /// nothing were written as pending.
     pub(crate) fn release_workflow(&mut self, plan: &Plan, draft: &Draft, at_once: bool) -> rusqlite::Result<bool> {

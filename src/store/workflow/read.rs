@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row, named_params, params};
 
+use crate::model::contents::debug_with_sizes;
 use crate::model::cursor::Order;
 use crate::model::id::{JobId, WorkflowId};
 use crate::model::job::Status;
@@ -258,13 +259,15 @@ pub(crate) fn named(conn: &Connection, flow: i64, name: &str) -> rusqlite::Resul
 }
 
 /// What came of one job.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Came {
     pub(crate) id: JobId,
     pub(crate) status: Status,
     pub(crate) error: Option<String>,
     pub(crate) result: Option<Vec<u8>>,
 }
+
+debug_with_sizes!(Came { id, status, error; result });
 
 fn came(row: &Row<'_>) -> rusqlite::Result<Came> {
     let status = row.get::<_, State>(1)?.status();

@@ -7,6 +7,7 @@ pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod contact;
+pub(crate) mod delays;
 pub(crate) mod detail;
 pub(crate) mod edge;
 pub(crate) mod enqueue;

@@ -1,0 +1,91 @@
+//! The clock is set back while jobs wait: what was to wait for so long waits for no longer, and what was to come at a moment
+//! comes then.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use jobmill::testing::Harness;
+use jobmill::{Context, Failure, NewWorkflow, Outcome};
+
+use crate::support::{Echo, now, secs, sound};
+
+/// What ran.
+#[derive(Clone, Default)]
+struct Ran(Arc<Mutex<Vec<String>>>);
+
+impl Ran {
+    /// The names of what has run since the last time, each once.
+    fn take(&self) -> Vec<String> {
+        let mut ran = std::mem::take(&mut *self.0.lock().expect("no panic"));
+        ran.sort();
+        ran.dedup();
+        ran
+    }
+}
+
+fn run(job: Echo, ctx: &Context) -> Result<Outcome<()>, Failure> {
+    ctx.state::<Ran>()?.0.lock().expect("no panic").push(job.0.clone());
+    match job.0.as_str() {
+        "retried" if ctx.attempt() == 1 => Err(Failure::retry_after(secs(10), "not yet")),
+        "snoozed" if ctx.saved::<bool>()?.is_none() => {
+            ctx.save(&true)?;
+            Ok(Outcome::Snooze(secs(10)))
+        }
+        _ => Ok(Outcome::Done(())),
+    }
+}
+
+/// Retries, snoozes and jobs of workflows waited for as long as the clock was set back by, although nobody had asked for that.
+#[test]
+fn nobody_waits_for_a_clock_that_was_set_back() -> jobmill::Result<()> {
+    for (back, restarts) in [60, 3600, 365 * 86_400].into_iter().flat_map(|back| [(back, false), (back, true)]) {
+        let context = format!("by {back} s, after a restart: {restarts}");
+        let ran = Ran::default();
+        let state = ran.clone();
+        let mut t = Harness::new(move |builder| builder.handle(run).state(state.clone()))?;
+        let client = || t.client().clone();
+        client().pause("mail")?;
+        // So many that they are not put right in one turn.
+        let crowd = if back == 60 { 1100 } else { 1 };
+        client().enqueue_many((0..crowd).map(|_| Echo::job("retried")).chain([Echo::job("snoozed")]))?;
+        let follower = |name: &str| Echo::job(name).queue("mail");
+        client().start_workflow(
+            NewWorkflow::new("flow")
+                .job("first", Echo::job("first"))
+                .job("second", follower("second"))
+                .after("first")
+                .jobs("stage", (0..3).map(|n| follower(&format!("stage {n}"))))
+                .after("first"),
+        )?;
+        let moment = now(&t).saturating_add(secs(7200));
+        let at = t.enqueue(Echo::job("at").run_at(moment))?;
+        let soon = now(&t).saturating_add(secs(5));
+        let asked = t.enqueue(Echo::job("asked").run_at(soon))?;
+        t.drain()?;
+        assert_eq!(ran.take(), ["first", "retried", "snoozed"], "{context}");
+
+        t.clock().jump(now(&t).saturating_sub(secs(back)));
+        if restarts {
+            t.restart()?;
+        }
+        t.drain()?;
+        assert_eq!(ran.take(), [""; 0], "{context}: no time has passed");
+        t.client().resume("mail")?;
+        t.drain()?;
+        assert_eq!(ran.take(), ["second", "stage 0", "stage 1", "stage 2"], "{context}");
+        t.advance(secs(10) - Duration::from_micros(1));
+        t.drain()?;
+        assert_eq!(ran.take(), [""; 0], "{context}: they wait for as long as they were to");
+        t.advance(Duration::from_micros(1));
+        t.drain()?;
+        assert_eq!(ran.take(), ["retried", "snoozed"], "{context}");
+
+        assert_eq!((t.client().get(at)?.run_at, t.client().get(asked)?.run_at), (moment, soon), "{context}");
+        t.clock().jump(moment);
+        t.drain()?;
+        assert_eq!(ran.take(), ["asked", "at"], "{context}");
+        assert_eq!(t.client().stats()?.total.completed, crowd + 8, "{context}");
+        sound(t.client());
+    }
+    Ok(())
+}

@@ -266,6 +266,24 @@ fn a_clock_that_is_set_back_holds_up_no_poll() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// An account stayed blocked for as long as the clock was set back by.
+#[test]
+fn a_clock_that_is_set_back_blocks_no_account_for_years() -> jobmill::Result<()> {
+    let t = Scene::new();
+    let right = now(&t);
+    t.advance(secs(365 * 86_400));
+    t.fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
+    let id = t.send(2);
+    assert!(t.client().explain(id)?.to_string().contains("nothing is sent to fake|"));
+    t.clock().jump(right);
+    assert!(!t.client().explain(id)?.to_string().contains("nothing is sent to fake|"));
+    t.pass(600);
+    assert_eq!(t.fake.count("create"), 2);
+    t.complete(60);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2));
+    Ok(())
+}
+
 /// A plan that began before the cancellation left a request without items, which stood there for ever.
 #[test]
 fn a_plan_that_a_cancellation_overtakes_leaves_no_empty_request() -> jobmill::Result<()> {

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use jobmill::testing::Harness;
+use jobmill::testing::{Fault, Harness};
 use jobmill::{Context, Failure, NewWorkflow, Outcome};
 
 use crate::support::{Echo, now, secs, sound};
@@ -85,6 +85,50 @@ fn nobody_waits_for_a_clock_that_was_set_back() -> jobmill::Result<()> {
         t.drain()?;
         assert_eq!(ran.take(), ["asked", "at"], "{context}");
         assert_eq!(t.client().stats()?.total.completed, crowd + 8, "{context}");
+        sound(t.client());
+    }
+    Ok(())
+}
+
+/// What had been claimed when the clock was set back, and whose run never began, waited for the clock when it went back.
+#[test]
+fn what_goes_back_unbegun_does_not_wait_for_a_clock_that_was_set_back() -> jobmill::Result<()> {
+    for crashes in [false, true] {
+        let ran = Ran::default();
+        let state = ran.clone();
+        let mut t = Harness::new(move |builder| builder.handle(run).state(state.clone()))?;
+        let right = now(&t);
+        t.advance(secs(3600));
+        t.client().pause("mail")?;
+        t.enqueue(Echo::job("retried"))?;
+        t.client().start_workflow(
+            NewWorkflow::new("flow")
+                .job("first", Echo::job("first"))
+                .job("second", Echo::job("second").queue("mail"))
+                .after("first"),
+        )?;
+        let moment = now(&t).saturating_add(secs(10));
+        let at = t.enqueue(Echo::job("at").run_at(moment))?;
+        t.drain()?;
+        assert_eq!(ran.take(), ["first", "retried"], "crashes: {crashes}");
+        t.advance(secs(10));
+        t.client().resume("mail")?;
+
+        // The claim is written, and its engine does not learn of it.
+        t.faults().fail(1, Fault::After);
+        assert!(t.drain().is_err());
+        t.faults().heal();
+        assert_eq!(t.client().stats()?.total.running, 3, "crashes: {crashes}");
+        t.clock().jump(right);
+        if crashes {
+            t.crash()?;
+        }
+        t.drain()?;
+        assert_eq!(ran.take(), ["retried", "second"], "crashes: {crashes}");
+        assert_eq!(t.client().get(at)?.run_at, moment, "crashes: {crashes}");
+        t.clock().jump(moment);
+        t.drain()?;
+        assert_eq!(ran.take(), ["at"], "crashes: {crashes}");
         sound(t.client());
     }
     Ok(())

@@ -281,7 +281,7 @@ impl Maintenance {
         let (unhandled, is_behind) = self.desk.with_store(|store| {
             store.look()?;
             read_schedules::unhandled(store.connection())
-                .map(|unhandled| (unhandled, store.is_behind(now)))
+                .and_then(|unhandled| Ok((unhandled, store.is_behind(now)?)))
                 .map_err(|error| storage_error("cannot read the schedules", error))
         })?;
         self.delays = is_behind.then(|| DelaysLeft::all(Duration::ZERO));

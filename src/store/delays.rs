@@ -37,9 +37,14 @@ impl DelaysLeft {
 }
 
 impl Store {
-    /// Whether the clock must have been set back since the newest id was given.
-    pub(crate) fn is_behind(&self, now: Timestamp) -> bool {
-        now.saturating_add(SET_BACK) < JobId::from_raw(self.book.last_id).created_at()
+    /// Whether the clock must have been set back since the newest id was given, or since an engine came or went.
+    pub(crate) fn is_behind(&self, now: Timestamp) -> rusqlite::Result<bool> {
+        let seen: Option<Timestamp> = self
+            .conn
+            .prepare_cached("SELECT max(max(started_at, coalesce(ended_at, 0))) FROM jobmill_instance")?
+            .query_row([], |row| row.get(0))?;
+        let newest = JobId::from_raw(self.book.last_id).created_at();
+        Ok(now.saturating_add(SET_BACK) < seen.map_or(newest, |seen| seen.max(newest)))
     }
 }
 

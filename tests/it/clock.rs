@@ -133,3 +133,24 @@ fn what_goes_back_unbegun_does_not_wait_for_a_clock_that_was_set_back() -> jobmi
     }
     Ok(())
 }
+
+/// An engine that was not there when the clock was set back saw it by the ids alone, and none is given to what runs again.
+#[test]
+fn a_clock_that_ran_ahead_shows_though_nothing_was_enqueued_under_it() -> jobmill::Result<()> {
+    let ran = Ran::default();
+    let state = ran.clone();
+    let mut t = Harness::new(move |builder| builder.handle(run).state(state.clone()))?;
+    let right = now(&t);
+    t.enqueue(Echo::job("retried"))?;
+    t.clock().jump(right.saturating_add(secs(365 * 86_400)));
+    t.restart()?;
+    t.drain()?;
+    t.clock().jump(right);
+    t.restart()?;
+    t.drain()?;
+    assert_eq!(ran.take(), ["retried"]);
+    t.advance(secs(10));
+    t.drain()?;
+    assert_eq!(ran.take(), ["retried"]);
+    Ok(())
+}

@@ -10,11 +10,10 @@ use crate::store::lane::Lane;
 use crate::store::row::State;
 use crate::store::{SET_BACK, Store, Turn};
 
-/// Reads delayed jobs of a lane, the next to come first, and when each came to wait if that was under a clock that ran ahead,
-/// for so long and not for a moment. That is so of those that have run before, and of those that have waited for others and may run
-/// since. Of one that was enqueued with a delay nobody can tell whether the moment was meant.
-pub(crate) const PLAN_DELAYS: &str = "SELECT id, run_at,
-         CASE WHEN updated_at > :now AND (claim > 0 OR run_at = updated_at) THEN updated_at END
+/// Reads delayed jobs of a lane, the next to come first, when each was last changed, and whether it is known to wait for so long
+/// and not for a moment. That is so of those that have run before, and of those that have waited for others and may run
+/// since. Of one that was enqueued with a delay nobody can tell whether the moment was meant, unless it is of our own kinds.
+pub(crate) const PLAN_DELAYS: &str = "SELECT id, run_at, updated_at, claim > 0 OR run_at IS updated_at
      FROM jobmill_job INDEXED BY jobmill_job_delayed
      WHERE lane = :lane AND state = 7 AND (run_at, id) > (:run_at, :id) ORDER BY run_at, id LIMIT :limit";
 
@@ -64,20 +63,24 @@ impl Turn<'_> {
                 // What is due needs nothing.
                 from = DelaysLeft { by: from.by, lane, run_at: self.now, id: JobId::from_raw(0) };
             }
+            let own = self.is_own(lane);
             let rows: Vec<(JobId, Timestamp, Option<Timestamp>)> = self
                 .conn
                 .prepare_cached(PLAN_DELAYS)?
                 .query_map(
                     named_params! {
                         ":lane": lane, ":run_at": from.run_at, ":id": from.id, ":limit": (limit - seen) as i64,
-                        ":now": self.now,
                     },
-                    |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                    |row| {
+                        let id: JobId = row.get(0)?;
+                        let since = row.get::<_, Option<Timestamp>>(2)?.unwrap_or(id.created_at());
+                        Ok((id, row.get(1)?, (own || row.get(3)?).then_some(since)))
+                    },
                 )?
                 .collect::<rusqlite::Result<_>>()?;
             seen += rows.len();
             for (id, run_at, since) in &rows {
-                let Some(since) = since else { continue };
+                let Some(since) = since.filter(|since| *since > self.now) else { continue };
                 let sooner = self.come_sooner(*id, *run_at, from.by.max(since.since(self.now)))?;
                 if let Some(lane) = self.book.lanes.get_mut(lane) {
                     lane.note_delayed(sooner.as_micros());

@@ -17,7 +17,7 @@ use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
 use crate::store::place::{Place, place_columns};
-use crate::store::row::State;
+use crate::store::row::{Claim, State};
 use crate::store::step::Step;
 use crate::store::unheard::Unheard;
 
@@ -66,19 +66,36 @@ pub(crate) struct Rescued {
 impl Turn<'_> {
     /// Does what was left undone of a turn that was written though its commit failed: what it claimed waits again, for
     /// nobody has begun it, and those that it was to stop are told.
-    pub(crate) fn hear(&mut self, unheard: &Unheard) -> rusqlite::Result<()> {
-        for claim in &unheard.claims {
+    pub(crate) fn hear(&mut self, unheard: &mut Unheard) -> rusqlite::Result<()> {
+        let mut left = Vec::new();
+        for (place, claim) in unheard.claims.iter().enumerate() {
+            if self.is_past(claim)? {
+                continue;
+            }
+            left.push(place);
             if self.is_ours(claim.job.id, Some(claim.fence))?.is_some() {
                 self.put_back(claim)?;
                 self.nothing_waits = false;
             }
         }
+        unheard.keep(&left);
         for id in &unheard.stop {
             if self.is_ours(*id, None)? == Some(true) {
                 self.out.stop.push(*id);
             }
         }
         Ok(())
+    }
+
+    /// Whether the file has gone beyond a claim, so that it need not be heard again though this turn may fail, too. What is
+    /// not in the file yet may still come to be there: a failed commit may have been written.
+    fn is_past(&self, claim: &Claim) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT 1 FROM jobmill_job
+                 WHERE id = :id AND (claim > :fence OR claim = :fence AND (state <> 2 OR owner IS NOT :owner))",
+            )?
+            .exists(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":owner": self.book.owner })
     }
 
     /// Whether somebody has asked for the cancellation of a job. None unless this engine runs it, under this claim.

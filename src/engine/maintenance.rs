@@ -17,6 +17,7 @@ use crate::model::retention::Retention;
 use crate::model::threshold::Threshold;
 use crate::model::time::Timestamp;
 use crate::store::connect::{storage_error, with_patience};
+use crate::store::delays::DelaysLeft;
 use crate::store::housekeeping::PruneRange;
 use crate::store::instance::{Instance, is_closed, open_instances};
 use crate::store::schedule::read as read_schedules;
@@ -38,6 +39,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const SLICE_EVERY: Duration = Duration::from_millis(20);
 /// How many jobs a slice looks at.
 const SLICE_JOBS: usize = 200;
+/// How many delayed jobs are looked at in one turn.
+const SLICE_DELAYS: usize = 1000;
 /// How many keys of limits that no job names are forgotten at a time.
 const GATES_GO: usize = 10_000;
 /// How many pages are given back to the file system at a time.
@@ -85,6 +88,8 @@ pub(crate) struct Maintenance {
     clock_watch: ClockWatch,
     /// Schedules behind this one are still to be put right, after the clock was set back.
     schedules_from: Option<ScheduleId>,
+    /// Delays that are still to be put right after that.
+    delays: Option<DelaysLeft>,
     /// Not before this it is looked again whether another engine's clock ran ahead.
     ahead_at: Duration,
 }
@@ -124,6 +129,7 @@ impl Maintenance {
             wal_path: wal_path.into(),
             clock_watch: ClockWatch::default(),
             schedules_from: None,
+            delays: None,
             ahead_at: now,
         }
     }
@@ -135,6 +141,10 @@ impl Maintenance {
         if self.schedules_from.is_some() {
             let outcome = self.put_schedules_right();
             self.log_failure("reckoning of schedules", outcome);
+        }
+        if self.delays.is_some() {
+            let outcome = self.put_delays_right();
+            self.log_failure("reckoning of delays", outcome);
         }
         if self.heartbeats && now >= self.beat_at {
             self.beat_at = now + BEAT_EVERY;
@@ -186,6 +196,7 @@ impl Maintenance {
 
     /// Does everything at once, until nothing is left.
     pub(crate) fn run(&mut self) -> Result<()> {
+        self.look_at_clock()?;
         self.rescue()?;
         self.watch(true)?;
         loop {
@@ -210,6 +221,9 @@ impl Maintenance {
         while self.schedules_from.is_some() {
             self.put_schedules_right()?;
         }
+        while self.delays.is_some() {
+            self.put_delays_right()?;
+        }
         Ok(())
     }
 
@@ -228,8 +242,22 @@ impl Maintenance {
             Some(Noticed::Back(by)) => {
                 log::warn!("the clock was set back by {by:?}");
                 self.schedules_from = Some(ScheduleId::from_raw(0));
+                self.delays = Some(DelaysLeft::all(by));
             }
         }
+    }
+
+    /// Puts a slice of the delays right after the clock was set back.
+    fn put_delays_right(&mut self) -> Result<()> {
+        let Some(from) = self.delays else { return Ok(()) };
+        let (left, count) = self.desk.call_here(move |turn| {
+            turn.put_delays_right(from, SLICE_DELAYS).map_err(|error| storage_error("cannot put delays right", error))
+        })?;
+        self.delays = left;
+        if count > 0 {
+            log::info!("{count} jobs were made to wait under a clock that ran ahead, and wait no longer for that");
+        }
+        Ok(())
     }
 
     /// Puts a slice of the schedules right after the clock was set back.
@@ -247,13 +275,16 @@ impl Maintenance {
     }
 
     /// Looks at the schedules at the start: at those that nobody can run, and whether the clock ran ahead when they were
-    /// reckoned.
+    /// reckoned, or when jobs were made to wait.
     pub(crate) fn look_at_schedules(&mut self) -> Result<()> {
-        let unhandled = self.desk.with_store(|store| {
+        let now = self.desk.clock().now();
+        let (unhandled, is_behind) = self.desk.with_store(|store| {
             store.look()?;
             read_schedules::unhandled(store.connection())
+                .and_then(|unhandled| Ok((unhandled, store.is_behind(now)?)))
                 .map_err(|error| storage_error("cannot read the schedules", error))
         })?;
+        self.delays = is_behind.then(|| DelaysLeft::all(Duration::ZERO));
         for (kind, names) in unhandled {
             log::warn!("no open engine has a handler for the kind {kind}, of the schedules {}", names.join(", "));
         }

@@ -209,8 +209,8 @@ impl Engine {
         self.poller.as_ref().map_or_else(|| Ok(PollCycle::default()), Poller::cycle)
     }
 
-    /// Does everything at once that an engine does by itself now and then: the rescue of dead engines' jobs, pruning,
-    /// vacuum.
+    /// Does everything at once that an engine does by itself now and then: a look whether the clock was set back, the rescue
+    /// of dead engines' jobs, pruning, vacuum.
     ///
     /// # Errors
     /// `Conflict` if the engine has threads, which do it; `Storage` if the file fails.

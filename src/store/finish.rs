@@ -93,8 +93,10 @@ pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :
          attempt = attempt - :unspent, error = coalesce(:error, error), updated_at = :now
      WHERE id = :id AND claim = :fence AND state = 2";
 
-/// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile.
+/// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile. It was due, so if
+/// the clock was set back since, it does not wait for it, unless it may be meant for a moment: see `delays`.
 pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1, updated_at = :now,
+         run_at = CASE WHEN claim > 1 OR run_at = updated_at THEN min(run_at, :now) ELSE run_at END,
          state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
          completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2

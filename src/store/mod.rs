@@ -7,6 +7,7 @@ pub(crate) mod callback;
 pub(crate) mod claim;
 pub(crate) mod connect;
 pub(crate) mod contact;
+pub(crate) mod delays;
 pub(crate) mod detail;
 pub(crate) mod edge;
 pub(crate) mod enqueue;
@@ -337,7 +338,7 @@ impl Store {
                 ageing,
                 guarded: &self.guarded,
             };
-            turn.hear(&self.unheard).map_err(|error| storage_error("cannot take back what was claimed", error))?;
+            turn.hear(&mut self.unheard).map_err(|error| storage_error("cannot take back what was claimed", error))?;
             let value = work(&mut turn)?;
             if self.contact.is_troubled() {
                 // Whether all is well again shows only when something is written.

@@ -20,8 +20,8 @@ use crate::store::finish::{self, Retry, Verdict};
 use crate::store::lane::{Demand, Lane};
 use crate::store::schedule::{self, tick};
 use crate::store::{
-    Store, Turn, batch, enqueue, fair, flow, gate, housekeeping, limits, line, list, read, release, rescue, source,
-    workflow,
+    Store, Turn, batch, delays, enqueue, fair, flow, gate, housekeeping, limits, line, list, read, release, rescue,
+    source, workflow,
 };
 
 /// Wants everything, the users in turn or not.
@@ -173,6 +173,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("claim, delayed", source::PLAN_DELAYED, "jobmill_job_delayed (lane=? AND"),
             ("claim, delayed with deadlines", source::PLAN_DELAYED_DUE, "jobmill_job_delayed (lane=? AND"),
             ("claim, next delayed", claim::PLAN_NEXT_DELAYED, "jobmill_job_delayed (lane=?)"),
+            ("delays", delays::PLAN_DELAYS, "jobmill_job_delayed (lane=? AND run_at>?)"),
             ("claim, deadline", source::PLAN_DEADLINE, "jobmill_job_deadline (lane=? AND"),
             ("claim, read", claim::PLAN_READ, rowid),
             ("claim, mark", claim::PLAN_CLAIM, rowid),

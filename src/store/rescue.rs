@@ -17,7 +17,7 @@ use crate::store::audit::Line;
 use crate::store::finish::{PastAttempt, record_attempt};
 use crate::store::instance::open_instances;
 use crate::store::place::{Place, place_columns};
-use crate::store::row::State;
+use crate::store::row::{Claim, State};
 use crate::store::step::Step;
 use crate::store::unheard::Unheard;
 
@@ -29,7 +29,8 @@ const SPREAD: Duration = Duration::from_millis(500);
 
 /// Reads the running jobs of a lane.
 pub(crate) const PLAN_RUNNING: &str = concat!(
-    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, cost, ",
+    "SELECT id, claim, attempt, max_attempts, started_at, cancel_requested_at, run_at, cost,
+         claim > 1 OR run_at IS updated_at, ",
     place_columns!(),
     "
      FROM jobmill_job INDEXED BY jobmill_job_place WHERE lane = :lane AND state = 2 AND owner = :owner ORDER BY id"
@@ -45,6 +46,8 @@ struct Orphan {
     started_at: Option<Timestamp>,
     cancel_requested: bool,
     run_at: Option<Timestamp>,
+    /// It is not meant for a moment.
+    is_due: bool,
     /// What it took of the rate of its queue.
     cost: u32,
 }
@@ -63,19 +66,36 @@ pub(crate) struct Rescued {
 impl Turn<'_> {
     /// Does what was left undone of a turn that was written though its commit failed: what it claimed waits again, for
     /// nobody has begun it, and those that it was to stop are told.
-    pub(crate) fn hear(&mut self, unheard: &Unheard) -> rusqlite::Result<()> {
-        for claim in &unheard.claims {
+    pub(crate) fn hear(&mut self, unheard: &mut Unheard) -> rusqlite::Result<()> {
+        let mut left = Vec::new();
+        for (place, claim) in unheard.claims.iter().enumerate() {
+            if self.is_past(claim)? {
+                continue;
+            }
+            left.push(place);
             if self.is_ours(claim.job.id, Some(claim.fence))?.is_some() {
                 self.put_back(claim)?;
                 self.nothing_waits = false;
             }
         }
+        unheard.keep(&left);
         for id in &unheard.stop {
             if self.is_ours(*id, None)? == Some(true) {
                 self.out.stop.push(*id);
             }
         }
         Ok(())
+    }
+
+    /// Whether the file has gone beyond a claim, so that it need not be heard again though this turn may fail, too. What is
+    /// not in the file yet may still come to be there: a failed commit may have been written.
+    fn is_past(&self, claim: &Claim) -> rusqlite::Result<bool> {
+        self.conn
+            .prepare_cached(
+                "SELECT 1 FROM jobmill_job
+                 WHERE id = :id AND (claim > :fence OR claim = :fence AND (state <> 2 OR owner IS NOT :owner))",
+            )?
+            .exists(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":owner": self.book.owner })
     }
 
     /// Whether somebody has asked for the cancellation of a job. None unless this engine runs it, under this claim.
@@ -96,7 +116,9 @@ impl Turn<'_> {
         for orphan in self.orphans(owner)? {
             if !begun.contains(&(orphan.id.raw(), orphan.fence)) && !orphan.cancel_requested {
                 let state = if orphan.run_at.is_some() { State::Delayed } else { State::Pending };
-                self.set_orphan(&orphan, state, orphan.run_at, 1, None)?;
+                // It does not wait for a clock that was set back since its claim.
+                let run_at = orphan.run_at.map(|at| if orphan.is_due { at.min(self.now) } else { at });
+                self.set_orphan(&orphan, state, run_at, 1, None)?;
                 rescued.returned += 1;
             } else if orphan.cancel_requested {
                 self.set_orphan(&orphan, State::Cancelled, orphan.run_at, 0, None)?;
@@ -150,13 +172,14 @@ impl Turn<'_> {
             while let Some(row) = rows.next()? {
                 orphans.push(Orphan {
                     id: row.get(0)?,
-                    place: Place::read(row, 8)?,
+                    place: Place::read(row, 9)?,
                     fence: row.get(1)?,
                     attempt: row.get(2)?,
                     max_attempts: row.get(3)?,
                     started_at: row.get(4)?,
                     cancel_requested: row.get::<_, Option<i64>>(5)?.is_some(),
                     run_at: row.get(6)?,
+                    is_due: row.get(8)?,
                     cost: row.get::<_, Option<u32>>(7)?.unwrap_or(1),
                 });
             }

@@ -22,4 +22,46 @@ impl Unheard {
         self.stop.sort_unstable();
         self.stop.dedup();
     }
+
+    /// Forgets all claims but those at these places, in their order.
+    pub(crate) fn keep(&mut self, left: &[usize]) {
+        let mut left = left.iter().copied().peekable();
+        let mut place = 0;
+        self.claims.retain(|_| {
+            place += 1;
+            left.next_if_eq(&(place - 1)).is_some()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::error::Result;
+    use crate::model::new_job::NewJob;
+    use crate::store::Fault;
+    use crate::store::connect::storage_error;
+    use crate::store::plans::{Fixture, Greedy};
+
+    /// A claim for each failed turn was kept until one succeeded.
+    #[test]
+    fn of_turns_that_go_on_failing_no_more_is_kept_than_may_still_come_to_be() -> Result<()> {
+        let mut fixture = Fixture::new()?;
+        let (store, now) = (&mut fixture.store, &mut fixture.now);
+        store.turn(*now, None, |turn| {
+            turn.enqueue(&NewJob::json("one", &1)).map_err(|error| storage_error("test", error))
+        })?;
+        store.inject(Arc::new(|_| Some(Fault::After)));
+        let mut greedy = Greedy { fair: false, by_deadline: false };
+        for _ in 0..20 {
+            *now = now.saturating_add(Duration::from_secs(60));
+            let failed =
+                store.turn(*now, Some(&mut greedy), |turn| turn.claim().map_err(|error| storage_error("test", error)));
+            assert!(failed.is_err());
+            assert!(store.unheard.claims.len() <= 2, "{} claims", store.unheard.claims.len());
+        }
+        Ok(())
+    }
 }

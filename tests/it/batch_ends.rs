@@ -7,7 +7,7 @@ use jobmill::provider::{
     CallClass, CallError, Fate, Key, Local, OpenAi, Provider, Quirks, RefusedItem, RemoteEnd, RemoteState,
 };
 use jobmill::testing::Harness;
-use jobmill::{BatchItem, Batches, NewBatch, RequestStatus, Retention, Status};
+use jobmill::{BatchItem, Batches, Failure, NewBatch, RequestStatus, Retention, Status, Step};
 use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, succeeded};
@@ -263,6 +263,44 @@ fn a_clock_that_is_set_back_holds_up_no_poll() -> jobmill::Result<()> {
         t.complete(60);
         assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2), "{claimed}");
     }
+    Ok(())
+}
+
+/// An account stayed blocked for as long as the clock was set back by.
+#[test]
+fn a_clock_that_is_set_back_blocks_no_account_for_years() -> jobmill::Result<()> {
+    let t = Scene::new();
+    let right = now(&t);
+    t.advance(secs(365 * 86_400));
+    t.fake.inside().creations.push_back(Creation::Fails(Fate::Rejected, CallClass::Account));
+    let id = t.send(2);
+    assert!(t.client().explain(id)?.to_string().contains("nothing is sent to fake|"));
+    t.clock().jump(right);
+    assert!(!t.client().explain(id)?.to_string().contains("nothing is sent to fake|"));
+    t.pass(600);
+    assert_eq!(t.fake.count("create"), 2);
+    t.complete(60);
+    assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2));
+    Ok(())
+}
+
+/// What waits for others that go with it waits for a minute, and waited for as long as the clock was set back by.
+#[test]
+fn a_clock_that_is_set_back_holds_up_no_plan() -> jobmill::Result<()> {
+    let t = Scene::with_step(|reply, _| match (reply.key.as_str(), reply.step_number) {
+        ("key-0", 0) => Err(Failure::retry_after(secs(7200), "it takes long")),
+        (_, 0) => Ok(Step::request(json!({ "n": 1 }))),
+        _ => Ok(Step::Done),
+    });
+    let right = now(&t);
+    t.advance(secs(365 * 86_400));
+    t.send_as(batch().step("step"), 3);
+    t.fake.complete_all();
+    t.poll_now();
+    assert_eq!(t.sizes(), [3]);
+    t.clock().jump(right);
+    t.pass(60);
+    assert_eq!(t.sizes(), [3, 2]);
     Ok(())
 }
 

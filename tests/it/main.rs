@@ -13,6 +13,7 @@ mod callback;
 mod cancel;
 mod capacity;
 mod chatty;
+mod clock;
 mod context;
 mod dead_letters;
 mod delete;

@@ -170,7 +170,13 @@ impl Pair {
                 self.model.expire(now);
             }
             Step::Advance(seconds) => self.t.advance(Duration::from_secs(*seconds)),
-            Step::SetBack(seconds) => self.t.clock().jump(now.saturating_sub(Duration::from_secs(*seconds))),
+            Step::SetBack(seconds) => {
+                let by = Duration::from_secs(*seconds);
+                self.t.clock().jump(now.saturating_sub(by));
+                self.t.engine().maintain()?;
+                self.model.set_back(by, self.now());
+                self.model.expire(self.now());
+            }
             Step::Crash => {
                 self.t.crash()?;
                 self.model.expire(now);

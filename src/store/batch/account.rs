@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, named_params};
 
 use crate::model::batch_job::SendRequest;
 use crate::model::id::BatchRequestId;
+use crate::model::limit::THROTTLE_MAX;
 use crate::model::time::Timestamp;
 use crate::store::{Turn, unique};
 
@@ -33,7 +34,7 @@ impl Turn<'_> {
             )?
             .query_row(named_params! { ":account": account }, |row| row.get(0))?;
         let grown = BLOCK.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(BLOCK_MAX);
-        let until = self.now.saturating_add(wait.unwrap_or(grown));
+        let until = self.now.saturating_add(wait.unwrap_or(grown).min(THROTTLE_MAX));
         self.conn
             .prepare_cached(
                 "UPDATE jobmill_batch_account SET blocked_until = :until, reason = :reason WHERE account = :account",

@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension, named_params, params};
 use serde_json::value::RawValue;
 
 use crate::model::id::{BatchItemId, BatchRequestId, JobId, digits, row_after};
+use crate::model::limit::THROTTLE_MAX;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
 use crate::store::batch::{Change, ItemState, RequestState, make_file_tag};
@@ -417,7 +418,8 @@ pub(crate) fn bound(
         .collect()
 }
 
-/// Whether nothing is planned before this moment, and why.
+/// Whether nothing is planned before this moment, and why. What goes beyond the longest time is of a clock that was set back
+/// since.
 pub(crate) fn blocked(
     conn: &Connection,
     account: &str,
@@ -425,9 +427,11 @@ pub(crate) fn blocked(
 ) -> rusqlite::Result<Option<(Timestamp, String)>> {
     conn.prepare_cached(
         "SELECT blocked_until, coalesce(reason, '') FROM jobmill_batch_account
-         WHERE account = :account AND blocked_until > :now",
+         WHERE account = :account AND blocked_until > :now AND blocked_until <= :latest",
     )?
-    .query_row(named_params! { ":account": account, ":now": now }, |row| Ok((row.get(0)?, row.get(1)?)))
+    .query_row(named_params! { ":account": account, ":now": now, ":latest": now.saturating_add(THROTTLE_MAX) }, |row| {
+        Ok((row.get(0)?, row.get(1)?))
+    })
     .optional()
 }
 

@@ -8,6 +8,7 @@ use crate::model::batch_job::PlanBatch;
 use crate::model::cursor::Order;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
+use crate::model::limit::THROTTLE_MAX;
 use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
 use crate::provider::RemoteBatch;
@@ -349,12 +350,15 @@ pub(crate) fn held_up(conn: &Connection, batch: JobId, now: Timestamp) -> rusqli
         .prepare_cached(
             "SELECT DISTINCT account.account, blocked_until, coalesce(reason, '')
              FROM jobmill_batch_account AS account JOIN jobmill_batch_request AS request USING (account)
-             WHERE request.batch = :batch AND blocked_until > :now",
+             WHERE request.batch = :batch AND blocked_until > :now AND blocked_until <= :latest",
         )?
-        .query_map(named_params! { ":batch": batch, ":now": now }, |row| {
-            let (account, until, reason): (String, Timestamp, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(format!("nothing is sent to {account} until {until}: {reason}"))
-        })?
+        .query_map(
+            named_params! { ":batch": batch, ":now": now, ":latest": now.saturating_add(THROTTLE_MAX) },
+            |row| {
+                let (account, until, reason): (String, Timestamp, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+                Ok(format!("nothing is sent to {account} until {until}: {reason}"))
+            },
+        )?
         .collect::<rusqlite::Result<_>>()?;
     held_up.extend(blocked);
     let planner: Option<String> = conn

@@ -55,6 +55,8 @@ pub(crate) struct Known {
     pub(crate) gone: bool,
     /// Its `run_at` is a moment of its own. Otherwise it may run since it was created, whatever the clock says.
     pub(crate) timed: bool,
+    /// When it was last changed, if it ever was.
+    pub(crate) changed_at: Option<Timestamp>,
     pub(crate) key: Option<u8>,
     pub(crate) runs: Vec<Run>,
     pub(crate) ran: usize,
@@ -70,10 +72,11 @@ impl Known {
         self.row.completed_at = Some(now);
     }
 
-    pub(crate) fn wait(&mut self, until: Timestamp) {
+    pub(crate) fn wait(&mut self, until: Timestamp, now: Timestamp) {
         self.row.status = Status::Pending;
         self.row.run_at = until;
         self.timed = true;
+        self.changed_at = Some(now);
     }
 
     /// Runs one attempt.
@@ -101,10 +104,10 @@ impl Known {
             _ if run.asked_to_stop => self.end(Status::Cancelled, now),
             Ending::Snoozes(seconds) => {
                 self.row.attempt -= 1;
-                self.wait(now.saturating_add(Duration::from_secs(seconds)));
+                self.wait(now.saturating_add(Duration::from_secs(seconds)), now);
             }
-            Ending::Fails | Ending::Panics if left => self.wait(now.saturating_add(BACKOFF)),
-            Ending::FailsFor(seconds) if left => self.wait(now.saturating_add(Duration::from_secs(seconds))),
+            Ending::Fails | Ending::Panics if left => self.wait(now.saturating_add(BACKOFF), now),
+            Ending::FailsFor(seconds) if left => self.wait(now.saturating_add(Duration::from_secs(seconds)), now),
             Ending::Fails | Ending::FailsFor(_) | Ending::Panics | Ending::Refuses => self.end(Status::Failed, now),
         }
     }
@@ -153,6 +156,7 @@ impl Model {
             },
             gone: false,
             timed: run_at.is_some(),
+            changed_at: None,
             key: wish.key,
             runs: wish.runs.clone(),
             ran: 0,
@@ -179,7 +183,7 @@ impl Model {
                 if !ended_badly || key_is_taken {
                     return Err(ErrorKind::Conflict);
                 }
-                job.wait(now);
+                job.wait(now, now);
                 job.row.completed_at = None;
                 job.row.max_attempts = job.row.max_attempts.max(job.row.attempt + 1);
                 job.row.expires_at = job.row.expires_at.filter(|at| *at > now);
@@ -196,11 +200,17 @@ impl Model {
                 Err(ErrorKind::Conflict)
             }
             Action::SetQueue(queue) => {
-                job.row.queue = queue.to_owned();
+                if job.row.queue != queue {
+                    job.row.queue = queue.to_owned();
+                    job.changed_at = Some(now);
+                }
                 Ok(Done::Now)
             }
             Action::SetPriority(priority) => {
-                job.row.priority = priority;
+                if job.row.priority != priority {
+                    job.row.priority = priority;
+                    job.changed_at = Some(now);
+                }
                 Ok(Done::Now)
             }
             Action::SetStatus(_) if !job.row.tracked => {
@@ -216,6 +226,7 @@ impl Model {
             }
             Action::SetStatus(to) => {
                 job.row.status = to;
+                job.changed_at = Some(now);
                 job.row.completed_at = to.is_terminal().then_some(now);
                 Ok(Done::Status(StatusChange::Applied))
             }
@@ -226,6 +237,18 @@ impl Model {
     pub(crate) fn exists_for(&self, number: usize, user: Option<&str>) -> bool {
         let job = &self.jobs[number];
         !job.gone && (user.is_none() || job.row.user.as_deref() == user)
+    }
+
+    /// Tells that the clock was set back. Whoever came to wait for so long under the clock that ran ahead waits for no longer:
+    /// those that have run, and those that have been due since their last change. The others wait for a moment.
+    pub(crate) fn set_back(&mut self, by: Duration, now: Timestamp) {
+        for job in &mut self.jobs {
+            let waits = !job.gone && job.row.status == Status::Pending && job.timed && job.row.run_at >= now;
+            let for_so_long = job.ran > 0 || job.changed_at == Some(job.row.run_at);
+            if waits && for_so_long && job.changed_at > Some(now) {
+                job.wait(job.row.run_at.saturating_sub(by).max(now), now);
+            }
+        }
     }
 
     /// What every turn does.

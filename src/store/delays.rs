@@ -1,0 +1,106 @@
+//! Putting right how long jobs wait that were made to wait under a clock that ran ahead.
+
+use std::time::Duration;
+
+use rusqlite::named_params;
+
+use crate::model::id::JobId;
+use crate::model::time::Timestamp;
+use crate::store::lane::Lane;
+use crate::store::row::State;
+use crate::store::{SET_BACK, Store, Turn};
+
+/// Reads delayed jobs of a lane, the next to come first, when each was last changed, and whether it is known to wait for so long
+/// and not for a moment. That is so of those that have run before, and of those that have waited for others and may run
+/// since. Of one that was enqueued with a delay nobody can tell whether the moment was meant, unless it is of our own kinds.
+pub(crate) const PLAN_DELAYS: &str = "SELECT id, run_at, updated_at, claim > 0 OR run_at IS updated_at
+     FROM jobmill_job INDEXED BY jobmill_job_delayed
+     WHERE lane = :lane AND state = 7 AND (run_at, id) > (:run_at, :id) ORDER BY run_at, id LIMIT :limit";
+
+/// What is left to be looked at after the clock was set back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DelaysLeft {
+    /// By how much it was set back at least.
+    by: Duration,
+    /// Jobs of this lane have been seen up to a place.
+    lane: i64,
+    run_at: Timestamp,
+    id: JobId,
+}
+
+impl DelaysLeft {
+    /// All there are, after the clock was set back by so much at least.
+    pub(crate) fn all(by: Duration) -> Self {
+        Self { by, lane: 0, run_at: Timestamp::EPOCH, id: JobId::from_raw(0) }
+    }
+}
+
+impl Store {
+    /// Whether the clock must have been set back since the newest id was given, or since an engine came or went.
+    pub(crate) fn is_behind(&self, now: Timestamp) -> rusqlite::Result<bool> {
+        let seen: Option<Timestamp> = self
+            .conn
+            .prepare_cached("SELECT max(max(started_at, coalesce(ended_at, 0))) FROM jobmill_instance")?
+            .query_row([], |row| row.get(0))?;
+        let newest = JobId::from_raw(self.book.last_id).created_at();
+        Ok(now.saturating_add(SET_BACK) < seen.map_or(newest, |seen| seen.max(newest)))
+    }
+}
+
+impl Turn<'_> {
+    /// Puts delays right, looking at about `limit` jobs. Gives what is left, and how many were put right.
+    pub(crate) fn put_delays_right(
+        &mut self,
+        mut from: DelaysLeft,
+        limit: usize,
+    ) -> rusqlite::Result<(Option<DelaysLeft>, usize)> {
+        let (mut seen, mut count) = (0, 0);
+        let waits = |lane: &&Lane| lane.count(State::Delayed) > 0 && lane.id >= from.lane;
+        let mut lanes: Vec<i64> = self.book.lanes.iter().filter(waits).map(|lane| lane.id).collect();
+        lanes.sort_unstable();
+        for lane in lanes {
+            if lane != from.lane {
+                // What is due needs nothing.
+                from = DelaysLeft { by: from.by, lane, run_at: self.now, id: JobId::from_raw(0) };
+            }
+            let own = self.is_own(lane);
+            let rows: Vec<(JobId, Timestamp, Option<Timestamp>)> = self
+                .conn
+                .prepare_cached(PLAN_DELAYS)?
+                .query_map(
+                    named_params! {
+                        ":lane": lane, ":run_at": from.run_at, ":id": from.id, ":limit": (limit - seen) as i64,
+                    },
+                    |row| {
+                        let id: JobId = row.get(0)?;
+                        let since = row.get::<_, Option<Timestamp>>(2)?.unwrap_or(id.created_at());
+                        Ok((id, row.get(1)?, (own || row.get(3)?).then_some(since)))
+                    },
+                )?
+                .collect::<rusqlite::Result<_>>()?;
+            seen += rows.len();
+            for (id, run_at, since) in &rows {
+                let Some(since) = since.filter(|since| *since > self.now) else { continue };
+                let sooner = self.come_sooner(*id, *run_at, from.by.max(since.since(self.now)))?;
+                if let Some(lane) = self.book.lanes.get_mut(lane) {
+                    lane.note_delayed(sooner.as_micros());
+                }
+                count += 1;
+            }
+            if seen == limit
+                && let Some((id, run_at, _)) = rows.last()
+            {
+                return Ok((Some(DelaysLeft { run_at: *run_at, id: *id, ..from }), count));
+            }
+        }
+        Ok((None, count))
+    }
+
+    fn come_sooner(&mut self, id: JobId, run_at: Timestamp, by: Duration) -> rusqlite::Result<Timestamp> {
+        let sooner = run_at.saturating_sub(by).max(self.now);
+        self.conn
+            .prepare_cached("UPDATE jobmill_job SET run_at = :run_at, updated_at = :now WHERE id = :id AND state = 7")?
+            .execute(named_params! { ":run_at": sooner, ":now": self.now, ":id": id })?;
+        Ok(sooner)
+    }
+}

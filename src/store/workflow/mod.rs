@@ -74,14 +74,16 @@ pub(crate) const PLAN_MEMBERS: &str = concat!(
      WHERE flow = :flow AND id > :after ORDER BY id LIMIT :limit"
 );
 
-/// Makes a job pending that waited. Its parameters go by number, for it is run once for each job.
+/// Makes a job pending that waited. Its parameters go by number, for it is run once for each job. That it may run from now on,
+/// and not from a moment of its own, `updated_at` tells: see `delays`. Where there is no `run_at`, a row needs not grow by that.
 pub(crate) const PLAN_ADMIT: &str =
-    "UPDATE jobmill_job SET state = ?2, run_at = ?3, line = ?4, updated_at = ?5 WHERE id = ?1 AND state = 0";
+    "UPDATE jobmill_job SET state = ?2, run_at = ?3, line = ?4, updated_at = coalesce(?5, updated_at)
+     WHERE id = ?1 AND state = 0";
 
 /// Makes the jobs of a stage pending that have neither limits nor a moment of their own. They are most of the jobs that wait,
 /// and one statement for a slice of them costs half of what one for each does.
-pub(crate) const PLAN_ADMIT_PLAIN: &str =
-    "UPDATE jobmill_job INDEXED BY jobmill_job_flow SET state = ?4, run_at = ?5, updated_at = ?6
+pub(crate) const PLAN_ADMIT_PLAIN: &str = "UPDATE jobmill_job INDEXED BY jobmill_job_flow SET state = ?4, run_at = ?5,
+         updated_at = coalesce(?5, updated_at)
      WHERE flow = ?1 AND id > ?2 AND id <= ?3 AND state = 0 AND run_at IS NULL AND limits IS NULL";
 
 impl Member {
@@ -340,7 +342,7 @@ impl Turn<'_> {
         let state = if run_at.is_some() { State::Delayed } else { State::Pending };
         self.conn
             .prepare_cached(PLAN_ADMIT_PLAIN)?
-            .execute(params![duty.target, duty.position, last, state, run_at, self.now])
+            .execute(params![duty.target, duty.position, last, state, run_at])
             .map(drop)
     }
 
@@ -379,7 +381,7 @@ impl Turn<'_> {
                 state = State::Held;
             }
         }
-        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at, line, self.now])?;
+        self.conn.prepare_cached(PLAN_ADMIT)?.execute(params![id, state, run_at, line, run_at.map(|_| self.now)])?;
         self.take_admission(id, place, state, run_at, attempt)
     }
 

@@ -29,9 +29,8 @@ const LULL: Duration = Duration::from_millis(100);
 /// next that has no result yet as soon as there is room for it, so a slow one holds up no other, and results come in the
 /// order in which they are ready. After a crash those that have a result are not run again; those that were being run are.
 ///
-/// When no more results are wanted, no further request is begun. Those that are being run come to their end first, and
-/// their results are dropped, since whoever stopped has ceased to listen: at most twice the concurrency are lost so, and
-/// run again when the results are asked for again.
+/// When the engine shuts down or the batch is cancelled, no further request is begun. Those that are being run come to their
+/// end, and their results count. What the deadline of the shutdown cuts off is run again after the next start.
 ///
 /// # Examples
 /// Any function is a provider:
@@ -278,7 +277,8 @@ impl Crew<'_> {
     fn run(&self, sink: &mut Sink<'_>) -> io::Result<()> {
         std::thread::scope(|scope| {
             let _closing = Closing(self);
-            // As many again may wait for a sink that is busy writing, so that it holds up the threads later.
+            // As many again may wait for a sink that is busy writing, so that it holds up the threads later. They are lost
+            // if the sink breaks, as is what runs then: it breaks only if results cannot be kept.
             let (hand_in, results) = bounded(self.size);
             self.hire(scope, 1, hand_in)?;
             let mut in_lull = true;

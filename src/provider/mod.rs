@@ -106,7 +106,8 @@ pub trait Provider: Send + Sync {
     /// Gives each result of a batch that has ended to `sink`, as it comes, until the last or until `sink` breaks.
     ///
     /// A provider that runs the requests in this very process ([`Limits::local`]) takes them from `todo`, which holds those
-    /// that have no result yet; all others leave it alone.
+    /// that have no result yet; all others leave it alone. `todo` gives no more when the engine shuts down or the batch is
+    /// cancelled, and what was taken from it counts if its result is given then.
     ///
     /// # Errors
     /// The call failed, or the results were cut off. Those that were given count, and all may be given again.
@@ -157,7 +158,7 @@ pub type Sink<'s> = dyn FnMut(ResultLine<'_>) -> ControlFlow<()> + 's;
 
 /// Gives requests that have no result yet.
 pub trait Todo: Send {
-    /// The next, until there are none or no more are wanted.
+    /// The next. `None`, and no other after it, when there are none or no more are wanted.
     fn next(&mut self) -> Option<OwnedOutgoing>;
 }
 

@@ -1,13 +1,19 @@
 //! The body of a request: encoded the same way each time, from the file, as it is sent.
 
+use std::collections::VecDeque;
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use crate::model::id::{BatchItemId, BatchRequestId};
+use crate::error::{Error, Result};
+use crate::handler::context::Context;
+use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::provider::{Frame, Outgoing, OwnedOutgoing, Provider, Todo};
 use crate::store::batch::Mark;
 use crate::store::batch::plan::{self, Route, WaitingItem};
+use crate::store::batch::request::RequestRow;
+use crate::store::batch::settle::is_batch_open;
 use crate::store::read::Reader;
 
 /// How many items are read from the file at a time.
@@ -44,7 +50,7 @@ impl Encoder {
         item: &WaitingItem,
         sends: u32,
         body: &mut Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> std::result::Result<(), String> {
         let start = body.len();
         let custom_id = self.mark(item, sends).custom_id();
         let before = if self.first { self.frame.open } else { self.frame.between };
@@ -147,48 +153,76 @@ impl Read for BodyReader<'_> {
     }
 }
 
-/// The items of a request that have no result, for a provider that runs them here.
+/// The items of a request that have no result, for a provider that runs them here. There are no more as soon as no more are
+/// wanted: what is under way then comes to its end and counts.
 pub(crate) struct OpenItems<'a> {
-    pub(crate) reader: &'a Reader,
-    pub(crate) request: BatchRequestId,
-    pub(crate) encoder: Encoder,
-    pub(crate) after: BatchItemId,
-    pub(crate) ready: std::collections::VecDeque<OwnedOutgoing>,
-    pub(crate) done: bool,
+    ctx: &'a Context,
+    batch: JobId,
+    request: BatchRequestId,
+    encoder: Encoder,
+    after: BatchItemId,
+    ready: VecDeque<OwnedOutgoing>,
+    is_read: bool,
+    /// Set when no more are wanted: their batch is cancelled.
+    over: &'a AtomicBool,
+    /// Why the rest could not be read, if it could not.
+    failed: Option<Error>,
 }
 
 impl<'a> OpenItems<'a> {
-    pub(crate) fn new(reader: &'a Reader, request: BatchRequestId, encoder: Encoder) -> Self {
-        let after = BatchItemId::from_raw(0);
-        Self { reader, request, encoder, after, ready: std::collections::VecDeque::new(), done: false }
+    pub(crate) fn new(ctx: &'a Context, row: &RequestRow, encoder: Encoder, over: &'a AtomicBool) -> Self {
+        Self {
+            ctx,
+            batch: row.batch,
+            request: row.id,
+            encoder,
+            after: BatchItemId::from_raw(0),
+            ready: VecDeque::new(),
+            is_read: false,
+            over,
+            failed: None,
+        }
+    }
+
+    /// # Errors
+    /// The rest of the items could not be read.
+    pub(crate) fn end(self) -> Result<()> {
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let (batch, request, after) = (self.batch, self.request, self.after);
+        let items =
+            self.ctx.client().reader().snapshot("cannot read the items", |conn| match is_batch_open(conn, batch)? {
+                true => plan::bound(conn, request, after, CHUNK),
+                false => Ok(Vec::new()),
+            })?;
+        self.is_read = items.len() < CHUNK;
+        for item in items {
+            self.after = item.id;
+            let model = self.encoder.model(&item).to_owned();
+            self.ready.push_back(OwnedOutgoing {
+                custom_id: self.encoder.mark(&item, item.sends).custom_id(),
+                endpoint: self.encoder.endpoint.clone(),
+                model,
+                body: item.body,
+            });
+        }
+        Ok(())
     }
 }
 
 impl Todo for OpenItems<'_> {
     fn next(&mut self) -> Option<OwnedOutgoing> {
-        if self.ready.is_empty() && !self.done {
-            let (request, after) = (self.request, self.after);
-            let items =
-                match self.reader.snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK)) {
-                    Ok(items) => items,
-                    Err(error) => {
-                        // What is left is found again at the next attempt, for it has no result.
-                        log::warn!("{error}");
-                        self.done = true;
-                        return None;
-                    }
-                };
-            self.done = items.len() < CHUNK;
-            for item in items {
-                self.after = item.id;
-                let model = self.encoder.model(&item).to_owned();
-                self.ready.push_back(OwnedOutgoing {
-                    custom_id: self.encoder.mark(&item, item.sends).custom_id(),
-                    endpoint: self.encoder.endpoint.clone(),
-                    model,
-                    body: item.body,
-                });
-            }
+        if self.over.load(Ordering::Relaxed) || self.ctx.is_shutting_down() {
+            return None;
+        }
+        if self.ready.is_empty()
+            && !self.is_read
+            && let Err(error) = self.read()
+        {
+            self.is_read = true;
+            self.failed = Some(error);
         }
         self.ready.pop_front()
     }

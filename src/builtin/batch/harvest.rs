@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::builtin::batch::body::{Encoder, OpenItems};
@@ -71,8 +71,10 @@ struct Basket<'a> {
     local: bool,
     sum: Applied,
     failed: Option<Error>,
-    /// Nothing more is wanted: the engine shuts down, or the batch is cancelled.
+    /// Nothing more is read, for the engine shuts down and all can be read again.
     stopped: bool,
+    /// Nothing more is begun of a batch that runs here, for it is cancelled.
+    over: &'a AtomicBool,
 }
 
 impl Basket<'_> {
@@ -125,7 +127,9 @@ impl Basket<'_> {
                 self.sum.items += applied.items;
                 self.agency.items_updated.fetch_add(applied.items, Ordering::Relaxed);
                 self.sum.account |= applied.account;
-                self.stopped |= cancelled || self.ctx.is_shutting_down();
+                self.over.fetch_or(cancelled, Ordering::Relaxed);
+                // What runs here when the engine shuts down comes to its end, and would be paid twice if it did not count.
+                self.stopped |= !self.local && self.ctx.is_shutting_down();
             }
             Err(error) => self.failed = Some(error),
         }
@@ -161,7 +165,8 @@ impl Harvester {
             Ok((file_tag(conn)?.unwrap_or_default(), plan::routes(conn, row.batch)?))
         })?;
         let encoder = Encoder::new(&**provider, tag, routes, row.endpoint.clone());
-        let mut todo = OpenItems::new(reader, id, encoder);
+        let over = AtomicBool::new(false);
+        let mut todo = OpenItems::new(ctx, &row, encoder, &over);
         let mut basket = Basket {
             row: Arc::new(row.clone()),
             agency: &self.agency,
@@ -173,6 +178,7 @@ impl Harvester {
             sum: Applied::default(),
             failed: None,
             stopped: false,
+            over: &over,
         };
         let read = provider.results(&remote, &mut todo, &mut |line| basket.take(line));
         basket.write();
@@ -187,6 +193,7 @@ impl Harvester {
         if ctx.is_shutting_down() && (stopped || todo_is_left(provider.as_ref(), &row, ctx)?) {
             return Ok(Outcome::Snooze(Duration::ZERO));
         }
+        todo.end()?;
         if let Err(error) = read {
             let wait = error.retry_after.unwrap_or_else(|| backoff(row.failures));
             log::warn!("{id}: its results cannot be read now: {error}");

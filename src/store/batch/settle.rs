@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, named_params};
+use rusqlite::{Connection, OptionalExtension, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{ItemCounts, Spent};
@@ -41,6 +41,12 @@ const GATHER: Duration = Duration::from_secs(60);
 /// Of how many failures a summary is made in the turn that ends the batch. Those of more are read beside the writer.
 const SUMMED_AT_ONCE: u64 = 1000;
 
+/// Whether a batch is under way and nobody has asked for its cancellation.
+pub(crate) fn is_batch_open(conn: &Connection, batch: JobId) -> rusqlite::Result<bool> {
+    conn.prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NULL")?
+        .exists(named_params! { ":id": batch })
+}
+
 impl Turn<'_> {
     /// Whether the jobs of this lane are LLM batches.
     pub(crate) fn is_batch_lane(&self, lane: i64) -> bool {
@@ -49,9 +55,7 @@ impl Turn<'_> {
 
     /// Whether a batch is under way and nobody has asked for its cancellation.
     pub(crate) fn is_batch_open(&self, batch: JobId) -> rusqlite::Result<bool> {
-        self.conn
-            .prepare_cached("SELECT 1 FROM jobmill_job WHERE id = :id AND state = 2 AND cancel_requested_at IS NULL")?
-            .exists(named_params! { ":id": batch })
+        is_batch_open(self.conn, batch)
     }
 
     /// Whether somebody has asked for the cancellation of a batch, or it has ended.

@@ -1,0 +1,178 @@
+//! Batches that run in this process: what was begun counts, whatever stops the rest.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use jobmill::provider::{Local, LocalError, Outgoing};
+use jobmill::testing::Harness;
+use jobmill::{Batch, BatchItem, Client, Engine, EngineState, JobId, NewBatch, Status};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::support::scene::items;
+use crate::support::{PATIENCE, secs, sound, tamper, until};
+
+/// How many requests run at a time.
+const AT_ONCE: usize = 4;
+
+/// An engine whose requests each wait to be let go.
+struct Mill {
+    engine: Engine,
+    begun: Receiver<()>,
+    let_go: Sender<()>,
+    runs: Arc<AtomicUsize>,
+    directory: TempDir,
+}
+
+impl Mill {
+    fn start(directory: TempDir) -> jobmill::Result<Self> {
+        let (begin, begun) = unbounded();
+        let (let_go, may_go) = bounded(0);
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = runs.clone();
+        let run = move |request: &Outgoing<'_>| -> Result<Value, LocalError> {
+            counted.fetch_add(1, Ordering::SeqCst);
+            begin.send(()).ok();
+            may_go.recv().ok();
+            request.parse()
+        };
+        let engine = Engine::builder(directory.path().join("jobs.db"))
+            .provider(Local::function("local", run).concurrency(AT_ONCE))
+            .start()?;
+        Ok(Self { engine, begun, let_go, runs, directory })
+    }
+
+    /// A batch of which as much runs as can.
+    fn submit(&self, count: usize) -> jobmill::Result<JobId> {
+        let id = self.engine.client().submit(NewBatch::new("local"), items(count))?.id();
+        self.has_begun(AT_ONCE);
+        Ok(id)
+    }
+
+    fn has_begun(&self, count: usize) {
+        (0..count).for_each(|_| self.begun.recv_timeout(PATIENCE).expect("it runs"));
+    }
+
+    /// Lets one go, whose result is then in the file, and then the others that run.
+    fn let_go_one_first(&self, id: JobId) {
+        self.let_go.send_timeout((), PATIENCE).expect("it waits");
+        until("its result is written", || self.batch(id).items.completed == 1);
+        for _ in 1..AT_ONCE {
+            self.let_go.send_timeout((), PATIENCE).expect("it waits");
+        }
+    }
+
+    fn batch(&self, id: JobId) -> Batch {
+        self.engine.client().batch(id).expect("a batch")
+    }
+}
+
+/// The results of all but the first that was written after the shutdown had begun were dropped, though they were paid.
+#[test]
+fn what_runs_when_the_engine_shuts_down_is_kept_and_runs_no_second_time() -> jobmill::Result<()> {
+    let mill = Mill::start(tempfile::tempdir().expect("a directory"))?;
+    let id = mill.submit(10)?;
+    std::thread::scope(|scope| {
+        let ended = scope.spawn(|| mill.engine.shutdown(PATIENCE));
+        assert!(mill.engine.monitor().wait_for(EngineState::ShuttingDown, PATIENCE));
+        mill.let_go_one_first(id);
+        ended.join().expect("no panic")
+    })?;
+    assert_eq!(mill.runs.load(Ordering::SeqCst), AT_ONCE, "nothing was begun");
+    assert_eq!((mill.batch(id).items.completed, mill.batch(id).job.status), (4, Status::Running));
+    sound(mill.engine.client());
+
+    let Mill { directory, engine, .. } = mill;
+    drop(engine);
+    let mill = Mill::start(directory)?;
+    drop(mill.let_go);
+    assert_eq!(mill.engine.client().wait(id, PATIENCE)?.status, Status::Completed);
+    assert_eq!(mill.runs.load(Ordering::SeqCst), 6);
+    assert!(mill.engine.client().batch_results(id)?.all(|result| result.is_ok_and(|result| result.attempts == 1)));
+    Ok(())
+}
+
+#[test]
+fn what_runs_when_its_batch_is_cancelled_is_kept_and_little_more_is_begun() -> jobmill::Result<()> {
+    let mill = Mill::start(tempfile::tempdir().expect("a directory"))?;
+    let id = mill.submit(20)?;
+    mill.engine.client().cancel(id)?;
+    mill.let_go_one_first(id);
+    let Mill { engine, let_go, runs, directory: _directory, .. } = mill;
+    drop(let_go);
+    assert_eq!(engine.client().wait(id, PATIENCE)?.status, Status::Cancelled);
+    let (items, runs) = (engine.client().batch(id)?.items, runs.load(Ordering::SeqCst));
+    assert_eq!((items.completed as usize, items.total()), (runs, 20), "{items:?}");
+    // One took the place of the first, before that was written, and others may have taken those of what ended then.
+    assert!(runs <= 2 * AT_ONCE, "{runs}");
+    sound(engine.client());
+    Ok(())
+}
+
+/// Submits a batch of 250, and does this with it when its requests are planned and none of them runs, for another batch has
+/// the line of workers to itself. Tells how many of its requests ran by then.
+fn before_it_runs(
+    act: impl Fn(&Client, JobId) + Send + Sync + 'static,
+) -> jobmill::Result<(Harness, JobId, Arc<AtomicUsize>)> {
+    let (act, place) = (Arc::new(act), Arc::new(OnceLock::<(Client, JobId)>::new()));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (of_run, counted) = (place.clone(), runs.clone());
+    let t = Harness::new(move |builder| {
+        let (act, place, runs) = (act.clone(), of_run.clone(), counted.clone());
+        let run = move |request: &Outgoing<'_>| {
+            let body: Value = request.parse()?;
+            if body["n"] == "first" {
+                let (client, id) = place.get().expect("both are submitted");
+                assert_eq!(client.batch(*id).map_err(LocalError::invalid)?.items.sent, 250);
+                act(client, *id);
+            } else {
+                runs.fetch_add(1, Ordering::SeqCst);
+            }
+            Ok(body)
+        };
+        builder.provider(Local::function("local", run).concurrency(1))
+    })?;
+    let first = t.client().submit(NewBatch::new("local"), [BatchItem::new(&json!({ "n": "first" }))])?.id();
+    let id = t.client().submit(NewBatch::new("local").max_attempts(1), items(250))?.id();
+    place.set((t.client().clone(), id)).ok();
+    t.drain()?;
+    assert_eq!(t.client().batch(first)?.items.completed, 1);
+    sound(t.client());
+    Ok((t, id, runs))
+}
+
+#[test]
+fn nothing_is_begun_of_a_batch_that_was_cancelled_before_it_ran() -> jobmill::Result<()> {
+    let (t, id, runs) = before_it_runs(|client, id| assert!(client.cancel(id).is_ok()))?;
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.cancelled), (Status::Cancelled, 250));
+    assert_eq!(runs.load(Ordering::SeqCst), 0);
+    Ok(())
+}
+
+/// What could not be read of a request counted as what its provider had given no result for, and failed.
+#[test]
+fn items_that_cannot_be_read_wait_until_they_can() -> jobmill::Result<()> {
+    // The last items of the second chunk, of which the first 100 are read by then.
+    let spoil = |client: &Client, _| {
+        tamper(
+            client,
+            "UPDATE jobmill_batch_body SET body = CAST(x'ff' AS TEXT) WHERE item IN (SELECT item FROM jobmill_batch_body ORDER BY item DESC LIMIT 100)",
+        )
+    };
+    let (t, id, runs) = before_it_runs(spoil)?;
+    let items = t.client().batch(id)?.items;
+    assert_eq!((items.completed, items.sent, runs.load(Ordering::SeqCst)), (100, 150, 100));
+
+    tamper(
+        t.client(),
+        "UPDATE jobmill_batch_body SET body = '{}' WHERE item IN (SELECT item FROM jobmill_batch_body ORDER BY item DESC LIMIT 100)",
+    );
+    t.advance(secs(600));
+    t.drain()?;
+    let batch = t.client().batch(id)?;
+    assert_eq!((batch.job.status, batch.items.completed), (Status::Completed, 250));
+    assert_eq!(runs.load(Ordering::SeqCst), 250, "each once");
+    Ok(())
+}

@@ -33,7 +33,7 @@ const MAX_LINE_BYTES: u64 = 64 << 20;
 ///
 /// A cursor is an item's id, a position in the order of the batch: `after` and `before` are absolute, whatever the order
 /// of the page.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a query does nothing until it is asked"]
 pub struct ItemQuery {
     statuses: Vec<Status>,
@@ -93,10 +93,17 @@ impl ItemQuery {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ItemPage {
-    /// The items.
+    /// The items, in the order that the query asked for.
     pub items: Vec<BatchItemRecord>,
-    /// Whether more follow.
-    pub has_more: bool,
+    /// The query for the next page, if more items follow.
+    pub next: Option<ItemQuery>,
+}
+
+impl ItemPage {
+    /// Whether more items follow.
+    pub fn has_more(&self) -> bool {
+        self.next.is_some()
+    }
 }
 
 /// One line of a JSONL file.
@@ -241,19 +248,14 @@ impl Client {
     /// `NotFound` if no batch has this id; `Invalid` if the limit is not from 1 to 1000, or `before` is not behind `after`.
     pub fn batch_items(&self, id: JobId, query: &ItemQuery) -> Result<ItemPage> {
         query.cursor.check()?;
-        let filter =
-            ItemFilter { states: read::states_of(&query.statuses), request: query.request, agent: query.agent.clone() };
-        let cursors = (query.cursor.after, query.cursor.before);
+        let filter = ItemFilter { statuses: &query.statuses, request: query.request, agent: query.agent.as_deref() };
         let mut items = self.of_batch(id, |conn| match read::item_counts(conn, id)? {
-            Some(_) => read::items(conn, id, &filter, cursors, query.cursor.order, query.cursor.limit).map(Some),
+            Some(_) => read::items(conn, id, &filter, &query.cursor).map(Some),
             None => Ok(None),
         })?;
-        if !query.statuses.is_empty() {
-            items.retain(|item| query.statuses.contains(&item.status));
-        }
-        let has_more = items.len() > query.cursor.limit;
-        items.truncate(query.cursor.limit);
-        Ok(ItemPage { items, has_more })
+        let next = query.cursor.cut(&mut items, |item| item.id);
+        let next = next.map(|cursor| ItemQuery { cursor, ..query.clone() });
+        Ok(ItemPage { items, next })
     }
 
     /// An item of a batch, by the caller's own key.

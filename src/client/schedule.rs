@@ -56,12 +56,11 @@ impl Client {
     pub fn schedules(&self, query: ScheduleQuery) -> Result<SchedulePage> {
         self.administer("read schedules")?;
         query.cursor.check()?;
-        let limit = query.cursor.limit;
-        let found = self.reader().snapshot("cannot list the schedules", |conn| read::page(conn, &query, limit + 1))?;
+        let limit = query.cursor.limit + 1;
+        let found = self.reader().snapshot("cannot list the schedules", |conn| read::page(conn, &query, limit))?;
         let mut schedules = found.into_iter().collect::<Result<Vec<ScheduleRecord>>>()?;
-        let has_more = schedules.len() > limit;
-        schedules.truncate(limit);
-        let next = schedules.last().filter(|_| has_more).map(|last| query.following(last.id));
+        let next = query.cursor.cut(&mut schedules, |schedule| schedule.id);
+        let next = next.map(|cursor| ScheduleQuery { cursor, ..query });
         Ok(SchedulePage { schedules, next })
     }
 

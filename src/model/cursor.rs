@@ -1,5 +1,7 @@
 //! The one rule for pages: which part of a list, in which order, and how much of it.
 
+use std::cmp::Reverse;
+
 use crate::error::{Error, Result};
 
 /// How many things a page holds unless its query says otherwise, and at most.
@@ -44,11 +46,26 @@ impl<I: Copy + PartialOrd> Cursor<I> {
     }
 
     /// The place of the page that follows one that ended with `last`.
-    pub(crate) fn follow(&mut self, last: I) {
+    pub(crate) fn following(mut self, last: I) -> Self {
         match self.order {
             Order::Ascending => self.after = Some(last),
             Order::Descending => self.before = Some(last),
         }
+        self
+    }
+
+    /// Makes a page of what was found, at least one more than it holds if there are more, and tells where the next lies.
+    pub(crate) fn cut<T>(self, found: &mut Vec<T>, id: impl Fn(&T) -> I) -> Option<Self>
+    where
+        I: Ord,
+    {
+        match self.order {
+            Order::Ascending => found.sort_by_key(&id),
+            Order::Descending => found.sort_by_key(|found| Reverse(id(found))),
+        }
+        let has_more = found.len() > self.limit;
+        found.truncate(self.limit);
+        found.last().filter(|_| has_more).map(|last| self.following(id(last)))
     }
 }
 

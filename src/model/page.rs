@@ -208,7 +208,7 @@ impl Query {
 
     /// The page that follows one that ended with `last`.
     pub(crate) fn following(mut self, last: JobId) -> Self {
-        self.cursor.follow(last);
+        self.cursor = self.cursor.following(last);
         self
     }
 }

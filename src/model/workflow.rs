@@ -172,12 +172,6 @@ impl WorkflowQuery {
         }
         self.cursor.check()
     }
-
-    /// The page that follows one that ended with `last`.
-    pub(crate) fn following(mut self, last: WorkflowId) -> Self {
-        self.cursor.follow(last);
-        self
-    }
 }
 
 /// One workflow of a page: without its nodes, which [`Client::workflow`](crate::Client::workflow) reads.
@@ -208,6 +202,13 @@ pub struct WorkflowSummary {
 pub struct WorkflowPage {
     /// The workflows, in the order that the query asked for.
     pub workflows: Vec<WorkflowSummary>,
-    /// The query for the next page, if more follow.
+    /// The query for the next page, if more workflows follow.
     pub next: Option<WorkflowQuery>,
+}
+
+impl WorkflowPage {
+    /// Whether more workflows follow.
+    pub fn has_more(&self) -> bool {
+        self.next.is_some()
+    }
 }

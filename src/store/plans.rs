@@ -232,10 +232,14 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "page {at} of schedules: {plan:?}");
         }
         for order in [Order::Ascending, Order::Descending] {
-            let plan = plan(conn, &batch::read::plan_items(order));
-            let index = "jobmill_batch_item_batch (batch=? AND rowid>? AND rowid<?)";
-            assert!(plan.iter().any(|step| step.contains(index)), "pages of items do not use {index}: {plan:?}");
-            assert_cheap("pages of items", &plan);
+            for (of_state, index) in [
+                (false, "jobmill_batch_item_batch (batch=? AND rowid>? AND rowid<?)"),
+                (true, "jobmill_batch_item_state (batch=? AND state=? AND rowid>? AND rowid<?)"),
+            ] {
+                let plan = plan(conn, &batch::read::plan_items(of_state, order));
+                assert!(plan.iter().any(|step| step.contains(index)), "pages of items do not use {index}: {plan:?}");
+                assert_cheap("pages of items", &plan);
+            }
         }
         for (plans, index) in workflow::read::PLAN_WORKFLOWS.into_iter().zip([
             "jobmill_flow_state (state=? AND rowid>? AND rowid<?)",

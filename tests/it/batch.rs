@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use jobmill::provider::{CallClass, CallError, Fate, ItemError, RemoteEnd, RemoteState};
 use jobmill::{
-    BatchItem, Batches, Cancelled, Engine, ErrorKind, Failure, ItemQuery, JobId, NewBatch, Price, PriceTable,
-    RequestStatus, Status, Step,
+    BatchItem, Batches, Cancelled, Engine, ErrorKind, Failure, JobId, NewBatch, Price, PriceTable, RequestStatus,
+    Status, Step,
 };
 use serde_json::{Value, json};
 
@@ -477,28 +477,6 @@ fn a_crash_at_any_commit_loses_no_item_and_pays_for_none_twice() -> jobmill::Res
         }
         assert!(last.is_some_and(|n| n > 10), "{last:?}");
     }
-    Ok(())
-}
-
-#[test]
-fn items_are_listed_by_status_and_cursor() -> jobmill::Result<()> {
-    let t = Scene::new();
-    t.fake.inside().limits.items_in_flight = Some(4);
-    let id = t.send(10);
-    let keys = |query: ItemQuery| -> Vec<String> {
-        let page = t.client().batch_items(id, &query).expect("a page");
-        page.items.into_iter().map(|item| item.key).collect()
-    };
-    assert_eq!(keys(ItemQuery::new().statuses([Status::Running])).len(), 4);
-    assert_eq!(keys(ItemQuery::new().statuses([Status::Created])).len(), 6);
-    let page = t.client().batch_items(id, &ItemQuery::new().limit(3))?;
-    assert!(page.has_more);
-    let next = ItemQuery::new().limit(3).after(page.items[2].id);
-    assert_eq!(keys(next), ["key-3", "key-4", "key-5"]);
-    let wrong = ItemQuery::new().after(page.items[2].id).before(page.items[1].id);
-    assert_eq!(t.client().batch_items(id, &wrong).expect_err("a refusal").kind(), ErrorKind::Invalid);
-    let bound = t.client().for_user("ada")?;
-    assert_eq!(bound.batch(id).expect_err("a refusal").kind(), ErrorKind::NotFound);
     Ok(())
 }
 

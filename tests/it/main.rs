@@ -6,6 +6,7 @@ mod bad_input;
 mod batch;
 mod batch_ends;
 mod batch_flow;
+mod batch_items;
 mod batch_local;
 mod batch_races;
 mod batch_unknown;

@@ -220,12 +220,6 @@ impl ScheduleQuery {
         /// Sets how many schedules a page has, from 1 to 1000. Defaults to 50.
         limit(limit: usize),
     }
-
-    /// The page that follows one that ended with `last`.
-    pub(crate) fn following(mut self, last: ScheduleId) -> Self {
-        self.cursor.follow(last);
-        self
-    }
 }
 
 /// A page of schedules.

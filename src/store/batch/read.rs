@@ -1,11 +1,11 @@
 //! What is asked about batches, their items, their requests and their results.
 
-use rusqlite::{Connection, OptionalExtension, Row, named_params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, named_params};
 use serde::Serialize;
 
 use crate::model::batch::{BatchItemRecord, BatchRequest, ItemCounts, ItemResult, PollCycle, RequestStatus, Spent};
 use crate::model::batch_job::PlanBatch;
-use crate::model::cursor::Order;
+use crate::model::cursor::{Cursor, Order};
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Status;
 use crate::model::limit::THROTTLE_MAX;
@@ -37,11 +37,12 @@ pub(crate) struct FailureCount {
 }
 
 /// Which items are listed.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct ItemFilter {
-    pub(crate) states: Vec<ItemState>,
+#[derive(Debug)]
+pub(crate) struct ItemFilter<'a> {
+    /// None: of any.
+    pub(crate) statuses: &'a [Status],
     pub(crate) request: Option<BatchRequestId>,
-    pub(crate) agent: Option<String>,
+    pub(crate) agent: Option<&'a str>,
 }
 
 fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
@@ -134,14 +135,18 @@ const ITEM: &str = "SELECT item.id, item.batch, item.state, item.key, item.step_
      FROM jobmill_batch_item AS item {INDEX} CROSS JOIN jobmill_batch_route AS route ON route.id = item.route
      LEFT JOIN jobmill_batch_request AS request ON request.id = item.request";
 
-/// Reads a page of a batch's items.
-pub(crate) fn plan_items(order: Order) -> String {
-    let item = ITEM.replace("{INDEX}", "INDEXED BY jobmill_batch_item_batch");
+/// Reads a page of a batch's items: of all, or of those in one state, with their request at the provider or not yet.
+pub(crate) fn plan_items(of_state: bool, order: Order) -> String {
+    let (index, state) = match of_state {
+        true => ("state", "AND item.state = ?7 AND (?8 IS NULL OR coalesce(request.state > 1, 0) = ?8)"),
+        false => ("batch", ""),
+    };
+    let item = ITEM.replace("{INDEX}", &format!("INDEXED BY jobmill_batch_item_{index}"));
     let direction = if order == Order::Ascending { "ASC" } else { "DESC" };
     format!(
-        "{item} WHERE item.batch = :batch AND (:mask >> item.state) & 1 AND item.id > :after AND item.id < :before
-             AND (:request IS NULL OR item.request = :request) AND (:agent IS NULL OR item.agent_id = :agent)
-         ORDER BY item.id {direction} LIMIT :limit"
+        "{item} WHERE item.batch = ?1 AND item.id > ?2 AND item.id < ?3 {state}
+             AND (?4 IS NULL OR item.request = ?4) AND (?5 IS NULL OR item.agent_id = ?5)
+         ORDER BY item.id {direction} LIMIT ?6"
     )
 }
 
@@ -176,30 +181,29 @@ fn item(row: &Row<'_>) -> rusqlite::Result<BatchItemRecord> {
     })
 }
 
-/// A page of a batch's items, in the order of the batch: those behind `after` and before `before`, one more than `limit`
-/// if there are more.
+/// What a page of a batch's items is made of: of each status that is asked for, one more than the page holds if there are
+/// more.
 pub(crate) fn items(
     conn: &Connection,
     batch: JobId,
-    filter: &ItemFilter,
-    (after, before): (Option<BatchItemId>, Option<BatchItemId>),
-    order: Order,
-    limit: usize,
+    filter: &ItemFilter<'_>,
+    cursor: &Cursor<BatchItemId>,
 ) -> rusqlite::Result<Vec<BatchItemRecord>> {
-    let mut mask = filter.states.iter().fold(0_i64, |mask, state| mask | 1 << *state as i64);
-    if filter.states.is_empty() {
-        mask = i64::MAX;
+    let (after, before) = (cursor.after.map_or(0, BatchItemId::raw), cursor.before.map_or(i64::MAX, BatchItemId::raw));
+    let limit = cursor.limit as i64 + 1;
+    let shared: [&dyn ToSql; 6] = [&batch, &after, &before, &filter.request, &filter.agent, &limit];
+    if filter.statuses.is_empty() {
+        return conn.prepare_cached(&plan_items(false, cursor.order))?.query_map(&shared[..], item)?.collect();
     }
-    conn.prepare_cached(&plan_items(order))?
-        .query_map(
-            named_params! {
-                ":batch": batch, ":mask": mask, ":after": after.map_or(0, BatchItemId::raw),
-                ":before": before.map_or(i64::MAX, BatchItemId::raw), ":request": filter.request,
-                ":agent": filter.agent, ":limit": limit as i64 + 1,
-            },
-            item,
-        )?
-        .collect()
+    let mut found = Vec::new();
+    for (state, is_out) in states_of(filter.statuses) {
+        let mut values = shared.to_vec();
+        values.extend([&state as &dyn ToSql, &is_out]);
+        for item in conn.prepare_cached(&plan_items(true, cursor.order))?.query_map(&values[..], item)? {
+            found.push(item?);
+        }
+    }
+    Ok(found)
 }
 
 /// One item.
@@ -383,12 +387,15 @@ pub(crate) fn cycles(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Po
         .collect()
 }
 
-/// The states of items that a status stands for.
-pub(crate) fn states_of(statuses: &[Status]) -> Vec<ItemState> {
-    let fits = |state: &ItemState| match state {
-        // Whether it is pending or running, its request tells.
-        ItemState::Sent => statuses.contains(&Status::Pending) || statuses.contains(&Status::Running),
-        state => statuses.contains(&state.status(None)),
-    };
-    ItemState::ALL.into_iter().filter(fits).collect()
+/// The states of items that these statuses stand for. Of what belongs to a request, whether that must be out.
+fn states_of(statuses: &[Status]) -> impl Iterator<Item = (ItemState, Option<bool>)> {
+    let has = |status| statuses.contains(&status);
+    ItemState::ALL.into_iter().filter_map(move |state| match state {
+        ItemState::Sent => match (has(Status::Pending), has(Status::Running)) {
+            (true, true) => Some((state, None)),
+            (false, false) => None,
+            (_, is_out) => Some((state, Some(is_out))),
+        },
+        _ => has(state.status(None)).then_some((state, None)),
+    })
 }

@@ -206,16 +206,8 @@ pub(crate) fn workflows(conn: &Connection, query: &WorkflowQuery) -> rusqlite::R
             found.push(summary(row)?);
         }
     }
-    found.sort_by_key(|workflow| workflow.id);
-    if descending {
-        found.reverse();
-    }
-    let has_more = found.len() > query.cursor.limit;
-    found.truncate(query.cursor.limit);
-    let next = match found.last() {
-        Some(last) if has_more => Some(query.clone().following(last.id)),
-        _ => None,
-    };
+    let next = query.cursor.cut(&mut found, |workflow| workflow.id);
+    let next = next.map(|cursor| WorkflowQuery { cursor, ..query.clone() });
     Ok(WorkflowPage { workflows: found, next })
 }
 

@@ -26,6 +26,8 @@ const SLICE_BYTES: usize = 8 << 20;
 const SLICE_POLLS: usize = 1000;
 /// How many results are read at a time.
 const RESULTS_CHUNK: usize = 200;
+/// What may stand before the first line of a JSONL file, in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// The longest line of a JSONL file, in bytes.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
@@ -156,7 +158,7 @@ impl Client {
 
     /// Submits a batch whose items are the lines of a JSONL file: each an object with `body`, and optionally `key`,
     /// `provider`, `endpoint`, `model`, `agent_id` and `state`. The names of the providers' own files are read too:
-    /// `custom_id`, `params`, `url`. Blank lines are skipped.
+    /// `custom_id`, `params`, `url`. Blank lines and a byte order mark are skipped.
     ///
     /// # Errors
     /// Those of [`Client::submit`]; `Invalid` if a line is not such an object, with its number.
@@ -187,22 +189,14 @@ impl Client {
             created.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })?;
         let Enqueued::New(id) = enqueued else { return Ok(enqueued) };
-        let mut written = Ok(());
+        // The iterator is the caller's, and may panic.
+        let mut unfinished = Unfinished { client: self, id: Some(id) };
         while let Some(slice) = next.take() {
-            written = items.next().transpose().and_then(|following| {
-                let (provider, last) = (batch.provider.clone(), following.is_none());
-                next = following;
-                self.desk().call(move |turn| add(turn, id, &provider, &slice, last))
-            });
-            if written.is_err() {
-                break;
-            }
+            next = items.next().transpose()?;
+            let (provider, last) = (batch.provider.clone(), next.is_none());
+            self.desk().call(move |turn| add(turn, id, &provider, &slice, last))?;
         }
-        if let Err(error) = written {
-            // What is left of it is removed with its job.
-            let _ = self.delete(id);
-            return Err(error);
-        }
+        unfinished.id = None;
         Ok(enqueued)
     }
 
@@ -389,6 +383,24 @@ impl Client {
     }
 }
 
+/// A batch that is being written, and is taken back if that is not brought to its end.
+struct Unfinished<'c> {
+    client: &'c Client,
+    id: Option<JobId>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // What is left of it is removed with its job.
+        if let Some(id) = self.id
+            && let Err(error) = self.client.delete(id)
+            && error.kind() != ErrorKind::NotFound
+        {
+            log::warn!("{id} was not written to its end, and cannot be taken back: {error}");
+        }
+    }
+}
+
 /// Adds items to a batch, and lets it go with the last.
 fn add(turn: &mut Turn<'_>, id: JobId, provider: &str, slice: &[ReadyItem], last: bool) -> Result<()> {
     match turn.add_items(id, provider, slice).map_err(cannot_submit)? {
@@ -456,10 +468,12 @@ impl<R: BufRead> Iterator for Lines<R> {
                 Ok(_) => {}
                 Err(error) => return Some(Err(Error::with_source(ErrorKind::Storage, "cannot read the items", error))),
             }
-            if line.iter().all(u8::is_ascii_whitespace) {
+            // Some editors and shells begin a file so.
+            let text = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line);
+            if text.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            let read: Line = match serde_json::from_slice(&line) {
+            let read: Line = match serde_json::from_slice(text) {
                 Ok(read) => read,
                 Err(error) => return Some(Err(wrong(&error))),
             };

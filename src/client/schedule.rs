@@ -19,9 +19,9 @@ const SLICE_TICKS: usize = 200;
 impl Client {
     /// Stores a schedule, in the place of the one that has its name if there is one, and tells what that came to. Its next
     /// tick is found out anew if it ticks otherwise than before, an interval being reckoned from the same moment as ever
-    /// ([`Schedule::every`]); a paused one stays paused. A tick that had come and has no
-    /// job yet is dealt with all the same if the new definition has it too, and counts as missed if not. Engines on the
-    /// file tick it, whichever comes first, whether or not they have a handler for its job.
+    /// ([`Schedule::every`]); a paused one stays paused. A tick that had come and has no job yet is dealt with all the same
+    /// if the new definition has it too, and counts as missed if not. Engines on the file tick it, whichever comes first,
+    /// whether or not they have a handler for its job.
     ///
     /// ```
     /// use std::time::Duration;
@@ -121,9 +121,8 @@ impl Client {
     }
 
     /// Enqueues the jobs of all ticks of a schedule from one moment to before another that have had none, and tells how
-    /// many these were. Doing it again adds a line to the
-    /// history and no job, as long as those jobs are kept. Overlaps are allowed, and what is
-    /// enqueued is written in slices: if the process dies in between, doing it again does the rest.
+    /// many these were. Doing it again adds a line to the history and no job, as long as those jobs are kept. Overlaps are
+    /// allowed, and what is enqueued is written in slices: if the process dies in between, doing it again does the rest.
     ///
     /// # Errors
     /// `NotFound` if there is no such schedule; `Invalid` if the range is empty, ends in the future or holds more than
@@ -148,8 +147,8 @@ impl Client {
         Ok(done)
     }
 
-    /// Deletes a schedule and its history. Ticks that have come and have no job yet get none. Jobs that it has enqueued stay, and are listed by
-    /// [`Query::schedule`](crate::Query::schedule) as before.
+    /// Deletes a schedule and its history. Ticks that have come and have no job yet get none. Jobs that it has enqueued
+    /// stay, and are listed by [`Query::schedule`](crate::Query::schedule) as before.
     ///
     /// # Errors
     /// `NotFound` if there is no such schedule; `Forbidden` if the client is bound to a user.

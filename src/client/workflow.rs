@@ -52,8 +52,7 @@ impl Client {
     ///
     /// # Errors
     /// `Invalid` if a rule is broken, with the name, the field and the rule; `Conflict` if a job's unique key is held,
-    /// with the name, the key and the job that holds it. Nothing
-    /// of the workflow is there then.
+    /// with the name, the key and the job that holds it. Nothing of the workflow is there then.
     pub fn start_workflow(&self, workflow: NewWorkflow<'_>) -> Result<WorkflowId> {
         let mut plan = workflow.plan()?;
         if let Some(user) = self.user() {

@@ -1,17 +1,18 @@
 //! LLM batches, from the submission to the results, at a provider that lives in the test.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use jobmill::provider::{CallClass, CallError, Fate, ItemError, RemoteEnd, RemoteState};
 use jobmill::{
     BatchItem, Batches, Cancelled, Engine, ErrorKind, Failure, JobId, NewBatch, Price, PriceTable, RequestStatus,
-    Status, Step,
+    Status, Step, Unique,
 };
 use serde_json::{Value, json};
 
 use crate::support::fake::{Creation, Fake, errored, succeeded};
 use crate::support::scene::{Scene, batch, item, items};
-use crate::support::{PATIENCE, secs, until};
+use crate::support::{PATIENCE, secs, sound, until};
 
 /// What every item came to, by its key, as words.
 fn results(t: &Scene, id: JobId) -> Vec<(String, Status)> {
@@ -137,10 +138,25 @@ fn bad_batches_are_refused_with_the_place_and_the_rule_and_leave_nothing() -> jo
 }
 
 #[test]
+fn a_batch_whose_items_break_off_leaves_nothing() -> jobmill::Result<()> {
+    let t = Scene::new();
+    let panics = (0..5000).map(|n| if n < 3500 { item(n) } else { panic!("no more items") });
+    let submit = || t.client().submit(batch().unique(Unique::key("one")), panics);
+    assert!(catch_unwind(AssertUnwindSafe(submit)).is_err());
+    let lines: String = (0..3500).map(|n| format!("{{\"body\": {{\"n\": {n}}}}}\n")).collect();
+    let error = t.client().submit_jsonl(batch(), (lines + "nonsense").as_bytes()).expect_err("a refusal");
+    assert!(error.to_string().starts_with("line 3501: "), "{error}");
+    assert_eq!(t.client().list(jobmill::Query::new())?.jobs, []);
+    assert!(t.client().submit(batch().unique(Unique::key("one")), items(1))?.is_new(), "its key is free");
+    sound(t.client());
+    Ok(())
+}
+
+#[test]
 fn a_file_of_lines_is_read_in_the_shapes_of_the_providers() -> jobmill::Result<()> {
     let t = Scene::new();
     let lines = concat!(
-        "{\"key\": \"a\", \"body\": {\"model\": \"m\", \"n\": 1}, \"agent_id\": \"agent-1\"}\n",
+        "\u{feff}{\"key\": \"a\", \"body\": {\"model\": \"m\", \"n\": 1}, \"agent_id\": \"agent-1\"}\n",
         "{\"custom_id\": \"b\", \"method\": \"POST\", \"url\": \"/v1/chat/completions\", \"body\": {\"n\": 2}}\n",
         "\n",
         "{\"custom_id\": \"c\", \"params\": {\"n\": 3}}",

@@ -273,12 +273,10 @@ impl Client {
         limit: usize,
     ) -> Result<Vec<BatchRequest>> {
         Query::new().limit(limit).check()?;
-        let mut requests = self.of_batch(id, |conn| match read::item_counts(conn, id)? {
-            Some(_) => read::requests(conn, Some(id), statuses, after, limit).map(Some),
+        self.of_batch(id, |conn| match read::item_counts(conn, id)? {
+            Some(_) => read::requests(conn, id, statuses, after, limit).map(Some),
             None => Ok(None),
-        })?;
-        requests.truncate(limit);
-        Ok(requests)
+        })
     }
 
     /// The results of a batch's items that have come to their end, in the order of the batch. Those that come to it while

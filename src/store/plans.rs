@@ -213,6 +213,7 @@ fn each_hot_statement_goes_by_its_index_and_sorts_nothing() -> Result<()> {
             ("workflow, members", workflow::PLAN_MEMBERS, "jobmill_job_flow (flow=? AND rowid>?)"),
             ("workflow, admit", workflow::PLAN_ADMIT, rowid),
             ("workflow, inputs", workflow::read::PLAN_OUTCOMES, "jobmill_job_flow (flow=? AND rowid>?)"),
+            ("batch, requests", batch::read::PLAN_REQUESTS, "jobmill_batch_request_batch (batch=? AND id>?)"),
             ("batch, results", batch::read::PLAN_RESULTS, "jobmill_batch_item_batch (batch=? AND rowid>?)"),
             ("batch, plan", batch::plan::PLAN_WAITING, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),
             ("batch, retry", batch::retry::PLAN_ENDED, "jobmill_batch_item_state (batch=? AND state=? AND rowid>?)"),

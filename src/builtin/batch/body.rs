@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -18,6 +19,8 @@ use crate::store::read::Reader;
 
 /// How many items are read from the file at a time.
 const CHUNK: usize = 100;
+/// How often whoever runs items here looks whether their batch is cancelled.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Encodes the items of a request one after the other.
 pub(crate) struct Encoder {
@@ -163,7 +166,8 @@ pub(crate) struct OpenItems<'a> {
     after: BatchItemId,
     ready: VecDeque<OwnedOutgoing>,
     is_read: bool,
-    /// Set when no more are wanted: their batch is cancelled.
+    looked_at: Option<Duration>,
+    /// Set when no more are wanted: their batch is cancelled, or the rest could not be read.
     over: &'a AtomicBool,
     /// Why the rest could not be read, if it could not.
     failed: Option<Error>,
@@ -179,6 +183,7 @@ impl<'a> OpenItems<'a> {
             after: BatchItemId::from_raw(0),
             ready: VecDeque::new(),
             is_read: false,
+            looked_at: None,
             over,
             failed: None,
         }
@@ -190,13 +195,34 @@ impl<'a> OpenItems<'a> {
         self.failed.map_or(Ok(()), Err)
     }
 
+    fn try_next(&mut self) -> Result<Option<OwnedOutgoing>> {
+        self.look()?;
+        if self.over.load(Ordering::Relaxed) || self.ctx.is_shutting_down() {
+            return Ok(None);
+        }
+        if self.ready.is_empty() && !self.is_read {
+            self.read()?;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    /// Looks whether their batch is cancelled, if that was not done a moment ago.
+    fn look(&mut self) -> Result<()> {
+        let now = self.ctx.client().desk().clock().monotonic();
+        if self.looked_at.is_none_or(|looked_at| now.saturating_sub(looked_at) >= LOOK_EVERY) {
+            let batch = self.batch;
+            let open =
+                self.ctx.client().reader().snapshot("cannot read the batch", |conn| is_batch_open(conn, batch))?;
+            self.over.fetch_or(!open, Ordering::Relaxed);
+            self.looked_at = Some(now);
+        }
+        Ok(())
+    }
+
     fn read(&mut self) -> Result<()> {
-        let (batch, request, after) = (self.batch, self.request, self.after);
-        let items =
-            self.ctx.client().reader().snapshot("cannot read the items", |conn| match is_batch_open(conn, batch)? {
-                true => plan::bound(conn, request, after, CHUNK),
-                false => Ok(Vec::new()),
-            })?;
+        let (request, after) = (self.request, self.after);
+        let reader = self.ctx.client().reader();
+        let items = reader.snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK))?;
         self.is_read = items.len() < CHUNK;
         for item in items {
             self.after = item.id;
@@ -214,17 +240,11 @@ impl<'a> OpenItems<'a> {
 
 impl Todo for OpenItems<'_> {
     fn next(&mut self) -> Option<OwnedOutgoing> {
-        if self.over.load(Ordering::Relaxed) || self.ctx.is_shutting_down() {
-            return None;
-        }
-        if self.ready.is_empty()
-            && !self.is_read
-            && let Err(error) = self.read()
-        {
-            self.is_read = true;
+        self.try_next().unwrap_or_else(|error| {
+            self.over.store(true, Ordering::Relaxed);
             self.failed = Some(error);
-        }
-        self.ready.pop_front()
+            None
+        })
     }
 }
 

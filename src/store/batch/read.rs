@@ -243,10 +243,17 @@ pub(crate) fn results(
         .collect()
 }
 
-/// The requests of a batch, in their order, behind one of them: one more than `limit` if there are more.
+/// Reads requests of a batch.
+pub(crate) const PLAN_REQUESTS: &str =
+    "SELECT id, batch, state, provider, account, model, items, bytes, tokens, remote_id, remote_status, attempt,
+         sent_at, polled_at, next_poll_at, ended_at, harvested_at, cancel_requested_at, succeeded, failed, error, latest
+     FROM jobmill_batch_request INDEXED BY jobmill_batch_request_batch
+     WHERE batch = :batch AND (:mask >> state) & 1 AND id > :after ORDER BY id LIMIT :limit";
+
+/// The requests of a batch, in their order, behind one of them.
 pub(crate) fn requests(
     conn: &Connection,
-    batch: Option<JobId>,
+    batch: JobId,
     statuses: &[RequestStatus],
     after: Option<BatchRequestId>,
     limit: usize,
@@ -258,45 +265,40 @@ pub(crate) fn requests(
     if statuses.is_empty() {
         mask = i64::MAX;
     }
-    conn.prepare_cached(
-        "SELECT id, batch, state, provider, account, model, items, bytes, tokens, remote_id, remote_status, attempt,
-             sent_at, polled_at, next_poll_at, ended_at, harvested_at, cancel_requested_at, succeeded, failed, error, latest
-         FROM jobmill_batch_request
-         WHERE (:batch IS NULL OR batch = :batch) AND (:mask >> state) & 1 AND id > :after ORDER BY id LIMIT :limit",
-    )?
-    .query_map(
-        named_params! {
-            ":batch": batch, ":mask": mask, ":after": after.map_or(0, BatchRequestId::raw), ":limit": limit as i64 + 1,
-        },
-        |row| {
-            let state: RequestState = row.get(2)?;
-            let (succeeded, failed): (Option<i64>, Option<i64>) = (row.get(18)?, row.get(19)?);
-            Ok(BatchRequest {
-                id: row.get(0)?,
-                batch: row.get(1)?,
-                status: state.status(),
-                provider: row.get(3)?,
-                account: row.get(4)?,
-                model: row.get(5)?,
-                items: count(row, 6)?,
-                bytes: count(row, 7)?,
-                tokens: count(row, 8)?,
-                remote_id: row.get(9)?,
-                remote_status: row.get(10)?,
-                attempt: row.get(11)?,
-                sent_at: row.get(12)?,
-                polled_at: row.get(13)?,
-                next_poll_at: row.get(14)?,
-                ended_at: row.get(15)?,
-                harvested_at: row.get(16)?,
-                cancel_requested_at: row.get(17)?,
-                progress: succeeded.zip(failed).map(|(done, lost)| (done.cast_unsigned(), lost.cast_unsigned())),
-                error: row.get(20)?,
-                latest: json::<RemoteBatch>(row, 21)?.map(|remote| remote.raw),
-            })
-        },
-    )?
-    .collect()
+    conn.prepare_cached(PLAN_REQUESTS)?
+        .query_map(
+            named_params! {
+                ":batch": batch, ":mask": mask, ":after": after.map_or(0, BatchRequestId::raw), ":limit": limit as i64,
+            },
+            |row| {
+                let state: RequestState = row.get(2)?;
+                let (succeeded, failed): (Option<i64>, Option<i64>) = (row.get(18)?, row.get(19)?);
+                Ok(BatchRequest {
+                    id: row.get(0)?,
+                    batch: row.get(1)?,
+                    status: state.status(),
+                    provider: row.get(3)?,
+                    account: row.get(4)?,
+                    model: row.get(5)?,
+                    items: count(row, 6)?,
+                    bytes: count(row, 7)?,
+                    tokens: count(row, 8)?,
+                    remote_id: row.get(9)?,
+                    remote_status: row.get(10)?,
+                    attempt: row.get(11)?,
+                    sent_at: row.get(12)?,
+                    polled_at: row.get(13)?,
+                    next_poll_at: row.get(14)?,
+                    ended_at: row.get(15)?,
+                    harvested_at: row.get(16)?,
+                    cancel_requested_at: row.get(17)?,
+                    progress: succeeded.zip(failed).map(|(done, lost)| (done.cast_unsigned(), lost.cast_unsigned())),
+                    error: row.get(20)?,
+                    latest: json::<RemoteBatch>(row, 21)?.map(|remote| remote.raw),
+                })
+            },
+        )?
+        .collect()
 }
 
 /// What of the batches' own counts does not fit their items, and which items no request or step holds that ought to.

@@ -2,10 +2,11 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jobmill::provider::{Local, LocalError, Outgoing};
-use jobmill::testing::Harness;
+use jobmill::testing::{Harness, ManualClock};
 use jobmill::{Batch, BatchItem, Client, Engine, EngineState, JobId, NewBatch, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -112,6 +113,33 @@ fn what_runs_when_its_batch_is_cancelled_is_kept_and_little_more_is_begun() -> j
     // Others may have taken the places of these two before it was.
     assert!(runs <= AT_ONCE + 2, "{runs}");
     sound(engine.client());
+    Ok(())
+}
+
+/// A cancellation was seen when a result was written, and others were begun until then, however long they took.
+#[test]
+fn nothing_is_begun_of_a_batch_a_moment_after_its_cancellation() -> jobmill::Result<()> {
+    let place = Arc::new(OnceLock::<(Client, JobId, ManualClock)>::new());
+    let runs = Arc::new(AtomicUsize::new(0));
+    let (of_run, counted) = (place.clone(), runs.clone());
+    let t = Harness::new(move |builder| {
+        let (place, runs) = (of_run.clone(), counted.clone());
+        let run = move |_: &Outgoing<'_>| {
+            if runs.fetch_add(1, Ordering::SeqCst) == 50 {
+                let (client, id, clock) = place.get().expect("it is submitted");
+                client.cancel(*id).map_err(LocalError::invalid)?;
+                clock.advance(Duration::from_millis(20));
+            }
+            Ok("done")
+        };
+        builder.provider(Local::function("local", run).concurrency(1))
+    })?;
+    let id = t.client().submit(NewBatch::new("local"), items(250))?.id();
+    place.set((t.client().clone(), id, t.clock().clone())).ok();
+    t.drain()?;
+    let items = t.client().batch(id)?.items;
+    assert_eq!((runs.load(Ordering::SeqCst), items.completed, items.cancelled), (51, 51, 199));
+    sound(t.client());
     Ok(())
 }
 

@@ -468,8 +468,12 @@ impl<R: BufRead> Iterator for Lines<R> {
             }
             // Some editors and shells begin a file so.
             let text = line.strip_prefix(BYTE_ORDER_MARK).filter(|_| number == 1).unwrap_or(&line);
-            if text.iter().all(u8::is_ascii_whitespace) {
+            let text = text.trim_ascii();
+            if text.is_empty() {
                 continue;
+            }
+            if text[0] != b'{' {
+                return Some(Err(wrong(&"must be a JSON object")));
             }
             let read: Line = match serde_json::from_slice(text) {
                 Ok(read) => read,

@@ -352,9 +352,11 @@ pub enum Step {
     DoneWith(Value),
     /// The item goes on with another request, and the next step is given the state.
     Continue {
-        /// The next request's body.
+        /// The next request's body, a JSON object. It goes where the first went; if it names another model, it is reckoned
+        /// and put together with others by that, unless the item's was set by [`BatchItem::model`](crate::BatchItem::model).
+        /// One that breaks a rule for [items](crate::BatchItem) fails its item.
         request: Value,
-        /// What the next step is given.
+        /// What the next step is given, up to 16 MiB of JSON.
         state: Option<Value>,
     },
     /// The item failed, for this reason.

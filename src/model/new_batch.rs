@@ -1,6 +1,7 @@
 //! LLM batches that are about to be submitted: their items, their options, and what they may cost.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::error::{Error, Result};
@@ -106,12 +107,7 @@ impl BatchItem {
             return Err(Error::invalid(&field("key"), format_args!("must have 1 to {MAX_KEY_BYTES} bytes")));
         }
         let body = self.body.map_err(|error| Error::invalid(&field("body"), error))?;
-        let known: Peek<'_> = serde_json::from_str(body.get()).map_err(|_| {
-            Error::invalid(&field("body"), "must be a JSON object, whose `model` is a string if it has one")
-        })?;
-        if body.get().len() > MAX_REQUEST_BYTES {
-            return Err(Error::invalid(&field("body"), format_args!("must have at most {MAX_REQUEST_BYTES} bytes")));
-        }
+        let known = Peek::at(&field("body"), body.get())?;
         let model = self.model.or_else(|| known.model.as_deref().map(str::to_owned)).unwrap_or_default();
         for (name, text) in [
             ("model", Some(&model).filter(|model| !model.is_empty())),
@@ -124,9 +120,7 @@ impl BatchItem {
             }
         }
         let state = self.state.transpose().map_err(|error| Error::invalid(&field("state"), error))?;
-        if state.as_ref().is_some_and(|state| state.get().len() > MAX_STATE_BYTES) {
-            return Err(Error::invalid(&field("state"), format_args!("must have at most {MAX_STATE_BYTES} bytes")));
-        }
+        check_state(&field("state"), state.as_ref().map(|state| state.get()))?;
         Ok(ReadyItem {
             key,
             provider: self.provider,
@@ -143,7 +137,7 @@ impl BatchItem {
 
 /// What is wanted of a request's body.
 #[derive(Deserialize)]
-pub(crate) struct Peek<'a> {
+struct Peek<'a> {
     #[serde(borrow, default)]
     model: Option<std::borrow::Cow<'a, str>>,
     #[serde(default)]
@@ -154,15 +148,61 @@ pub(crate) struct Peek<'a> {
     max_output_tokens: Option<u64>,
 }
 
-impl Peek<'_> {
+impl<'a> Peek<'a> {
+    /// Looks into a body, its rules checked.
+    fn at(field: &str, body: &'a str) -> Result<Self> {
+        let rule = "must be a JSON object, whose `model` is a string if it has one";
+        // A list would be taken for the fields in their order.
+        let known = Some(body).filter(|body| body.starts_with('{')).map(serde_json::from_str::<Self>);
+        let known = known.and_then(std::result::Result::ok).ok_or_else(|| Error::invalid(field, rule))?;
+        if body.len() > MAX_REQUEST_BYTES {
+            return Err(Error::invalid(field, format_args!("must have at most {MAX_REQUEST_BYTES} bytes")));
+        }
+        Ok(known)
+    }
+
     fn max_output(&self) -> Option<u64> {
         self.max_tokens.or(self.max_completion_tokens).or(self.max_output_tokens)
     }
 }
 
 /// How many tokens a text has, if nothing better is known: a quarter of its characters.
-pub(crate) fn estimated_tokens(text: &str) -> u64 {
+fn estimated_tokens(text: &str) -> u64 {
     (text.chars().count() as u64).div_ceil(4)
+}
+
+fn check_state(field: &str, state: Option<&str>) -> Result<()> {
+    if state.is_some_and(|state| state.len() > MAX_STATE_BYTES) {
+        return Err(Error::invalid(field, format_args!("must have at most {MAX_STATE_BYTES} bytes")));
+    }
+    Ok(())
+}
+
+/// The request with which an item goes on, its rules checked.
+pub(crate) struct NextRequest {
+    pub(crate) body: String,
+    pub(crate) state: Option<String>,
+    pub(crate) tokens: u64,
+    pub(crate) max_output: Option<u64>,
+    /// The model that the request before it named, empty if none, and the one that it names itself, if that is another.
+    pub(crate) remodel: Option<(String, String)>,
+}
+
+impl NextRequest {
+    /// The request that follows one whose body is `before`.
+    pub(crate) fn after(before: &str, request: &Value, state: Option<&Value>) -> Result<Self> {
+        let (body, state) = (request.to_string(), state.map(ToString::to_string));
+        let known = Peek::at("request", &body)?;
+        check_state("state", state.as_deref())?;
+        let old = Peek::at("request", before)?.model.unwrap_or_default();
+        let remodel = known.model.as_deref().filter(|new| *new != old);
+        let remodel = remodel.map(|new| (old.clone().into_owned(), new.to_owned()));
+        if let Some((_, new)) = &remodel {
+            check_name("request.model", new)?;
+        }
+        let (tokens, max_output) = (estimated_tokens(&body), known.max_output());
+        Ok(Self { body, state, tokens, max_output, remodel })
+    }
 }
 
 /// An item whose rules have been checked.

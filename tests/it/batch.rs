@@ -120,6 +120,7 @@ fn bad_batches_are_refused_with_the_place_and_the_rule_and_leave_nothing() -> jo
         (refused(batch(), Vec::new()), "items: must be at least one"),
         (refused(batch(), vec![item(0), item(1).key("")]), "items[1].key"),
         (refused(batch(), vec![BatchItem::new(&[1, 2])]), "items[0].body: must be a JSON object"),
+        (refused(batch(), vec![BatchItem::new(&["m"])]), "items[0].body: must be a JSON object"),
         (refused(batch(), vec![item(0), item(0)]), "two of them have the key \"key-0\""),
         (refused(batch().max_steps(0), vec![item(0)]), "max_steps"),
         (refused(batch().max_attempts(101), vec![item(0)]), "max_attempts"),
@@ -129,9 +130,11 @@ fn bad_batches_are_refused_with_the_place_and_the_rule_and_leave_nothing() -> jo
     ] {
         assert!(error.contains(part), "{error} names {part}");
     }
-    let lines = "{\"body\": {\"n\": 1}}\n\nnonsense\n";
-    let error = t.client().submit_jsonl(batch(), lines.as_bytes()).expect_err("a refusal");
-    assert!(error.to_string().starts_with("line 3: "), "{error}");
+    for third in ["nonsense", "[null, null, null, null, null, {}, null]", "{\"key\": \"no body\"}"] {
+        let lines = format!("{{\"body\": {{\"n\": 1}}}}\n\n{third}\n");
+        let error = t.client().submit_jsonl(batch(), lines.as_bytes()).expect_err("a refusal");
+        assert!(error.to_string().starts_with("line 3: "), "{error}");
+    }
     t.engine().maintain()?;
     assert_eq!(t.client().list(jobmill::Query::new().kinds(["jobmill.batch"]))?.jobs, []);
     Ok(())

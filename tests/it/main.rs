@@ -9,6 +9,7 @@ mod batch_flow;
 mod batch_items;
 mod batch_local;
 mod batch_races;
+mod batch_steps;
 mod batch_unknown;
 mod bulk;
 mod callback;

@@ -8,7 +8,8 @@ use crate::handler::registry::RawOutcome;
 use crate::handler::{Failure, Outcome};
 use crate::model::batch::{BatchReply, Step};
 use crate::model::batch_job::StepItem;
-use crate::store::batch::results;
+use crate::model::new_batch::NextRequest;
+use crate::store::batch::results::{self, Decision};
 use crate::store::finish::Retry;
 
 /// A step as the application gives it.
@@ -25,6 +26,7 @@ pub(crate) fn run(step: &StepFn, ctx: &Context) -> RawOutcome {
         .map_err(failed)?;
     // It was decided before, and the job's end was not written; or the batch is cancelled.
     let Some(row) = row else { return Ok(Outcome::Done(b"null".to_vec())) };
+    let before = row.request.clone();
     let reply = BatchReply {
         item,
         batch: row.batch,
@@ -36,9 +38,9 @@ pub(crate) fn run(step: &StepFn, ctx: &Context) -> RawOutcome {
         state: row.state,
     };
     let decided = match step(reply, ctx) {
-        Ok(decided) => decided,
+        Ok(decided) => decision(decided, before.get()),
         Err(failure) if ctx.is_last_attempt() || failure.retry == Retry::Never => {
-            let lost = Step::Fail(failure.message.clone());
+            let lost = Decision::Fail(failure.message.clone());
             call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, job, &lost)).map_err(failed)?;
             return Err(failure);
         }
@@ -46,4 +48,17 @@ pub(crate) fn run(step: &StepFn, ctx: &Context) -> RawOutcome {
     };
     call(ctx.client().desk(), move |turn| turn.step_item(item, step_number, job, &decided)).map_err(failed)?;
     Ok(Outcome::Done(b"null".to_vec()))
+}
+
+/// What a step has decided about an item whose request was `before`. A request that breaks a rule could never be sent.
+fn decision(step: Step, before: &str) -> Decision {
+    match step {
+        Step::Done => Decision::Done(None),
+        Step::DoneWith(output) => Decision::Done(Some(output.to_string())),
+        Step::Continue { request, state } => match NextRequest::after(before, &request, state.as_ref()) {
+            Ok(next) => Decision::Next(next),
+            Err(error) => Decision::Fail(error.to_string()),
+        },
+        Step::Fail(reason) => Decision::Fail(reason),
+    }
 }

@@ -96,7 +96,8 @@ impl Turn<'_> {
         Ok(Ok(()))
     }
 
-    fn route(&self, batch: JobId, (provider, endpoint, model): (&str, &str, &str)) -> rusqlite::Result<i64> {
+    /// The way of a batch's items to a provider, its endpoint and a model.
+    pub(super) fn route(&self, batch: JobId, (provider, endpoint, model): (&str, &str, &str)) -> rusqlite::Result<i64> {
         self.conn
             .prepare_cached(
                 "INSERT INTO jobmill_batch_route (batch, provider, endpoint, model)

@@ -3,10 +3,10 @@
 use rusqlite::{CachedStatement, OptionalExtension, Row, named_params, params};
 use serde_json::value::RawValue;
 
-use crate::model::batch::Step;
 use crate::model::batch_job::StepItem;
 use crate::model::id::{BatchItemId, BatchRequestId, JobId};
 use crate::model::job::Priority;
+use crate::model::new_batch::NextRequest;
 use crate::model::new_job::NewJob;
 use crate::model::usage::{PriceTable, Usage};
 use crate::provider::{ItemError, ItemOutcome};
@@ -119,6 +119,16 @@ pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
          cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16,
          request_items_max = ?17
      WHERE id = ?1";
+
+/// What the step of an item has decided.
+pub(crate) enum Decision {
+    /// It is done, with its reply or with this JSON as its output.
+    Done(Option<String>),
+    /// It goes on.
+    Next(NextRequest),
+    /// It failed, for this reason.
+    Fail(String),
+}
 
 /// What becomes of an item.
 struct Verdict {
@@ -377,7 +387,7 @@ impl Turn<'_> {
         item: BatchItemId,
         step_number: u32,
         job: JobId,
-        step: &Step,
+        decided: &Decision,
     ) -> rusqlite::Result<bool> {
         let known: Option<(JobId, u32)> = self
             .conn
@@ -390,14 +400,14 @@ impl Turn<'_> {
             })
             .optional()?;
         let Some((batch, max_steps)) = known else { return Ok(false) };
-        let to = match step {
-            Step::Fail(_) => ItemState::Failed,
-            Step::Continue { .. } if self.is_cancel_requested(batch)? => ItemState::Cancelled,
-            Step::Continue { .. } if step_number + 1 < max_steps => ItemState::Waiting,
+        let to = match decided {
+            Decision::Fail(_) => ItemState::Failed,
+            Decision::Next(_) if self.is_cancel_requested(batch)? => ItemState::Cancelled,
+            Decision::Next(_) if step_number + 1 < max_steps => ItemState::Waiting,
             _ => ItemState::Completed,
         };
-        let error = match step {
-            Step::Fail(error) => Some(cut(error, ERROR_BYTES)),
+        let error = match decided {
+            Decision::Fail(error) => Some(cut(error, ERROR_BYTES)),
             _ => None,
         };
         self.conn
@@ -409,27 +419,15 @@ impl Turn<'_> {
                  WHERE id = :item AND state = 2",
             )?
             .execute(named_params! { ":item": item, ":to": to, ":error": error })?;
-        match step {
-            Step::DoneWith(output) => {
+        match decided {
+            Decision::Done(Some(output)) => {
                 self.conn
                     .prepare_cached(
                         "INSERT OR REPLACE INTO jobmill_batch_output (item, output) VALUES (:item, :output)",
                     )?
-                    .execute(named_params! { ":item": item, ":output": output.to_string() })?;
+                    .execute(named_params! { ":item": item, ":output": output })?;
             }
-            Step::Continue { request, state } if to == ItemState::Waiting => {
-                let request = request.to_string();
-                self.conn
-                    .prepare_cached("UPDATE jobmill_batch_body SET body = :body, state = :state WHERE item = :item")?
-                    .execute(named_params! {
-                        ":item": item, ":body": request, ":state": state.as_ref().map(ToString::to_string),
-                    })?;
-                self.conn.prepare_cached("UPDATE jobmill_batch_item SET tokens = :tokens WHERE id = :item")?.execute(
-                    named_params! {
-                        ":item": item, ":tokens": crate::model::new_batch::estimated_tokens(&request).cast_signed(),
-                    },
-                )?;
-            }
+            Decision::Next(next) if to == ItemState::Waiting => self.go_on(batch, item, next)?,
             _ => {}
         }
         let mut change = Change::default();
@@ -437,6 +435,34 @@ impl Turn<'_> {
         change.write(self.conn, batch)?;
         self.settle(batch)?;
         Ok(true)
+    }
+
+    /// Gives an item its next request.
+    fn go_on(&self, batch: JobId, item: BatchItemId, next: &NextRequest) -> rusqlite::Result<()> {
+        self.conn
+            .prepare_cached("UPDATE jobmill_batch_body SET body = :body, state = :state WHERE item = :item")?
+            .execute(named_params! { ":item": item, ":body": next.body, ":state": next.state })?;
+        self.conn
+            .prepare_cached("UPDATE jobmill_batch_item SET tokens = :tokens, max_output = :max_output WHERE id = :item")?
+            .execute(named_params! {
+                ":item": item, ":tokens": next.tokens.cast_signed(), ":max_output": next.max_output.map(u64::cast_signed),
+            })?;
+        let Some((old, new)) = &next.remodel else { return Ok(()) };
+        // One whose model was set by hand is reckoned by that, whatever its requests say.
+        let way: Option<(String, String)> = self
+            .conn
+            .prepare_cached(
+                "SELECT provider, endpoint FROM jobmill_batch_route
+                 WHERE id = (SELECT route FROM jobmill_batch_item WHERE id = :item) AND model = :old",
+            )?
+            .query_row(named_params! { ":item": item, ":old": old }, |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((provider, endpoint)) = way else { return Ok(()) };
+        let route = self.route(batch, (&provider, &endpoint, new))?;
+        self.conn
+            .prepare_cached("UPDATE jobmill_batch_item SET route = :route WHERE id = :item")?
+            .execute(named_params! { ":item": item, ":route": route })
+            .map(drop)
     }
 
     /// Fails items whose step's job has come to an end without a word, if it has not been taken up again.
@@ -448,7 +474,7 @@ impl Turn<'_> {
                 .exists(named_params! { ":job": job })?;
             if !is_open {
                 let error = error.unwrap_or_else(|| "the job of its step was cancelled or deleted".to_owned());
-                self.step_item(item, step_number, job, &Step::Fail(error))?;
+                self.step_item(item, step_number, job, &Decision::Fail(error))?;
             }
         }
         Ok(())

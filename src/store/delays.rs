@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use rusqlite::named_params;
+use rusqlite::{Connection, named_params};
 
 use crate::model::id::JobId;
+use crate::model::metrics::Window;
 use crate::model::time::Timestamp;
 use crate::store::lane::Lane;
 use crate::store::row::State;
@@ -36,15 +37,23 @@ impl DelaysLeft {
 }
 
 impl Store {
-    /// Whether the clock must have been set back since the newest id was given, or since an engine came or went.
+    /// Whether the clock must have been set back since somebody wrote to the file, as far as that tells.
     pub(crate) fn is_behind(&self, now: Timestamp) -> rusqlite::Result<bool> {
-        let seen: Option<Timestamp> = self
-            .conn
-            .prepare_cached("SELECT max(max(started_at, coalesce(ended_at, 0))) FROM jobmill_instance")?
-            .query_row([], |row| row.get(0))?;
-        let newest = JobId::from_raw(self.book.last_id).created_at();
-        Ok(now.saturating_add(SET_BACK) < seen.map_or(newest, |seen| seen.max(newest)))
+        is_behind(&self.conn, self.book.last_id, now)
     }
+}
+
+/// The same: by the newest id, by when engines came and went, and, for one may die that came before the clock ran ahead, by
+/// the newest line of the audit and the newest stretch of time in which anything was counted.
+pub(crate) fn is_behind(conn: &Connection, last_id: i64, now: Timestamp) -> rusqlite::Result<bool> {
+    let seen: Timestamp = conn
+        .prepare_cached(
+            "SELECT max(coalesce((SELECT max(max(started_at, coalesce(ended_at, 0))) FROM jobmill_instance), 0),
+                        coalesce((SELECT max(at) FROM jobmill_audit), 0),
+                        coalesce((SELECT max(bucket) FROM jobmill_tally WHERE resolution = :finest), 0))",
+        )?
+        .query_row(named_params! { ":finest": Window::Minute.resolution().as_seconds() }, |row| row.get(0))?;
+    Ok(now.saturating_add(SET_BACK) < seen.max(JobId::from_raw(last_id).created_at()))
 }
 
 impl Turn<'_> {

@@ -363,6 +363,39 @@ fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
     Ok(())
 }
 
+/// A start saw by the newest id alone that the clock had been set back, and none is given to jobs that were there before.
+#[test]
+fn a_clock_that_ran_ahead_while_nothing_was_enqueued_holds_nobody_up_after_a_start() -> jobmill::Result<()> {
+    for starts_ahead in [true, false] {
+        let context = format!("an engine started under that clock: {starts_ahead}");
+        let (mut t, starts) =
+            timed(&[|| Limit::new("tokens").rate(1, secs(60))], Some(|| Limit::new("mail").rate(1, secs(60))))?;
+        for job in [Echo::job("key").limit("tokens"), Echo::job("mail").queue("mail")] {
+            t.client().enqueue_many(vec![job; 2])?;
+        }
+        let right = crate::support::now(&t);
+        t.clock().jump(right.saturating_add(secs(3600)));
+        if starts_ahead {
+            t.restart()?;
+        }
+        t.drain()?;
+        assert_eq!(starts.take(), ["key", "mail"], "{context}");
+        // What ran is counted within a second.
+        t.advance(secs(1));
+        t.engine().maintain()?;
+
+        t.clock().jump(right);
+        t.crash()?;
+        t.drain()?;
+        assert_eq!(starts.take(), [""; 0], "{context}: no time has passed");
+        t.advance(secs(60));
+        t.drain()?;
+        assert_eq!(starts.take(), ["key", "mail"], "{context}");
+        sound(t.client());
+    }
+    Ok(())
+}
+
 /// A rate that was lowered by somebody whose clock was behind took the time between the clocks for tokens that were missing,
 /// and had the keys of the others wait for a day.
 #[test]

@@ -254,7 +254,7 @@ mod tests {
         let plan = NewWorkflow::new("w").job("a", job()).plan()?;
         let mut demand = Greedy { fair: false, by_deadline: false };
         let now = fixture.now;
-        let ((), out) = fixture.store.turn(now, Some(&mut demand), |turn| {
+        let (_, out) = fixture.store.turn(now, Some(&mut demand), |turn| {
             let storage = |error| storage_error("test", error);
             let mut draft = turn.draft_workflow(&plan).map_err(storage)?;
             turn.draft_job(&plan, &mut draft, Spot::Node(0), job(), false).map_err(storage)?;

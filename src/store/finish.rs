@@ -127,7 +127,7 @@ impl Turn<'_> {
             Verdict::Returned if worker.is_some() && self.cancel_requested(claim)? => {
                 self.end(claim, State::Cancelled, worker, None, None)
             }
-            Verdict::Returned => self.put_back(claim),
+            Verdict::Returned => self.put_back(claim, worker.is_some()),
             Verdict::Failed { error, outcome, retry } => {
                 if self.cancel_requested(claim)? {
                     return self.end(claim, State::Cancelled, worker, None, Some(error));
@@ -264,7 +264,8 @@ impl Turn<'_> {
         Ok(Finished::Now(State::Delayed))
     }
 
-    pub(crate) fn put_back(&mut self, claim: &Claim) -> rusqlite::Result<Finished> {
+    /// Has a job wait where its claim took it from. `begun`: its handler has, and may have used what it was let go for.
+    pub(crate) fn put_back(&mut self, claim: &Claim, begun: bool) -> rusqlite::Result<Finished> {
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?
@@ -280,8 +281,8 @@ impl Turn<'_> {
             self.last_step(self.step_of(claim, state, Cause::Cancelled))?;
             return Ok(Finished::Now(state));
         }
-        if let Some(queue) = self.book.lanes.bounded(claim.place.lane) {
-            queue.take(-i64::from(claim.cost), self.now);
+        if !begun {
+            self.give_tokens_back(claim.job.id, claim.place, claim.cost)?;
         }
         let mut step = self.step_of(claim, state, Cause::Returned);
         step.ran = None;

@@ -74,7 +74,7 @@ impl Turn<'_> {
             }
             left.push(place);
             if self.is_ours(claim.job.id, Some(claim.fence))?.is_some() {
-                self.put_back(claim)?;
+                self.put_back(claim, false)?;
                 self.nothing_waits = false;
             }
         }
@@ -237,10 +237,8 @@ impl Turn<'_> {
         if ended {
             return self.last_step(step);
         }
-        if cause == Cause::Returned
-            && let Some(queue) = self.book.lanes.bounded(orphan.place.lane)
-        {
-            queue.take(-i64::from(orphan.cost), self.now);
+        if cause == Cause::Returned {
+            self.give_tokens_back(orphan.id, orphan.place, orphan.cost)?;
         }
         self.waits(step, run_at.unwrap_or(Timestamp::EPOCH))
     }

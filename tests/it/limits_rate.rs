@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Client, Clock, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
+    Client, Clock, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
     SystemClock, Workers,
 };
 
-use crate::support::{Echo, file, query, refused, secs, sound};
+use crate::support::{Block, Echo, block, file, gate, query, refused, secs, sound};
 
 /// When jobs of each name ran, in seconds since the harness was made.
 #[derive(Clone, Default)]
@@ -153,6 +153,31 @@ fn what_was_claimed_and_never_began_gives_its_tokens_back() -> jobmill::Result<(
     assert_eq!(full_at, crate::support::now(&t).as_micros() * 1000);
     assert_eq!(copy.limit_usage("tokens", "")?.running, 0);
     sound(&copy);
+    Ok(())
+}
+
+/// A handler that was cut off by a shutdown had called its service, and got its tokens back for another call.
+#[test]
+fn what_had_begun_when_it_was_cut_off_by_a_shutdown_does_not_give_its_tokens_back() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let (gate, keeper) = gate();
+    let engine = Engine::builder(&path)
+        .state(gate)
+        .handle(block)
+        .workers(Workers::new(2))
+        .limit(Limit::new("tokens").rate(3, secs(3600)))
+        .limit_queue(Limit::new("mail").rate(3, secs(3600)))
+        .start()?;
+    engine.client().enqueue(Block::job("a").limit("tokens").queue("mail"))?;
+    keeper.next();
+    assert_eq!(engine.shutdown(Duration::ZERO)?.returned, 1);
+    drop(keeper);
+    let client = Client::open(&path)?;
+    let usage = client.limit_usage("tokens", "")?;
+    assert_eq!((usage.running, usage.tokens), (0, Some(2)));
+    let missing_ns: i64 = query(&client, "SELECT full_at - 1000 * as_of FROM jobmill_queue WHERE name = 'mail'");
+    assert_eq!(missing_ns, 1_200_000_000_000);
+    sound(&client);
     Ok(())
 }
 

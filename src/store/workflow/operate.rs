@@ -86,7 +86,7 @@ impl Turn<'_> {
         let (taken_back, claims): (Vec<Claim>, Vec<Claim>) =
             std::mem::take(&mut self.out.claims).into_iter().partition(is_cancelled);
         self.out.claims = claims;
-        taken_back.iter().try_for_each(|claim| self.put_back(claim).map(drop))?;
+        taken_back.iter().try_for_each(|claim| self.put_back(claim, false).map(drop))?;
         // The cascade sees to batches and to what is tracked, for which no handler runs.
         let lanes: Vec<i64> = self
             .book

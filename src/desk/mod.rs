@@ -87,8 +87,8 @@ struct Core {
     refused: Vec<Item>,
     /// How many jobs the last turn claimed.
     claimed: usize,
-    /// The last turn has not met all that may start: limits have let jobs go since it made its choice, or too many stood before
-    /// them that may not.
+    /// The last turn has not met all that may start: limits have let jobs go since it made its choice, too many stood before them
+    /// that may not, or it came after one that failed.
     missed: bool,
 }
 
@@ -520,6 +520,8 @@ impl Desk {
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
         let tallies = self.press.take_due(began);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
+            // After a turn that failed.
+            let claims_nothing = crew.is_some() && turn.demand.is_none();
             if let Some(first) = first {
                 first.apply(turn)?;
             }
@@ -538,7 +540,7 @@ impl Desk {
             turn.open_gates().map_err(storage)?;
             let is_cut = turn.claim().map_err(storage)?;
             // What was claimed or held may have left a gate waiting for time alone, or with room.
-            Ok(turn.open_gates().map_err(storage)? || is_cut)
+            Ok(turn.open_gates().map_err(storage)? || is_cut || claims_nothing)
         });
         core.missed = matches!(turned, Ok((true, _)));
         drop(inside);

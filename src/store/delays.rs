@@ -81,9 +81,13 @@ impl Turn<'_> {
                         ":lane": lane, ":run_at": from.run_at, ":id": from.id, ":limit": (limit - seen) as i64,
                     },
                     |row| {
-                        let id: JobId = row.get(0)?;
-                        let since = row.get::<_, Option<Timestamp>>(2)?.unwrap_or(id.created_at());
-                        Ok((id, row.get(1)?, (own || row.get(3)?).then_some(since)))
+                        let (id, run_at): (JobId, Timestamp) = (row.get(0)?, row.get(1)?);
+                        // Ids go on from the newest after the clock was set back. What got such a one has a delay of the
+                        // right clock, which ends before the id begins.
+                        let created_at = Some(id.created_at()).filter(|created_at| *created_at <= run_at);
+                        let since = row.get::<_, Option<Timestamp>>(2)?.or(created_at);
+                        let is_meant = !own && !row.get::<_, bool>(3)?;
+                        Ok((id, run_at, since.filter(|_| !is_meant)))
                     },
                 )?
                 .collect::<rusqlite::Result<_>>()?;
@@ -111,5 +115,35 @@ impl Turn<'_> {
             .prepare_cached("UPDATE jobmill_job SET run_at = :run_at, updated_at = :now WHERE id = :id AND state = 7")?
             .execute(named_params! { ":run_at": sooner, ":now": self.now, ":id": id })?;
         Ok(sooner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Result;
+    use crate::model::new_job::NewJob;
+    use crate::model::rules::SYSTEM_QUEUE;
+    use crate::store::connect::storage_error;
+    use crate::store::plans::Fixture;
+
+    /// Each start took the id of a job that was enqueued after the clock was set back for the moment at which it came, and had
+    /// it run at once.
+    #[test]
+    fn what_comes_after_the_clock_was_set_back_waits_for_as_long_as_it_is_to() -> Result<()> {
+        let mut fixture = Fixture::new()?;
+        let (ahead, right) = (fixture.now, fixture.now.saturating_sub(Duration::from_secs(3600)));
+        let storage = |error| storage_error("test", error);
+        let own = NewJob::json("one", &1).queue(SYSTEM_QUEUE).delay(Duration::from_secs(60));
+        for (now, expected) in [(ahead, 1), (right, 0)] {
+            fixture.store.turn(now, None, |turn| turn.enqueue(&own).map_err(storage))?;
+            for (again, expected) in [(false, expected), (true, 0)] {
+                let ((left, count), _) = fixture.store.turn(right, None, |turn| {
+                    turn.put_delays_right(DelaysLeft::all(Duration::ZERO), 100).map_err(storage)
+                })?;
+                assert_eq!((left.is_none(), count), (true, expected), "at {now}, again: {again}");
+            }
+        }
+        Ok(())
     }
 }

@@ -120,12 +120,14 @@ impl Turn<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::error::Result;
     use crate::model::new_job::NewJob;
     use crate::model::rules::SYSTEM_QUEUE;
     use crate::store::connect::storage_error;
-    use crate::store::plans::Fixture;
+    use crate::store::plans::{Fixture, Greedy};
 
     /// Each start took the id of a job that was enqueued after the clock was set back for the moment at which it came, and had
     /// it run at once.
@@ -143,6 +145,34 @@ mod tests {
                 })?;
                 assert_eq!((left.is_none(), count), (true, expected), "at {now}, again: {again}");
             }
+        }
+        Ok(())
+    }
+
+    /// What our own kinds wait for is never a moment, but for those that had been claimed and went back unbegun it was taken
+    /// for one: they waited for the clock, and a batch with them.
+    #[test]
+    fn one_of_our_own_kinds_that_goes_back_unbegun_does_not_wait_for_the_clock() -> Result<()> {
+        for dies in [false, true] {
+            let mut fixture = Fixture::new()?;
+            let (mut now, delay) = (fixture.now, Duration::from_secs(60));
+            let storage = |error| storage_error("test", error);
+            let own = NewJob::json("one", &1).queue(SYSTEM_QUEUE).delay(delay);
+            fixture.store.turn(now, None, |turn| turn.enqueue(&own).map_err(storage))?;
+            now = now.saturating_add(delay);
+            let mut greedy = Greedy { fair: false, by_deadline: false };
+            let (_, out) = fixture.store.turn(now, Some(&mut greedy), |turn| turn.claim().map_err(storage))?;
+            let [claim] = &out.claims[..] else { panic!("{} claims", out.claims.len()) };
+
+            now = now.saturating_sub(Duration::from_secs(3600));
+            fixture.store.turn(now, None, |turn| {
+                if dies {
+                    turn.rescue(1, &HashSet::new()).map_err(storage).map(drop)
+                } else {
+                    turn.put_back(claim, false).map_err(storage).map(drop)
+                }
+            })?;
+            assert!(fixture.store.has_ready(now), "its engine dies: {dies}");
         }
         Ok(())
     }

@@ -96,7 +96,7 @@ pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :
 /// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile. It was due, so if
 /// the clock was set back since, it does not wait for it, unless it may be meant for a moment: see `delays`.
 pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1, updated_at = :now,
-         run_at = CASE WHEN claim > 1 OR run_at = updated_at THEN min(run_at, :now) ELSE run_at END,
+         run_at = CASE WHEN :own OR claim > 1 OR run_at = updated_at THEN min(run_at, :now) ELSE run_at END,
          state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
          completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2
@@ -266,12 +266,14 @@ impl Turn<'_> {
 
     /// Has a job wait where its claim took it from. `begun`: its handler has, and may have used what it was let go for.
     pub(crate) fn put_back(&mut self, claim: &Claim, begun: bool) -> rusqlite::Result<Finished> {
+        let own = self.is_own(claim.place.lane);
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?
-            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now }, |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })
+            .query_row(
+                named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now, ":own": own },
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
             .optional()?;
         let Some((state, run_at)) = back else {
             return Ok(Finished::Fenced);

@@ -326,6 +326,27 @@ fn a_rate_that_is_changed_counts_the_tokens_that_are_there_and_not_their_time() 
 }
 
 /// A limit that had no rate any more shut its keys for a day still, for a service had once asked for it.
+/// Each change of how many jobs of a queue may run began the wait for its next token anew, though its rate stayed.
+#[test]
+fn what_a_rate_has_gathered_of_a_token_stays_when_the_concurrency_is_changed() -> jobmill::Result<()> {
+    let (t, starts) =
+        timed(&[|| Limit::new("tokens").rate(1, secs(60))], Some(|| Limit::new("mail").rate(1, secs(60))))?;
+    for job in [Echo::job("key").limit("tokens"), Echo::job("mail").queue("mail")] {
+        t.client().enqueue_many(vec![job; 2])?;
+    }
+    t.drain()?;
+    assert_eq!(starts.take(), ["key", "mail"]);
+    for concurrency in 1..4 {
+        t.advance(secs(20));
+        t.client().set_limit(&Limit::new("tokens").rate(1, secs(60)).concurrency(concurrency))?;
+        t.client().limit_queue(&Limit::new("mail").rate(1, secs(60)).concurrency(concurrency))?;
+    }
+    t.drain()?;
+    assert_eq!(starts.take(), ["key", "mail"]);
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn a_rate_that_is_lifted_leaves_nothing_behind() -> jobmill::Result<()> {
     let (t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(100, secs(1))))?;

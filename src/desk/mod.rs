@@ -87,8 +87,9 @@ struct Core {
     refused: Vec<Item>,
     /// How many jobs the last turn claimed.
     claimed: usize,
-    /// Limits have let jobs go since the last turn made its choice.
-    let_go: bool,
+    /// The last turn has not met all that may start: limits have let jobs go since it made its choice, too many stood before them
+    /// that may not, or it came after one that failed.
+    missed: bool,
 }
 
 /// The way into a turn, shared by all threads of the process.
@@ -126,7 +127,7 @@ impl Desk {
         let (sender, receiver) = bounded(WAITING_MAX);
         let contact = store.contact().clone();
         Self {
-            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0, let_go: false }),
+            core: Mutex::new(Core { store, backlog: Vec::new(), refused: Vec::new(), claimed: 0, missed: false }),
             sender,
             receiver,
             clock,
@@ -324,7 +325,7 @@ impl Desk {
         let due_earlier =
             || core.store.is_gate_due(now) || core.store.next_due(now).is_some_and(|due| due < rest_until);
         // Of several claimed jobs some may wait for workers, over which the dispatcher watches.
-        if failed || core.claimed > 1 || core.let_go || core.store.has_flow_work() || due_earlier() {
+        if failed || core.claimed > 1 || core.missed || core.store.has_flow_work() || due_earlier() {
             self.wake();
         }
     }
@@ -519,6 +520,8 @@ impl Desk {
         let demand = demand.as_mut().map(|demand| &mut **demand as &mut dyn Demand);
         let tallies = self.press.take_due(began);
         let turned = core.store.turn(self.clock.now(), demand, |turn| {
+            // After a turn that failed.
+            let claims_nothing = crew.is_some() && turn.demand.is_none();
             if let Some(first) = first {
                 first.apply(turn)?;
             }
@@ -535,11 +538,11 @@ impl Desk {
                 turn.add_tallies(tallies).map_err(storage)?;
             }
             turn.open_gates().map_err(storage)?;
-            turn.claim().map_err(storage)?;
+            let is_cut = turn.claim().map_err(storage)?;
             // What was claimed or held may have left a gate waiting for time alone, or with room.
-            turn.open_gates().map_err(storage)
+            Ok(turn.open_gates().map_err(storage)? || is_cut || claims_nothing)
         });
-        core.let_go = matches!(turned, Ok((true, _)));
+        core.missed = matches!(turned, Ok((true, _)));
         drop(inside);
         self.pulse.ends();
         // What others have done came before what this turn has done to it.

@@ -104,7 +104,7 @@ impl Desk {
             || self.is_tick_due(core, now)
             || core.store.is_gate_due(now)
             || core.store.has_flow_work()
-            || core.let_go && self.has_work(core, now);
+            || core.missed && self.has_work(core, now);
         Rest { wait, failed, busy, more }
     }
 

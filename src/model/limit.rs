@@ -234,11 +234,17 @@ impl Rate {
         taken.clamp(now, now.saturating_add(self.poorest()))
     }
 
-    /// When a bucket with the tokens of one that was filled at the rate `before` is full at this rate.
+    /// When a bucket with the tokens of one that was filled at the rate `before` is full at this rate. What has come of the next
+    /// token counts, or none would ever come of a rate that is changed again and again.
     pub(crate) fn takes_over(&self, before: &Rate, full_at: i64, now: i64) -> i64 {
-        let missing = i64::from(before.burst).saturating_sub(before.level(full_at, now)).max(0);
-        let richer = i64::from(self.burst) - i64::from(before.burst);
-        self.take(now, missing.saturating_add(richer.min(0)), now)
+        let missing_ns = i128::from(before.full_at(full_at, now) - now);
+        let (period_ns, own_ns) = (before.period.as_nanos().max(1) as i128, self.period.as_nanos() as i128);
+        // So many tokens are missing, times the period in which those of the old rate came.
+        let missing = missing_ns * i128::from(before.tokens);
+        let richer = i128::from(self.burst) - i128::from(before.burst);
+        let time_ns = missing / period_ns * own_ns + missing % period_ns * own_ns / period_ns + richer.min(0) * own_ns;
+        let time_ns = (time_ns / i128::from(self.tokens.max(1))).clamp(0, i128::from(self.poorest()));
+        now.saturating_add(time_ns as i64)
     }
 
     /// How many tokens are there, rounded down.
@@ -394,6 +400,41 @@ mod tests {
         let levels =
             [0, 1, 2, 3, 9].map(|spent| smaller.level(smaller.takes_over(&RATE, RATE.take(0, spent, NOW), NOW), NOW));
         assert_eq!(levels, [1, 1, 1, 0, -6]);
+    }
+
+    #[test]
+    fn a_rate_that_is_changed_again_and_again_brings_its_tokens_nevertheless() {
+        const SECOND: i64 = 1_000_000_000;
+        let slow = Rate { tokens: 1, period: Duration::from_secs(60), burst: 1 };
+        let slower = Rate { period: Duration::from_secs(120), ..slow };
+        let (mut full_at, mut now) = (slow.take(0, 1, NOW), NOW);
+        for (before, rate) in [(slow, slower), (slower, slow), (slow, slower), (slower, slow)] {
+            assert!(before.ready_at(full_at, 1, now) > now);
+            now += 20 * SECOND;
+            full_at = rate.takes_over(&before, full_at, now);
+        }
+        // A third of a token came at the one rate and a sixth at the other, twice.
+        assert_eq!(slow.ready_at(full_at, 1, now), now);
+        for spent in 0..3_000_000 {
+            let spent = spent * 7919;
+            assert_eq!(RATE.takes_over(&RATE, NOW + spent, NOW), NOW + spent.min(RATE.poorest()));
+        }
+    }
+
+    #[test]
+    fn a_rate_takes_over_from_any_other_without_an_overflow() {
+        let periods = [Duration::from_millis(1), Duration::from_secs(1), crate::model::rules::MAX_DURATION];
+        let rates = periods.into_iter().flat_map(|period| {
+            let counts = [(1, 1), (1, Limit::MAX), (Limit::MAX, 1), (Limit::MAX, Limit::MAX)];
+            counts.map(|(tokens, burst)| Rate { tokens, period, burst })
+        });
+        let rates: Vec<Rate> = rates.collect();
+        for (before, rate) in rates.iter().flat_map(|before| rates.iter().map(move |rate| (before, rate))) {
+            for spent in [0, 1, i64::from(Limit::MAX), 100 * i64::from(Limit::MAX)] {
+                let full_at = rate.takes_over(before, before.take(0, spent, NOW), NOW);
+                assert!((NOW..=NOW + rate.poorest()).contains(&full_at), "{before:?} {rate:?} {spent}");
+            }
+        }
     }
 
     fn at(ns: i64) -> Timestamp {

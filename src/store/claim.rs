@@ -70,10 +70,11 @@ struct Statements<'c> {
 }
 
 impl Turn<'_> {
-    /// Claims the best jobs that the workers want, in the order in which they should start.
-    pub(crate) fn claim(&mut self) -> rusqlite::Result<()> {
+    /// Claims the best jobs that the workers want, in the order in which they should start. Tells whether it has met as many
+    /// as one turn may that cannot start, so that another one must go on.
+    pub(crate) fn claim(&mut self) -> rusqlite::Result<bool> {
         let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
-            return Ok(());
+            return Ok(false);
         };
         let scene = Scene {
             conn: self.conn,
@@ -88,7 +89,7 @@ impl Turn<'_> {
         }
         let mut sources = self.ready_sources(demand, &scene)?;
         if sources.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let mut statements =
             Statements { read: self.conn.prepare_cached(PLAN_READ)?, mark: self.conn.prepare_cached(PLAN_CLAIM)? };
@@ -151,7 +152,8 @@ impl Turn<'_> {
                 break;
             }
         }
-        self.note_next_delayed()
+        self.note_next_delayed()?;
+        Ok(passed == PASSED_MAX)
     }
 
     /// Whether a job that is about to be written to this lane may be claimed in the same breath: somebody wants it, and

@@ -96,7 +96,7 @@ pub(crate) const PLAN_WAIT: &str = "UPDATE jobmill_job SET state = 7, run_at = :
 /// Puts a job back where its claim took it from, unless somebody has asked for its cancellation meanwhile. It was due, so if
 /// the clock was set back since, it does not wait for it, unless it may be meant for a moment: see `delays`.
 pub(crate) const PLAN_RETURN: &str = "UPDATE jobmill_job SET owner = NULL, attempt = attempt - 1, updated_at = :now,
-         run_at = CASE WHEN claim > 1 OR run_at = updated_at THEN min(run_at, :now) ELSE run_at END,
+         run_at = CASE WHEN :own OR claim > 1 OR run_at = updated_at THEN min(run_at, :now) ELSE run_at END,
          state = CASE WHEN cancel_requested_at IS NOT NULL THEN 5 WHEN run_at IS NULL THEN 1 ELSE 7 END,
          completed_at = CASE WHEN cancel_requested_at IS NOT NULL THEN :now END
      WHERE id = :id AND claim = :fence AND state = 2
@@ -127,7 +127,7 @@ impl Turn<'_> {
             Verdict::Returned if worker.is_some() && self.cancel_requested(claim)? => {
                 self.end(claim, State::Cancelled, worker, None, None)
             }
-            Verdict::Returned => self.put_back(claim),
+            Verdict::Returned => self.put_back(claim, worker.is_some()),
             Verdict::Failed { error, outcome, retry } => {
                 if self.cancel_requested(claim)? {
                     return self.end(claim, State::Cancelled, worker, None, Some(error));
@@ -264,13 +264,16 @@ impl Turn<'_> {
         Ok(Finished::Now(State::Delayed))
     }
 
-    pub(crate) fn put_back(&mut self, claim: &Claim) -> rusqlite::Result<Finished> {
+    /// Has a job wait where its claim took it from. `begun`: its handler has, and may have used what it was let go for.
+    pub(crate) fn put_back(&mut self, claim: &Claim, begun: bool) -> rusqlite::Result<Finished> {
+        let own = self.is_own(claim.place.lane);
         let back: Option<(State, Option<i64>)> = self
             .conn
             .prepare_cached(PLAN_RETURN)?
-            .query_row(named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now }, |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })
+            .query_row(
+                named_params! { ":id": claim.job.id, ":fence": claim.fence, ":now": self.now, ":own": own },
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
             .optional()?;
         let Some((state, run_at)) = back else {
             return Ok(Finished::Fenced);
@@ -280,8 +283,8 @@ impl Turn<'_> {
             self.last_step(self.step_of(claim, state, Cause::Cancelled))?;
             return Ok(Finished::Now(state));
         }
-        if let Some(queue) = self.book.lanes.bounded(claim.place.lane) {
-            queue.take(-i64::from(claim.cost), self.now);
+        if !begun {
+            self.give_tokens_back(claim.job.id, claim.place, claim.cost)?;
         }
         let mut step = self.step_of(claim, state, Cause::Returned);
         step.ran = None;

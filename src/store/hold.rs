@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::params;
 
-use crate::model::event::Cause;
 use crate::model::id::JobId;
 use crate::model::limit::LimitUse;
 use crate::store::Turn;
@@ -191,7 +190,7 @@ impl Turn<'_> {
         holder: i64,
     ) -> rusqlite::Result<()> {
         self.book.count(place, Some(from), Some(to));
-        self.pass_gates(uses, place.lane, (Some(from), Some(to)), Cause::Operator, Some(holder))
+        self.pass_gates(uses, place.lane, (Some(from), Some(to)), Some(holder))
     }
 
     /// Counts a step at the gates of its job.
@@ -211,7 +210,7 @@ impl Turn<'_> {
             Some(line) if step.to == Some(State::Held) => line::gate_of(self.conn, line, step.place.lane)?,
             _ => None,
         };
-        self.pass_gates(&uses, step.place.lane, (step.from, step.to), step.cause, holder)
+        self.pass_gates(&uses, step.place.lane, (step.from, step.to), holder)
     }
 
     /// Counts a job that came out of one state into another at its gates, of which `holder` holds or held it.
@@ -220,7 +219,6 @@ impl Turn<'_> {
         uses: &[Taken],
         lane: i64,
         (from, to): (Option<State>, Option<State>),
-        cause: Cause,
         holder: Option<i64>,
     ) -> rusqlite::Result<()> {
         let is = |state, wanted| i64::from(state == Some(wanted));
@@ -234,22 +232,36 @@ impl Turn<'_> {
             gate.jobs += i64::from(from.is_none()) - i64::from(to.is_none());
             gate.running += is(to, State::Running) - is(from, State::Running);
             gate.count(lane, ready, if holder == Some(*id) { held } else { 0 });
-            let taken = match (from, to) {
-                (_, Some(State::Running)) => i64::from(*cost),
-                // What never began took nothing.
-                (Some(State::Running), _) if cause == Cause::Returned => -i64::from(*cost),
-                _ => 0,
-            };
             if let Some(rate) = rate
-                && taken != 0
+                && to == Some(State::Running)
+                && *cost > 0
             {
-                gate.bucket.take(&rate, taken, self.now);
+                gate.bucket.take(&rate, i64::from(*cost), self.now);
             }
             let waiting = gate.lanes.iter().any(|in_lane| in_lane.held > 0);
             let left = matches!(from, Some(State::Running | State::Pending)) && to != Some(State::Running);
             // One that takes nothing has kept room too, for those behind it are reckoned to be as dear as the next.
             if waiting && (left || rate.is_some() && to == Some(State::Running)) {
                 gates.loosen(*id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what a job took of rates when it was claimed, for it never began: of those of its limits, and of that of its
+    /// queue, which is `cost`.
+    pub(crate) fn give_tokens_back(&mut self, job: JobId, place: Place, cost: u32) -> rusqlite::Result<()> {
+        if let Some(queue) = self.book.lanes.bounded(place.lane) {
+            queue.take(-i64::from(cost), self.now);
+        }
+        if !place.limited {
+            return Ok(());
+        }
+        for (id, cost) in uses_of(self.conn, job)?.0 {
+            let limit = self.book.gates.get(self.conn, id)?.limit;
+            if let Some(rate) = self.book.gates.bounds(limit).rate {
+                self.book.gates.change(self.conn, id)?.bucket.take(&rate, -i64::from(cost), self.now);
+                self.book.gates.loosen(id);
             }
         }
         Ok(())

@@ -2,9 +2,9 @@
 
 use rusqlite::{OptionalExtension, named_params};
 
-use crate::model::id::JobId;
 use crate::model::time::Timestamp;
-use crate::store::{SET_BACK, Turn};
+use crate::store::Turn;
+use crate::store::delays::is_behind;
 
 /// An engine that has not ended properly, as its row tells.
 #[derive(Clone, Debug)]
@@ -28,9 +28,8 @@ impl Turn<'_> {
         port: Option<u16>,
     ) -> rusqlite::Result<i64> {
         // The clock may have been set back while nobody looked. To have every gate looked at takes long if there are many.
-        let newest = JobId::from_raw(self.book.last_id).created_at();
-        if self.now.saturating_add(SET_BACK) < newest {
-            // Ids of many that come at once run ahead of the clock by a little, so they do not tell what it showed.
+        if is_behind(self.conn, self.book.last_id, self.now)? {
+            // What tells of it does not tell what the clock showed last. Each bucket tells what it showed for that.
             self.book.set_back(self.conn, self.now, self.now)?;
         }
         self.conn

@@ -74,7 +74,7 @@ impl Turn<'_> {
             }
             left.push(place);
             if self.is_ours(claim.job.id, Some(claim.fence))?.is_some() {
-                self.put_back(claim)?;
+                self.put_back(claim, false)?;
                 self.nothing_waits = false;
             }
         }
@@ -117,7 +117,8 @@ impl Turn<'_> {
             if !begun.contains(&(orphan.id.raw(), orphan.fence)) && !orphan.cancel_requested {
                 let state = if orphan.run_at.is_some() { State::Delayed } else { State::Pending };
                 // It does not wait for a clock that was set back since its claim.
-                let run_at = orphan.run_at.map(|at| if orphan.is_due { at.min(self.now) } else { at });
+                let is_due = orphan.is_due || self.is_own(orphan.place.lane);
+                let run_at = orphan.run_at.map(|at| if is_due { at.min(self.now) } else { at });
                 self.set_orphan(&orphan, state, run_at, 1, None)?;
                 rescued.returned += 1;
             } else if orphan.cancel_requested {
@@ -237,10 +238,8 @@ impl Turn<'_> {
         if ended {
             return self.last_step(step);
         }
-        if cause == Cause::Returned
-            && let Some(queue) = self.book.lanes.bounded(orphan.place.lane)
-        {
-            queue.take(-i64::from(orphan.cost), self.now);
+        if cause == Cause::Returned {
+            self.give_tokens_back(orphan.id, orphan.place, orphan.cost)?;
         }
         self.waits(step, run_at.unwrap_or(Timestamp::EPOCH))
     }

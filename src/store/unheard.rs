@@ -41,9 +41,9 @@ mod tests {
 
     use crate::error::Result;
     use crate::model::new_job::NewJob;
-    use crate::store::Fault;
     use crate::store::connect::storage_error;
     use crate::store::plans::{Fixture, Greedy};
+    use crate::store::{Fault, Turn};
 
     /// A claim for each failed turn was kept until one succeeded.
     #[test]
@@ -63,5 +63,33 @@ mod tests {
             assert!(store.unheard.claims.len() <= 2, "{} claims", store.unheard.claims.len());
         }
         Ok(())
+    }
+
+    /// Who enqueued while each turn failed left a claim of a job of his own each time, payload and all.
+    #[test]
+    fn of_jobs_that_are_enqueued_while_turns_fail_no_more_is_kept_than_one_turn_claims() -> Result<()> {
+        let mut fixture = Fixture::new()?;
+        let (store, now) = (&mut fixture.store, &mut fixture.now);
+        store.inject(Arc::new(|commit| (commit < 20).then_some(Fault::Before)));
+        for _ in 1..20 {
+            *now = now.saturating_add(Duration::from_secs(60));
+            assert!(store.turn(*now, Some(&mut greedy()), enqueue_and_claim).is_err());
+            assert!(store.unheard.claims.len() <= 1, "{} claims", store.unheard.claims.len());
+        }
+        let (_, out) = store.turn(*now, Some(&mut greedy()), enqueue_and_claim)?;
+        assert_eq!(out.claims.len(), 0, "it came after one that failed");
+        let (_, out) = store.turn(*now, Some(&mut greedy()), enqueue_and_claim)?;
+        assert_eq!(out.claims.len(), 2);
+        Ok(())
+    }
+
+    fn greedy() -> Greedy {
+        Greedy { fair: false, by_deadline: false }
+    }
+
+    fn enqueue_and_claim(turn: &mut Turn<'_>) -> Result<()> {
+        let storage = |error| storage_error("test", error);
+        turn.enqueue(&NewJob::json("one", &1)).map_err(storage)?;
+        turn.claim().map_err(storage).map(drop)
     }
 }

@@ -282,6 +282,26 @@ fn what_one_turn_has_no_time_to_move_the_next_one_moves() -> jobmill::Result<()>
     Ok(())
 }
 
+/// One turn meets a thousand jobs that may not start. Those behind them, nobody looked at before time or others gave them
+/// cause.
+#[test]
+fn what_stands_behind_more_than_one_turn_may_meet_is_met_by_the_next() -> jobmill::Result<()> {
+    let (t, starts) = timed(&[|| Limit::new("tokens").rate(2500, secs(365 * 86_400))], None)?;
+    t.client().pause("later")?;
+    let later = |name: &str| Echo::job(name).queue("later");
+    t.client().enqueue_many((0..2100).map(|n| later(&n.to_string()).limit("tokens")))?;
+    t.enqueue(later("free"))?;
+    // It empties the bucket while they stand ready.
+    t.enqueue(Echo::job("all").limit(LimitUse::of("tokens").cost(2500)))?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["all"]);
+    t.client().resume("later")?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["free"]);
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn held_jobs_are_cancelled_expire_are_moved_and_deleted_like_others() -> jobmill::Result<()> {
     let (t, starts) = timed(&[three_a_second], None)?;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use jobmill::testing::Harness;
 use jobmill::{
-    Client, Clock, Context, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
+    Client, Clock, Context, Engine, ErrorKind, Failure, Limit, LimitUse, NewJob, Outcome, Priority, Reason, Status,
     SystemClock, Workers,
 };
 
-use crate::support::{Echo, file, query, refused, secs, sound};
+use crate::support::{Block, Echo, block, file, gate, query, refused, secs, sound};
 
 /// When jobs of each name ran, in seconds since the harness was made.
 #[derive(Clone, Default)]
@@ -153,6 +153,31 @@ fn what_was_claimed_and_never_began_gives_its_tokens_back() -> jobmill::Result<(
     assert_eq!(full_at, crate::support::now(&t).as_micros() * 1000);
     assert_eq!(copy.limit_usage("tokens", "")?.running, 0);
     sound(&copy);
+    Ok(())
+}
+
+/// A handler that was cut off by a shutdown had called its service, and got its tokens back for another call.
+#[test]
+fn what_had_begun_when_it_was_cut_off_by_a_shutdown_does_not_give_its_tokens_back() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let (gate, keeper) = gate();
+    let engine = Engine::builder(&path)
+        .state(gate)
+        .handle(block)
+        .workers(Workers::new(2))
+        .limit(Limit::new("tokens").rate(3, secs(3600)))
+        .limit_queue(Limit::new("mail").rate(3, secs(3600)))
+        .start()?;
+    engine.client().enqueue(Block::job("a").limit("tokens").queue("mail"))?;
+    keeper.next();
+    assert_eq!(engine.shutdown(Duration::ZERO)?.returned, 1);
+    drop(keeper);
+    let client = Client::open(&path)?;
+    let usage = client.limit_usage("tokens", "")?;
+    assert_eq!((usage.running, usage.tokens), (0, Some(2)));
+    let missing_ns: i64 = query(&client, "SELECT full_at - 1000 * as_of FROM jobmill_queue WHERE name = 'mail'");
+    assert_eq!(missing_ns, 1_200_000_000_000);
+    sound(&client);
     Ok(())
 }
 
@@ -301,6 +326,27 @@ fn a_rate_that_is_changed_counts_the_tokens_that_are_there_and_not_their_time() 
 }
 
 /// A limit that had no rate any more shut its keys for a day still, for a service had once asked for it.
+/// Each change of how many jobs of a queue may run began the wait for its next token anew, though its rate stayed.
+#[test]
+fn what_a_rate_has_gathered_of_a_token_stays_when_the_concurrency_is_changed() -> jobmill::Result<()> {
+    let (t, starts) =
+        timed(&[|| Limit::new("tokens").rate(1, secs(60))], Some(|| Limit::new("mail").rate(1, secs(60))))?;
+    for job in [Echo::job("key").limit("tokens"), Echo::job("mail").queue("mail")] {
+        t.client().enqueue_many(vec![job; 2])?;
+    }
+    t.drain()?;
+    assert_eq!(starts.take(), ["key", "mail"]);
+    for concurrency in 1..4 {
+        t.advance(secs(20));
+        t.client().set_limit(&Limit::new("tokens").rate(1, secs(60)).concurrency(concurrency))?;
+        t.client().limit_queue(&Limit::new("mail").rate(1, secs(60)).concurrency(concurrency))?;
+    }
+    t.drain()?;
+    assert_eq!(starts.take(), ["key", "mail"]);
+    sound(t.client());
+    Ok(())
+}
+
 #[test]
 fn a_rate_that_is_lifted_leaves_nothing_behind() -> jobmill::Result<()> {
     let (t, starts) = timed(&[three_a_second], Some(|| Limit::new("mail").rate(100, secs(1))))?;
@@ -358,6 +404,39 @@ fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
         assert_eq!(after(secs(1))?, ["3", "4", "5", "plain 2"], "{context}");
         assert_eq!(after(secs(58))?, [""; 0], "{context}");
         assert_eq!(after(secs(1))?, ["c", "mail"], "{context}");
+        sound(t.client());
+    }
+    Ok(())
+}
+
+/// A start saw by the newest id alone that the clock had been set back, and none is given to jobs that were there before.
+#[test]
+fn a_clock_that_ran_ahead_while_nothing_was_enqueued_holds_nobody_up_after_a_start() -> jobmill::Result<()> {
+    for starts_ahead in [true, false] {
+        let context = format!("an engine started under that clock: {starts_ahead}");
+        let (mut t, starts) =
+            timed(&[|| Limit::new("tokens").rate(1, secs(60))], Some(|| Limit::new("mail").rate(1, secs(60))))?;
+        for job in [Echo::job("key").limit("tokens"), Echo::job("mail").queue("mail")] {
+            t.client().enqueue_many(vec![job; 2])?;
+        }
+        let right = crate::support::now(&t);
+        t.clock().jump(right.saturating_add(secs(3600)));
+        if starts_ahead {
+            t.restart()?;
+        }
+        t.drain()?;
+        assert_eq!(starts.take(), ["key", "mail"], "{context}");
+        // What ran is counted within a second.
+        t.advance(secs(1));
+        t.engine().maintain()?;
+
+        t.clock().jump(right);
+        t.crash()?;
+        t.drain()?;
+        assert_eq!(starts.take(), [""; 0], "{context}: no time has passed");
+        t.advance(secs(60));
+        t.drain()?;
+        assert_eq!(starts.take(), ["key", "mail"], "{context}");
         sound(t.client());
     }
     Ok(())

@@ -86,7 +86,7 @@ impl Turn<'_> {
         let (taken_back, claims): (Vec<Claim>, Vec<Claim>) =
             std::mem::take(&mut self.out.claims).into_iter().partition(is_cancelled);
         self.out.claims = claims;
-        taken_back.iter().try_for_each(|claim| self.put_back(claim).map(drop))?;
+        taken_back.iter().try_for_each(|claim| self.put_back(claim, false).map(drop))?;
         // The cascade sees to batches and to what is tracked, for which no handler runs.
         let lanes: Vec<i64> = self
             .book
@@ -254,7 +254,7 @@ mod tests {
         let plan = NewWorkflow::new("w").job("a", job()).plan()?;
         let mut demand = Greedy { fair: false, by_deadline: false };
         let now = fixture.now;
-        let ((), out) = fixture.store.turn(now, Some(&mut demand), |turn| {
+        let (_, out) = fixture.store.turn(now, Some(&mut demand), |turn| {
             let storage = |error| storage_error("test", error);
             let mut draft = turn.draft_workflow(&plan).map_err(storage)?;
             turn.draft_job(&plan, &mut draft, Spot::Node(0), job(), false).map_err(storage)?;

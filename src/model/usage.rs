@@ -70,6 +70,7 @@ impl Usage {
 
 /// What a model costs, in a currency's units for a million tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Price {
     /// Input that no cache knew.
@@ -115,13 +116,20 @@ impl Price {
         self
     }
 
-    fn check(&self) -> Result<()> {
-        let prices = [self.input, self.output, self.cache_read.unwrap_or(0.0), self.cache_write.unwrap_or(0.0)];
-        if prices.iter().any(|price| !price.is_finite() || !(0.0..=1e6).contains(price)) {
-            return Err(Error::invalid("price", "must be from 0 to 1000000 for a million tokens"));
+    fn check(&self, model: &str) -> Result<()> {
+        let field = |name: &str| format!("prices.models[{model:?}].{name}");
+        for (name, price) in [
+            ("input", Some(self.input)),
+            ("output", Some(self.output)),
+            ("cache_read", self.cache_read),
+            ("cache_write", self.cache_write),
+        ] {
+            if price.is_some_and(|price| !(0.0..=1e6).contains(&price)) {
+                return Err(Error::invalid(&field(name), "must be from 0 to 1000000 for a million tokens"));
+            }
         }
         if !(0.0..=1.0).contains(&self.batch_factor) {
-            return Err(Error::invalid("price.batch_factor", "must be from 0 to 1"));
+            return Err(Error::invalid(&field("batch_factor"), "must be from 0 to 1"));
         }
         Ok(())
     }
@@ -146,6 +154,9 @@ impl Price {
 /// A model that stands not in it has an unknown cost: never 0, never a guess. A name ending in `*` stands for every model
 /// that begins so; the longest that fits counts.
 ///
+/// As JSON it is an object with `version`, `currency` and `models`, each model's name with its [`Price`]. Names of fields
+/// that are unknown are refused, for they may be misspelt.
+///
 /// ```
 /// use jobmill::{Price, PriceTable, Usage};
 ///
@@ -155,6 +166,7 @@ impl Price {
 /// assert_eq!(prices.cost_nanos("large", &Usage::of(1000, 1000)), None);
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PriceTable {
     version: String,
     currency: String,
@@ -202,7 +214,7 @@ impl PriceTable {
                 return Err(Error::invalid(field, "must have 1 to 64 bytes"));
             }
         }
-        self.models.values().try_for_each(Price::check)
+        self.models.iter().try_for_each(|(model, price)| price.check(model))
     }
 }
 
@@ -242,11 +254,29 @@ mod tests {
     fn bad_prices_are_refused() {
         let check = |price| PriceTable::new("1", "USD").model("m", price).check().is_ok();
         assert!(check(Price::new(0.0, 1e6)));
-        for price in [Price::new(-1.0, 0.0), Price::new(f64::NAN, 0.0), Price::new(0.0, 1e7)] {
+        for price in
+            [Price::new(-1.0, 0.0), Price::new(f64::NAN, 0.0), Price::new(0.0, 1e7), Price::new(f64::INFINITY, 1.0)]
+        {
             assert!(!check(price), "{price:?}");
         }
+        let error =
+            PriceTable::new("1", "USD").model("m-*", Price::new(1.0, 1.0).cache_read(-1.0)).check().unwrap_err();
+        assert!(error.to_string().starts_with("prices.models[\"m-*\"].cache_read: "), "{error}");
         assert!(!check(Price::new(1.0, 1.0).batch_factor(1.5)));
         assert!(PriceTable::new("", "USD").check().is_err());
+    }
+
+    #[test]
+    fn a_table_is_read_from_json_and_what_is_misspelt_is_refused() {
+        let read = |models: &str| {
+            let text = format!(r#"{{ "version": "1", "currency": "USD", "models": {models} }}"#);
+            serde_json::from_str::<PriceTable>(&text).map_err(|error| error.to_string())
+        };
+        let table = PriceTable::new("1", "USD").model("m", Price::new(1.0, 2.0).cache_read(0.1));
+        assert_eq!(read(r#"{ "m": { "input": 1, "output": 2, "cache_read": 0.1 } }"#), Ok(table));
+        let error = read(r#"{ "m": { "input": 1, "output": 2, "cache_raed": 0.1 } }"#).unwrap_err();
+        assert!(error.contains("cache_raed"), "{error}");
+        assert!(read(r#"{}, "modles": {}"#).is_err());
     }
 
     #[test]

@@ -119,8 +119,8 @@ impl Turn<'_> {
     }
 
     /// The gate at which a job must wait that is about to be claimed: one that has no room for it, or at which others of the
-    /// lane stand that come before it and gather tokens, so that nobody passes those by being cheaper, or need no more than it
-    /// does.
+    /// lane stand that come before it and gather tokens, so that nobody passes those by being cheaper, or need no more
+    /// than it does.
     pub(crate) fn gate_at_claim(
         &mut self,
         uses: &[Taken],
@@ -148,8 +148,8 @@ impl Turn<'_> {
                 Entry::Vacant(unknown) => unknown.insert(self.first_held(*id, lane)?),
             };
             let Some(first) = first.as_ref().filter(|first| first.at < place) else { continue };
-            // One that was let go with it, and has been met later. It goes behind the other at whichever gate that stands, so it
-            // is not let go before it again.
+            // One that was let go with it, and has been met later. It goes behind the other at whichever gate that
+            // stands, so it is not let go before it again.
             if first.goes_by_none_but(uses) {
                 return Ok(Some(*id));
             }
@@ -253,8 +253,8 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Gives back what a job took of rates when it was claimed, for it never began: of those of its limits, and of that of its
-    /// queue, which is `cost`.
+    /// Gives back what a job took of rates when it was claimed, for it never began: of those of its limits, and of that
+    /// of its queue, which is `cost`.
     pub(crate) fn give_tokens_back(&mut self, job: JobId, place: Place, cost: u32) -> rusqlite::Result<()> {
         if let Some(queue) = self.book.lanes.bounded(place.lane) {
             queue.take(-i64::from(cost), self.now);

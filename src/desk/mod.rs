@@ -87,8 +87,8 @@ struct Core {
     refused: Vec<Item>,
     /// How many jobs the last turn claimed.
     claimed: usize,
-    /// The last turn has not met all that may start: limits have let jobs go since it made its choice, too many stood before them
-    /// that may not, or it came after one that failed.
+    /// The last turn has not met all that may start: limits have let jobs go since it made its choice, too many stood
+    /// before them that may not, or it came after one that failed.
     missed: bool,
 }
 

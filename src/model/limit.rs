@@ -234,8 +234,8 @@ impl Rate {
         taken.clamp(now, now.saturating_add(self.poorest()))
     }
 
-    /// When a bucket with the tokens of one that was filled at the rate `before` is full at this rate. What has come of the next
-    /// token counts, or none would ever come of a rate that is changed again and again.
+    /// When a bucket with the tokens of one that was filled at the rate `before` is full at this rate. What has come of
+    /// the next token counts, or none would ever come of a rate that is changed again and again.
     pub(crate) fn takes_over(&self, before: &Rate, full_at: i64, now: i64) -> i64 {
         let missing_ns = i128::from(before.full_at(full_at, now) - now);
         let (period_ns, own_ns) = (before.period.as_nanos().max(1) as i128, self.period.as_nanos() as i128);

@@ -70,8 +70,8 @@ struct Statements<'c> {
 }
 
 impl Turn<'_> {
-    /// Claims the best jobs that the workers want, in the order in which they should start. Tells whether it has met as many
-    /// as one turn may that cannot start, so that another one must go on.
+    /// Claims the best jobs that the workers want, in the order in which they should start. Tells whether it has met as
+    /// many as one turn may that cannot start, so that another one must go on.
     pub(crate) fn claim(&mut self) -> rusqlite::Result<bool> {
         let (Some(owner), Some(demand)) = (self.book.owner, self.demand.take()) else {
             return Ok(false);

@@ -43,8 +43,8 @@ impl Store {
     }
 }
 
-/// The same: by the newest id, by when engines came and went, and, for one may die that came before the clock ran ahead, by
-/// the newest line of the audit and the newest stretch of time in which anything was counted.
+/// The same: by the newest id, by when engines came and went, and, for one may die that came before the clock ran
+/// ahead, by the newest line of the audit and the newest stretch of time in which anything was counted.
 pub(crate) fn is_behind(conn: &Connection, last_id: i64, now: Timestamp) -> rusqlite::Result<bool> {
     let seen: Timestamp = conn
         .prepare_cached(
@@ -82,8 +82,8 @@ impl Turn<'_> {
                     },
                     |row| {
                         let (id, run_at): (JobId, Timestamp) = (row.get(0)?, row.get(1)?);
-                        // Ids go on from the newest after the clock was set back. What got such a one has a delay of the
-                        // right clock, which ends before the id begins.
+                        // Ids go on from the newest after the clock was set back. What got such a one has a delay of
+                        // the right clock, which ends before the id begins.
                         let created_at = Some(id.created_at()).filter(|created_at| *created_at <= run_at);
                         let since = row.get::<_, Option<Timestamp>>(2)?.or(created_at);
                         let is_meant = !own && !row.get::<_, bool>(3)?;
@@ -129,8 +129,8 @@ mod tests {
     use crate::store::connect::storage_error;
     use crate::store::plans::{Fixture, Greedy};
 
-    /// Each start took the id of a job that was enqueued after the clock was set back for the moment at which it came, and had
-    /// it run at once.
+    /// Each start took the id of a job that was enqueued after the clock was set back for the moment at which it came,
+    /// and had it run at once.
     #[test]
     fn what_comes_after_the_clock_was_set_back_waits_for_as_long_as_it_is_to() -> Result<()> {
         let mut fixture = Fixture::new()?;
@@ -149,8 +149,8 @@ mod tests {
         Ok(())
     }
 
-    /// What our own kinds wait for is never a moment, but for those that had been claimed and went back unbegun it was taken
-    /// for one: they waited for the clock, and a batch with them.
+    /// What our own kinds wait for is never a moment, but for those that had been claimed and went back unbegun it was
+    /// taken for one: they waited for the clock, and a batch with them.
     #[test]
     fn one_of_our_own_kinds_that_goes_back_unbegun_does_not_wait_for_the_clock() -> Result<()> {
         for dies in [false, true] {

@@ -11,6 +11,7 @@ use crate::store::Turn;
 use crate::store::gate::{Passage, Taken, parse, uses_of};
 use crate::store::line::{self, Joined};
 use crate::store::place::Place;
+use crate::store::release::Held;
 use crate::store::row::State;
 use crate::store::step::Step;
 
@@ -19,8 +20,8 @@ use crate::store::step::Step;
 pub(crate) struct Queues {
     /// The gates that have held a job of a lane in this claim: nobody who comes after that one is asked about again.
     shut: HashSet<(i64, i64)>,
-    /// The first job of a lane that a gate holds: its place, and what it takes there.
-    firsts: HashMap<(i64, i64), Option<(i64, u32)>>,
+    /// The first job of a lane that a gate holds.
+    firsts: HashMap<(i64, i64), Option<Held>>,
 }
 
 impl Turn<'_> {
@@ -118,7 +119,8 @@ impl Turn<'_> {
     }
 
     /// The gate at which a job must wait that is about to be claimed: one that has no room for it, or at which others of the
-    /// lane gather tokens that come before it, so that nobody passes those by being cheaper.
+    /// lane stand that come before it and gather tokens, so that nobody passes those by being cheaper, or need no more
+    /// than it does.
     pub(crate) fn gate_at_claim(
         &mut self,
         uses: &[Taken],
@@ -138,19 +140,22 @@ impl Turn<'_> {
         for (id, _) in uses {
             let gate = self.book.gates.get(self.conn, *id)?;
             let (limit, holds) = (gate.limit, gate.holds(lane));
-            if !holds || !self.book.gates.has_rate(limit) {
+            if !holds {
                 continue;
             }
             let first = match queues.firsts.entry((*id, lane)) {
-                Entry::Occupied(known) => *known.get(),
-                Entry::Vacant(unknown) => {
-                    *unknown.insert(self.first_held(*id, lane)?.map(|first| (first.at, first.cost_at(*id))))
-                }
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => unknown.insert(self.first_held(*id, lane)?),
             };
+            let Some(first) = first.as_ref().filter(|first| first.at < place) else { continue };
+            // One that was let go with it, and has been met later. It goes behind the other at whichever gate that
+            // stands, so it is not let go before it again.
+            if first.goes_by_none_but(uses) {
+                return Ok(Some(*id));
+            }
             // One that has the tokens waits for another gate, or for those that were let go before it, of which this is one.
-            if let Some((at, cost)) = first
-                && at < place
-                && self.book.gates.passage(self.conn, *id, cost, 0, self.now)? != Passage::Open
+            if self.book.gates.has_rate(limit)
+                && self.book.gates.passage(self.conn, *id, first.cost_at(*id), 0, self.now)? != Passage::Open
             {
                 return Ok(Some(*id));
             }
@@ -248,8 +253,8 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Gives back what a job took of rates when it was claimed, for it never began: of those of its limits, and of that of its
-    /// queue, which is `cost`.
+    /// Gives back what a job took of rates when it was claimed, for it never began: of those of its limits, and of that
+    /// of its queue, which is `cost`.
     pub(crate) fn give_tokens_back(&mut self, job: JobId, place: Place, cost: u32) -> rusqlite::Result<()> {
         if let Some(queue) = self.book.lanes.bounded(place.lane) {
             queue.take(-i64::from(cost), self.now);

@@ -323,8 +323,8 @@ impl Store {
                 set_back.map_err(|error| storage_error("cannot look at the limits anew", error))?;
             }
             let ageing = demand.as_ref().and_then(|demand| demand.ageing());
-            // What a failed turn has claimed may come to be in the file. While that is not known nothing more is claimed, or
-            // each turn that fails would leave more to be remembered.
+            // What a failed turn has claimed may come to be in the file. While that is not known nothing more is
+            // claimed, or each turn that fails would leave more to be remembered.
             let demand = demand.filter(|_| self.unheard.claims.is_empty());
             let nothing_waits =
                 demand.as_ref().is_some_and(|demand| !self.book.has_ready(now, |lane| !demand.is_apart(lane)));

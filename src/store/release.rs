@@ -35,6 +35,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Whether each of its gates is among these.
+    pub(crate) fn goes_by_none_but(&self, uses: &[Taken]) -> bool {
+        self.uses.iter().all(|(gate, _)| uses.iter().any(|(other, _)| other == gate))
+    }
+
     /// What it takes of a gate.
     pub(crate) fn cost_at(&self, gate: i64) -> u32 {
         self.uses.iter().find(|(id, _)| *id == gate).map_or(0, |(_, cost)| *cost)

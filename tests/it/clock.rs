@@ -134,8 +134,8 @@ fn what_goes_back_unbegun_does_not_wait_for_a_clock_that_was_set_back() -> jobmi
     Ok(())
 }
 
-/// An engine that was not there when the clock was set back saw it by the ids alone, and none is given to what runs again;
-/// then by when engines came and went, too, and one may die as it was before the clock ran ahead.
+/// An engine that was not there when the clock was set back saw it by the ids alone, and none is given to what runs
+/// again; then by when engines came and went, too, and one may die as it was before the clock ran ahead.
 #[test]
 fn a_clock_that_ran_ahead_shows_though_nothing_was_enqueued_under_it() -> jobmill::Result<()> {
     for starts_ahead in [true, false] {

@@ -284,8 +284,8 @@ fn what_one_turn_has_no_time_to_move_the_next_one_moves() -> jobmill::Result<()>
     Ok(())
 }
 
-/// One turn meets a thousand jobs that may not start. Those behind them, nobody looked at before time or others gave them
-/// cause.
+/// One turn meets a thousand jobs that may not start. Those behind them, nobody looked at before time or others gave
+/// them cause.
 #[test]
 fn what_stands_behind_more_than_one_turn_may_meet_is_met_by_the_next() -> jobmill::Result<()> {
     let (t, starts) = timed(&[|| Limit::new("tokens").rate(2500, secs(365 * 86_400))], None)?;

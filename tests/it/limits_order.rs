@@ -281,3 +281,37 @@ fn each_word_about_what_a_job_takes_is_reckoned_from_the_last() -> jobmill::Resu
     assert_eq!(t.client().limit_usage("tokens", "")?.tokens, Some(3));
     Ok(())
 }
+
+/// Two were let go together. The first was met when its token had been taken and was held, the other when there was one
+/// again, and went before it.
+#[test]
+fn of_two_that_were_let_go_together_none_passes_the_one_that_is_held_again() -> jobmill::Result<()> {
+    let starts = Starts::default();
+    let state = starts.clone();
+    let t = with_hands(move |builder| {
+        let run = |job: Echo, ctx: &Context| -> Result<(), Failure> {
+            if job.0 == "free" {
+                ctx.state::<Hands>()?.pass(secs(1));
+            }
+            ctx.state::<Starts>()?.0.lock().expect("no panic").push(job.0);
+            Ok(())
+        };
+        let slow = Limit::new("slow").rate(1, secs(1)).burst(2);
+        builder.handle(run).state(state.clone()).limit(slow).limit_queue(Limit::new("later").concurrency(1))
+    })?;
+    t.client().pause("later")?;
+    for (name, limited) in [("a", true), ("free", false), ("b", true)] {
+        let job = Echo::job(name).queue("later");
+        t.enqueue(if limited { job.limit("slow") } else { job })?;
+    }
+    t.enqueue(Echo::job("first").limit(LimitUse::of("slow").cost(2)))?;
+    t.drain()?;
+    t.client().resume("later")?;
+    t.drain()?;
+    assert_eq!(starts.take(), ["first", "free", "a"]);
+    t.advance(secs(1));
+    t.drain()?;
+    assert_eq!(starts.take(), ["b"]);
+    sound(t.client());
+    Ok(())
+}

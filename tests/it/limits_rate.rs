@@ -409,7 +409,8 @@ fn a_clock_that_is_set_back_holds_nobody_up() -> jobmill::Result<()> {
     Ok(())
 }
 
-/// A start saw by the newest id alone that the clock had been set back, and none is given to jobs that were there before.
+/// A start saw by the newest id alone that the clock had been set back, and none is given to jobs that were there
+/// before.
 #[test]
 fn a_clock_that_ran_ahead_while_nothing_was_enqueued_holds_nobody_up_after_a_start() -> jobmill::Result<()> {
     for starts_ahead in [true, false] {

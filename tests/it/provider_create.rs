@@ -82,6 +82,8 @@ fn a_creation_that_takes_too_long_is_ambiguous() {
     server.fault(Route::Create, Fault::Hold(held));
     let error = refused(&provider, "k");
     assert_eq!((error.fate, error.class, &*error.message), (Fate::Ambiguous, CallClass::Transport, "timed out"));
+    // What was sent is read some time, and then it is made.
+    server.wait_until(|state| state.batches.len() == 1);
     drop(release);
     assert_eq!(provider.find(&sought("k", None, 2)).expect("a list").len(), 1);
 }

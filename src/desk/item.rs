@@ -93,6 +93,8 @@ pub(crate) struct Note {
     pub(crate) total_duration: Option<Duration>,
     pub(crate) stop_reason: Option<StopReason>,
     pub(crate) tried: Option<Try>,
+    /// Tells the attempt, as long as it is held, that this is not written yet.
+    pub(crate) _on_its_way: Arc<()>,
 }
 
 /// What waits for a turn.

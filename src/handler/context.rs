@@ -53,6 +53,8 @@ pub(crate) struct Run {
     pub(crate) began: Duration,
     stop: AtomicU8,
     notes: Mutex<Notes>,
+    /// Each note that was taken and is not written yet has a share in it.
+    on_its_way: Arc<()>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +77,7 @@ struct Notes {
 
 impl Run {
     pub(crate) fn new(claim: Arc<Claim>, worker: u32, slot: u32, began: Duration) -> Self {
-        Self { claim, worker, slot, began, stop: AtomicU8::new(0), notes: Mutex::default() }
+        Self { claim, worker, slot, began, stop: AtomicU8::new(0), notes: Mutex::default(), on_its_way: Arc::default() }
     }
 
     /// Asks the handler to stop. The first reason stays.
@@ -112,11 +114,16 @@ impl Run {
             total_duration: notes.total_duration.take(),
             stop_reason: notes.stop_reason.take(),
             tried: notes.tried.take(),
+            _on_its_way: self.on_its_way.clone(),
         })
     }
 
-    /// The same, if it has been waiting for longer than words are gathered.
+    /// The same, if it has been waiting for longer than words are gathered. Whoever takes it has a shorter way to the turn
+    /// than the handler, so nothing is taken while words are on their way that came before.
     pub(crate) fn take_old_note(&self, now: Duration) -> Option<Note> {
+        if Arc::strong_count(&self.on_its_way) > 1 {
+            return None;
+        }
         {
             let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
             if notes.sent_at.is_none_or(|sent_at| now.saturating_sub(sent_at) < NOTE_EVERY) {

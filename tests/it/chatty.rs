@@ -1,13 +1,16 @@
 //! Handlers and clients that talk without end: what is written of it is bounded, and the last word is kept.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
 use jobmill::rusqlite::Connection;
-use jobmill::testing::Harness;
+use jobmill::testing::{Harness, ManualClock};
 use jobmill::{
-    Client, Context, Durability, Engine, EngineBuilder, Failure, Job, JobId, JobUpdate, NewJob, Payload, Query, Status,
-    StopReason, Workers,
+    Client, Clock, Context, Durability, Engine, EngineBuilder, Failure, Job, JobId, JobUpdate, NewJob, Payload, Query,
+    Status, StopReason, Timestamp, Workers,
 };
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +188,70 @@ fn what_a_handler_told_last_is_written_even_if_it_says_nothing_more() -> jobmill
     });
     drop(keeper);
     engine.shutdown(PATIENCE)?;
+    Ok(())
+}
+
+/// The time by hand, which the dispatcher is kept from when a test wants.
+#[derive(Clone)]
+struct Toll {
+    time: ManualClock,
+    shut: Arc<AtomicBool>,
+    held: Sender<()>,
+    go: Receiver<()>,
+}
+
+impl Clock for Toll {
+    fn now(&self) -> Timestamp {
+        self.time.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        if std::thread::current().name() == Some("jobmill-dispatcher") && self.shut.swap(false, Ordering::SeqCst) {
+            let _ = self.held.send(());
+            let _ = self.go.recv();
+        }
+        self.time.monotonic()
+    }
+}
+
+/// The dispatcher looked for what is told last by a way that was shorter than that of what was told first, which was then
+/// written over it. It takes a dispatcher that is held up for a tenth of a second, as by a slow disk.
+#[test]
+fn what_a_handler_told_last_is_not_overtaken_by_what_it_told_before() -> jobmill::Result<()> {
+    let (_directory, path) = file();
+    let ((held, is_held), (go_on, go)) = (bounded(1), bounded(1));
+    let clock = Toll { time: ManualClock::default(), shut: Arc::default(), held, go };
+    let (state, keeper) = gate();
+    let engine = start(&path, |builder| {
+        builder.clock(clock.clone()).state(state).handle(|_: Block, ctx: &Context| -> Result<(), Failure> {
+            for n in 0..3 {
+                block(Block("asks".into()), ctx)?;
+                ctx.progress(2 * n + 1, None);
+                ctx.progress(2 * n + 2, None);
+            }
+            block(Block("has told".into()), ctx).map(drop)
+        })
+    })?;
+    let client = engine.client();
+    let id = client.enqueue(Block::job("asks"))?.id();
+    keeper.next();
+    for n in 0..3 {
+        clock.time.advance(Duration::from_millis(150));
+        clock.shut.store(true, Ordering::SeqCst);
+        is_held.recv_timeout(PATIENCE).expect("a dispatcher");
+        keeper.release();
+        keeper.next();
+        clock.time.advance(Duration::from_millis(150));
+        go_on.send(()).expect("a dispatcher");
+        until("the last word is written", || {
+            clock.time.advance(Duration::from_millis(50));
+            client.get(id).is_ok_and(|job| job.progress.is_some_and(|progress| progress.done == 2 * n + 2))
+        });
+    }
+    keeper.release();
+    assert_eq!(client.wait(id, PATIENCE)?.progress.map(|progress| progress.done), Some(6));
+    engine.shutdown(PATIENCE)?;
+    sound(client);
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use jobmill::rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use jobmill::testing::Harness;
 use jobmill::{
@@ -238,19 +239,18 @@ fn a_backup_is_made_while_others_go_on_writing() -> jobmill::Result<()> {
     let client = engine.client();
     client.enqueue_many((0..40).map(|n| NewJob::json("kept", &"x".repeat(300_000 + n)).tags(["kept"])))?;
     let (copy, done) = (directory.path().join("copy.db"), AtomicBool::new(false));
+    let (begins, begun) = bounded(1);
     std::thread::scope(|scope| {
-        let writer = scope.spawn(|| {
-            let mut count = 0;
+        scope.spawn(|| {
             while !done.load(Ordering::SeqCst) {
                 client.enqueue(Echo::job("meanwhile")).expect("it is enqueued");
-                count += 1;
+                let _ = begins.try_send(());
             }
-            count
         });
+        begun.recv_timeout(PATIENCE).expect("somebody who writes");
         let made = client.backup(&copy);
         done.store(true, Ordering::SeqCst);
         made.expect("a copy");
-        assert!(writer.join().expect("no panic") > 0);
     });
     let restored = Client::open(&copy)?;
     assert_eq!(restored.stats()?.kinds["kept"].pending, 40);

@@ -664,6 +664,7 @@ fn a_job_that_runs_in_another_process_is_told_with_that_process_and_since_when()
         let engine = Engine::builder(path).handle(block).state(gate).start()?;
         // What is claimed and has not begun would be given back.
         keeper.next();
+        engine.client().pause("has begun")?;
         std::io::stdin().read_to_end(&mut Vec::new()).expect("the end of its input");
         keeper.release();
         engine.shutdown(PATIENCE)?;
@@ -674,7 +675,7 @@ fn a_job_that_runs_in_another_process_is_told_with_that_process_and_since_when()
     let id = client.enqueue(Block::job("there"))?.id();
     let there = "ask::a_job_that_runs_in_another_process_is_told_with_that_process_and_since_when";
     let other = Another::start(there, &path);
-    until("it runs there", || client.get(id).expect("the job").status == Status::Running);
+    until("it runs there", || client.stats().expect("the counts").paused == ["has begun"]);
     let (explanation, process) = (client.explain(id)?, other.id());
     assert_ne!(process, std::process::id());
     let host = std::env::var("HOSTNAME").or_else(|_| std::env::var("COMPUTERNAME"));

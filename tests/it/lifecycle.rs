@@ -210,6 +210,7 @@ fn asked(path: &Path) -> jobmill::Result<Asked> {
     let engine = polls(path, &fake).start()?;
     let batch = engine.client().submit(NewBatch::new("fake"), items(2))?.id();
     begun.recv_timeout(PATIENCE).expect("a poll");
+    until("the handler returns that has sent it", || engine.health().workers.busy == 0);
     Ok(Asked { engine, fake, batch, answer })
 }
 
@@ -270,6 +271,7 @@ fn a_harvest_that_outlasts_the_shutdown_goes_on_in_the_next_engine_and_counts_ea
     until("the batch is at its provider", || fake.count("create") == 1);
     fake.complete_all();
     read.recv_timeout(PATIENCE).expect("a harvest");
+    until("the poller comes to an end that has told of it", || engine.health().poller.cycle_for.is_none());
     let report = engine.shutdown(Duration::from_millis(5))?;
     assert_eq!((report.returned, report.polls_cut_off), (1, 0));
 

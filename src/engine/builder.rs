@@ -632,6 +632,9 @@ impl EngineBuilder {
             "started on {}, without leader election, which SQLite does not need: every claim is a conditional write",
             path.display()
         );
+        // Whoever asks for the health waits for a reader less long than it may take to open the first one.
+        let opened = engine.client.reader().snapshot("cannot open a reader", |_| Ok(()));
+        opened.unwrap_or_else(|error| log::debug!("no reader is open yet: {error}"));
         vitals.advance(EngineState::Active);
         Ok(engine)
     }

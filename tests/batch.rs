@@ -8,12 +8,13 @@ mod http;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use crossbeam_channel::after;
+use crossbeam_channel::{after, bounded};
 use jobmill::rusqlite::{Connection, OpenFlags, Row};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -265,16 +266,40 @@ fn killed_at_any_moment_it_goes_on_and_asks_for_nothing_twice_that_it_had_an_ans
     assert_eq!(place.kept(), Vec::<String>::new());
 }
 
+#[cfg(unix)]
 #[test]
 fn killed_while_it_reads_the_file_it_begins_anew() {
     const ITEMS: usize = 6000;
     let place = Place::with(ITEMS);
     let chat = Chat::new(usize::MAX / 2);
+    let at = |name: &str| place.path().join(name);
+    let items = fs::read(at("items.jsonl")).expect("a file");
+    fs::rename(at("items.jsonl"), at("whole.jsonl")).expect("another name");
+    // In its place are pipes: one that gives all, for it reads the file twice, and then one that stops half way.
+    let pipes = Command::new("mkfifo").args([at("items.jsonl"), at("half.jsonl")]).status().expect("mkfifo runs");
+    assert!(pipes.success());
+    let (pipe, half) = (at("items.jsonl"), at("half.jsonl"));
+    let (stop, stopped) = bounded::<()>(0);
+    let write = move || {
+        let open = || File::options().write(true).open(&pipe).expect("somebody who reads");
+        let mut first = open();
+        first.write_all(&items).expect("it reads");
+        fs::rename(&half, &pipe).expect("the pipe that comes next");
+        drop(first);
+        let mut second = open();
+        // The kill may come before it has read so much.
+        let _ = second.write_all(&items[..items.len() / 2]);
+        let _ = stopped.recv();
+    };
+    let writer = std::thread::Builder::new().spawn(write).expect("a thread");
     let run = place.command(&chat.arguments()).spawn().expect("the program starts");
-    wait_until(|| place.in_file().is_some());
+    wait_until(|| place.in_file().is_some_and(|(waiting, ..)| waiting > 0));
     kill(run);
+    drop(stop);
+    writer.join().expect("no panic");
+    fs::rename(at("whole.jsonl"), at("items.jsonl")).expect("the file is back");
     let (waiting, _, goes) = place.in_file().expect("a batch");
-    assert!(waiting < ITEMS && !goes, "the kill came too late: {waiting} items are written");
+    assert!(waiting < ITEMS && !goes, "{waiting} items are written of half a file");
     assert_eq!(chat.asked().total, 0, "nothing of half a file is sent");
     said(&place.run(&chat.arguments()));
     assert_eq!(place.results("items.results.jsonl").len(), ITEMS);

@@ -210,6 +210,12 @@ impl Scene {
         number(&self.orders.database(), query)
     }
 
+    fn execute(&self, statement: &str) {
+        let conn = Connection::open(self.orders.database()).expect("the file");
+        conn.busy_timeout(PATIENCE).expect("a timeout");
+        conn.execute_batch(statement).expect(statement);
+    }
+
     /// Holds one request of this kind, by a fault that is made of what ends it.
     fn hold(&self, route: Route, fault: impl Fn(crossbeam_channel::Receiver<()>) -> Fault) {
         let (end, until) = bounded(0);
@@ -293,9 +299,16 @@ fn before_anything_is_planned() {
     for shape in SHAPES {
         let mut scene = Scene::new(shape);
         scene.orders.items = 3000;
+        drop(Client::open(scene.orders.database()).expect("a client"));
+        // However late the kill comes, it comes no further.
+        scene.execute(
+            "CREATE TRIGGER test_stops BEFORE UPDATE ON jobmill_batch_request WHEN OLD.state = 0 AND NEW.state = 1
+             BEGIN SELECT RAISE(ABORT, 'as the test wants'); END",
+        );
         let victim = scene.start(&scene.orders);
         wait_until(|| scene.number("SELECT count(*) FROM jobmill_batch_request WHERE state = 0") == Some(1));
         drop(victim);
+        scene.execute("DROP TRIGGER test_stops");
         assert_eq!(scene.server.state().asked, []);
         scene.end(1);
     }

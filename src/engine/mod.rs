@@ -241,13 +241,14 @@ impl Engine {
             }
             return Ok(Shutdown::default());
         };
+        // Handlers know it when others hear of it.
+        self.shutting_down.store(true, Ordering::SeqCst);
         // Whatever happens, those who wait for the end hear of it.
         let _stopped = Stopping::begin(&self.vitals, &self.monitor);
         // Dropped before that: who hears that the engine has stopped may start another.
         let place = place;
         let began = self.client.desk().clock().monotonic();
         log::info!("shutting down");
-        self.shutting_down.store(true, Ordering::SeqCst);
         let poller = self.poller_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(poller) = &poller {
             poller.ask_to_stop();

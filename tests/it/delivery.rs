@@ -172,17 +172,17 @@ fn every_way_to_answer_badly_is_told_and_worth_another_try_or_not() -> jobmill::
     let ends = ["the connection broke", "the connection was closed before the answer"];
     let late = ["timed out after 200ms"];
     let redirected = ["the receiver answered 307, and redirects are not followed"];
-    let table: [(Server, Duration, &[&str], Option<u16>, bool); 8] = [
-        (Server::start(hang), short, &late, None, true),
-        (Server::start(slow_head), short, &late, None, true),
-        (Server::start(reset), PATIENCE, &ends, None, true),
-        (Server::start(close), PATIENCE, &ends, None, true),
-        (Server::start(babble), PATIENCE, &["the answer is not valid HTTP"], None, true),
-        (Server::start(redirect), PATIENCE, &redirected, Some(307), false),
-        (Server::answering(404), PATIENCE, &["the receiver answered 404"], Some(404), false),
-        (Server::answering(410), PATIENCE, &["the receiver answered 410"], Some(410), false),
+    let table: [(Server, Duration, &[&str], Option<u16>); 8] = [
+        (Server::start(hang), short, &late, None),
+        (Server::start(slow_head), short, &late, None),
+        (Server::start(reset), PATIENCE, &ends, None),
+        (Server::start(close), PATIENCE, &ends, None),
+        (Server::start(babble), PATIENCE, &["the answer is not valid HTTP"], None),
+        (Server::start(redirect), PATIENCE, &redirected, Some(307)),
+        (Server::answering(404), PATIENCE, &["the receiver answered 404"], Some(404)),
+        (Server::answering(410), PATIENCE, &["the receiver answered 410"], Some(410)),
     ];
-    for (server, time, errors, status, retry) in &table {
+    for (server, time, errors, status) in &table {
         let t = harness(here().timeout(*time));
         let id = ended(t.client(), server.url("/"))?;
         let before = t.client().get(id)?;
@@ -193,7 +193,7 @@ fn every_way_to_answer_badly_is_told_and_worth_another_try_or_not() -> jobmill::
         assert_eq!((job.callback_sent_at, job.callback_status_code), (Some(now(&t)), *status), "{error}");
         assert_eq!(untold(job), before, "{error}");
         let delivery = only_delivery(t.client(), id);
-        assert_eq!(delivery.status, if *retry { Status::Pending } else { Status::Failed }, "{error}");
+        assert_eq!(delivery.status, if status.is_none() { Status::Pending } else { Status::Failed }, "{error}");
         assert_eq!(delivery.attempts[0].error.as_deref(), Some(error.as_str()));
         // One whose time is up has been called when its server says so.
         until("it is called", || server.connections() > 0);

@@ -154,8 +154,8 @@ fn a_job_waits_for_each_of_its_limits() -> jobmill::Result<()> {
     assert!(matches!(&client.explain(second)?.reasons[..], [Reason::Limited { limit, .. }] if limit == "site"));
     // When the site is free, the key is full still.
     client.enqueue(of_key("keyed too", "a"))?;
-    keeper.release();
-    keeper.release();
+    // One for each of the four: who begins may be quicker through the gate than who has waited at it.
+    (0..4).for_each(|_| keeper.release());
     let names = keeper.next_of(2);
     assert_eq!(names, ["keyed too", "second"]);
     engine.shutdown(Duration::ZERO)?;

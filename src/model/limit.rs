@@ -54,9 +54,13 @@ impl Limit {
     }
 
     /// Sets how many tokens come to a key in a period, evenly: a job starts when what it [costs](LimitUse::cost) is there.
-    /// From 1 to [`Limit::MAX`] tokens; a period is a millisecond at least. What a job takes is reckoned in whole nanoseconds, rounded
-    /// down: of a rate above 10⁹ tokens a second one token by itself is free. A key that has rested has those of a whole period, unless
-    /// [`burst`](Limit::burst) says otherwise. Defaults to no bound.
+    /// From 1 to [`Limit::MAX`] tokens; a period is a millisecond at least. What a job takes is reckoned in whole
+    /// nanoseconds, rounded down: of a rate above 10⁹ tokens a second one token by itself is free. A key that has rested
+    /// has those of a whole period, unless [`burst`](Limit::burst) says otherwise. Defaults to no bound.
+    ///
+    /// For a job that costs much, tokens are kept from those that come after it, so that cheap ones do not starve it. They
+    /// are kept at one key at a time: one that costs much at two keys, which other jobs drain each for itself, may wait for
+    /// a lull.
     pub fn rate(mut self, tokens: u32, period: Duration) -> Self {
         let burst = self.lone_burst.take().or(self.rate.map(|rate| rate.burst)).unwrap_or(tokens);
         self.rate = Some(Rate { tokens, period, burst });

@@ -156,7 +156,7 @@ pub enum Reason {
         /// The job that holds the key. None: it is another user's.
         id: Option<JobId>,
     },
-    /// It had not started by its deadline.
+    /// Its deadline came while it waited.
     Expired {
         /// Its `expires_at`.
         expires_at: Timestamp,
@@ -230,7 +230,7 @@ impl fmt::Display for Reason {
             }
             Self::DuplicateOf { id: Some(id) } => write!(f, "{id} holds its unique key by now"),
             Self::DuplicateOf { id: None } => write!(f, "another job holds its unique key by now"),
-            Self::Expired { expires_at } => write!(f, "it had not started by {expires_at}"),
+            Self::Expired { expires_at } => write!(f, "its deadline, {expires_at}, came while it waited"),
             Self::Ended { status } => write!(f, "it is {status}"),
         }
     }

@@ -569,7 +569,7 @@ fn each_reason_is_told_in_words() -> jobmill::Result<()> {
     assert_eq!(reasons(delayed)?, [Reason::Expired { expires_at: at(90) }]);
     assert_eq!(
         client.explain(delayed)?.to_string(),
-        "expired at 2026-01-01T00:01:30.000000Z: it had not started by 2026-01-01T00:01:30.000000Z"
+        "expired at 2026-01-01T00:01:30.000000Z: its deadline, 2026-01-01T00:01:30.000000Z, came while it waited"
     );
     Ok(())
 }

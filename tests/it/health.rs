@@ -148,6 +148,8 @@ fn a_writer_that_hangs_does_not_keep_the_health_waiting() -> jobmill::Result<()>
     let engine = Engine::builder(&path).start()?;
     let ((begins, begun), (end, ends)) = (bounded::<()>(1), bounded::<()>(1));
     std::thread::scope(|scope| {
+        // It goes with this thread's part, whatever becomes of that, so that the writer is let go.
+        let end = end;
         let writes = scope.spawn(|| {
             engine.client().write(move |_| -> jobmill::Result<()> {
                 let _ = begins.send(());

@@ -8,6 +8,7 @@ mod batch_ends;
 mod batch_flow;
 mod batch_items;
 mod batch_local;
+mod batch_odd;
 mod batch_races;
 mod batch_steps;
 mod batch_unknown;

@@ -143,7 +143,7 @@ impl Change {
     pub(crate) fn spent(&mut self, usage: &Usage, cost_nanos: Option<i64>) {
         self.usage.add(usage);
         match cost_nanos {
-            Some(cost) => self.cost_nanos += cost,
+            Some(cost) => self.cost_nanos = self.cost_nanos.saturating_add(cost),
             None => self.unpriced += 1,
         }
     }
@@ -159,31 +159,38 @@ impl Change {
 
     pub(crate) fn write(&self, conn: &Connection, batch: JobId) -> rusqlite::Result<()> {
         let [waiting, sent, stepping, completed, failed, cancelled, expired] = self.counts;
-        let count = |tokens: Option<u64>| tokens.map(u64::cast_signed);
+        // A sum that no integer holds becomes a float, and a cast of it the largest integer.
         conn.prepare_cached(
             "UPDATE jobmill_batch
              SET waiting = waiting + :waiting, sent = sent + :sent, stepping = stepping + :stepping,
                  completed = completed + :completed, failed = failed + :failed, cancelled = cancelled + :cancelled,
                  expired = expired + :expired,
-                 input = CASE WHEN :input IS NULL THEN input ELSE coalesce(input, 0) + :input END,
+                 input = CASE WHEN :input IS NULL THEN input ELSE CAST(coalesce(input, 0) + :input AS INTEGER) END,
                  cache_read = CASE WHEN :cache_read IS NULL THEN cache_read
-                                   ELSE coalesce(cache_read, 0) + :cache_read END,
+                                   ELSE CAST(coalesce(cache_read, 0) + :cache_read AS INTEGER) END,
                  cache_write = CASE WHEN :cache_write IS NULL THEN cache_write
-                                    ELSE coalesce(cache_write, 0) + :cache_write END,
-                 output = CASE WHEN :output IS NULL THEN output ELSE coalesce(output, 0) + :output END,
-                 reasoning = CASE WHEN :reasoning IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + :reasoning END,
-                 cost_nanos = cost_nanos + :cost_nanos, unpriced = unpriced + :unpriced, strays = strays + :strays
+                                    ELSE CAST(coalesce(cache_write, 0) + :cache_write AS INTEGER) END,
+                 output = CASE WHEN :output IS NULL THEN output ELSE CAST(coalesce(output, 0) + :output AS INTEGER) END,
+                 reasoning = CASE WHEN :reasoning IS NULL THEN reasoning
+                                  ELSE CAST(coalesce(reasoning, 0) + :reasoning AS INTEGER) END,
+                 cost_nanos = CAST(cost_nanos + :cost_nanos AS INTEGER), unpriced = unpriced + :unpriced,
+                 strays = strays + :strays
              WHERE job = :batch",
         )?
         .execute(named_params! {
             ":batch": batch, ":waiting": waiting, ":sent": sent, ":stepping": stepping, ":completed": completed,
-            ":failed": failed, ":cancelled": cancelled, ":expired": expired, ":input": count(self.usage.input),
-            ":cache_read": count(self.usage.cache_read), ":cache_write": count(self.usage.cache_write),
-            ":output": count(self.usage.output), ":reasoning": count(self.usage.reasoning),
+            ":failed": failed, ":cancelled": cancelled, ":expired": expired, ":input": tokens(self.usage.input),
+            ":cache_read": tokens(self.usage.cache_read), ":cache_write": tokens(self.usage.cache_write),
+            ":output": tokens(self.usage.output), ":reasoning": tokens(self.usage.reasoning),
             ":cost_nanos": self.cost_nanos, ":unpriced": self.unpriced, ":strays": self.strays,
         })
         .map(drop)
     }
+}
+
+/// Tokens as a column holds them. What a provider counts has no bound.
+fn tokens(count: Option<u64>) -> Option<i64> {
+    count.map(|count| i64::try_from(count).unwrap_or(i64::MAX))
 }
 
 /// By what the result of a request is known: the file, the item, its step, and how often it was sent.

@@ -12,7 +12,7 @@ use crate::model::usage::{PriceTable, Usage};
 use crate::provider::{ItemError, ItemOutcome};
 use crate::store::Turn;
 use crate::store::batch::request::RequestRow;
-use crate::store::batch::{Change, ItemState, Mark, file_tag};
+use crate::store::batch::{Change, ItemState, Mark, file_tag, tokens};
 use crate::store::row::json;
 
 /// How much is kept of a line that belongs to no item, in bytes.
@@ -111,12 +111,12 @@ pub(crate) const PLAN_ITEM: &str =
 /// Takes an item further by a result. What its failed attempts have used up stays in the sum.
 pub(crate) const PLAN_APPLY: &str = "UPDATE jobmill_batch_item
      SET state = ?2, attempt = ?3, finish = ?4, error_class = ?5, error = ?6, step_job = ?7,
-         input = CASE WHEN ?8 IS NULL THEN input ELSE coalesce(input, 0) + ?8 END,
-         cache_read = CASE WHEN ?9 IS NULL THEN cache_read ELSE coalesce(cache_read, 0) + ?9 END,
-         cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE coalesce(cache_write, 0) + ?10 END,
-         output = CASE WHEN ?11 IS NULL THEN output ELSE coalesce(output, 0) + ?11 END,
-         reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE coalesce(reasoning, 0) + ?12 END,
-         cost_nanos = cost_nanos + ?13, unpriced = unpriced + ?14, applied = ?15, applied_by = ?16,
+         input = CASE WHEN ?8 IS NULL THEN input ELSE CAST(coalesce(input, 0) + ?8 AS INTEGER) END,
+         cache_read = CASE WHEN ?9 IS NULL THEN cache_read ELSE CAST(coalesce(cache_read, 0) + ?9 AS INTEGER) END,
+         cache_write = CASE WHEN ?10 IS NULL THEN cache_write ELSE CAST(coalesce(cache_write, 0) + ?10 AS INTEGER) END,
+         output = CASE WHEN ?11 IS NULL THEN output ELSE CAST(coalesce(output, 0) + ?11 AS INTEGER) END,
+         reasoning = CASE WHEN ?12 IS NULL THEN reasoning ELSE CAST(coalesce(reasoning, 0) + ?12 AS INTEGER) END,
+         cost_nanos = CAST(cost_nanos + ?13 AS INTEGER), unpriced = unpriced + ?14, applied = ?15, applied_by = ?16,
          request_items_max = ?17
      WHERE id = ?1";
 
@@ -190,7 +190,6 @@ impl Turn<'_> {
                 }
                 _ => None,
             };
-            let count = |tokens: Option<u64>| tokens.map(u64::cast_signed);
             let told = usage.copied().unwrap_or_default();
             apply.execute(params![
                 mark.item,
@@ -200,11 +199,11 @@ impl Turn<'_> {
                 verdict.class,
                 verdict.error,
                 step_job,
-                count(told.input),
-                count(told.cache_read),
-                count(told.cache_write),
-                count(told.output),
-                count(told.reasoning),
+                tokens(told.input),
+                tokens(told.cache_read),
+                tokens(told.cache_write),
+                tokens(told.output),
+                tokens(told.reasoning),
                 cost.unwrap_or(0),
                 i64::from(usage.is_some() && cost.is_none()),
                 mark.sends,

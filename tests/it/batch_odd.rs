@@ -1,0 +1,41 @@
+//! What nobody expects of providers and of requests: counts without bound, lists that are not there, replies of many lines.
+
+use jobmill::provider::{Finish, ItemError, ItemOutcome, Usage};
+use jobmill::{Batches, Price, PriceTable, Status};
+use serde_json::value::RawValue;
+
+use crate::support::scene::{Scene, batch};
+use crate::support::sound;
+
+fn prices(input: f64, output: f64) -> PriceTable {
+    PriceTable::new("1", "EUR").model("*", Price::new(input, output))
+}
+
+/// A sum that no number holds could not be written, so that no result was ever kept, and was asked for over and over.
+#[test]
+fn usage_without_bound_loses_no_result() {
+    let t = Scene::with(Batches::new().prices(prices(1e6, 1e6)));
+    t.fake.answer(|_, body| {
+        let usage = Usage::of(u64::MAX, 1 << 62).cached(Some(u64::MAX), Some(u64::MAX)).reasoning(Some(u64::MAX));
+        let reply = RawValue::NULL.to_owned();
+        // A failed attempt has a count too, and that of the next is added.
+        Some(if body["n"] == 0 {
+            ItemOutcome::Errored { class: ItemError::Server, code: "c".into(), message: "m".into(), usage }
+        } else {
+            ItemOutcome::Succeeded { reply, finish: Finish::Stop, usage }
+        })
+    });
+    t.fake.inside().limits.items = 2;
+    let id = t.send(6);
+    for _ in 0..3 {
+        t.complete(600);
+    }
+    let batch = t.batch(id);
+    assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 5, 1));
+    let most = Some(i64::MAX as u64);
+    let usage = &batch.spent.usage;
+    assert_eq!([usage.input, usage.output, usage.cache_read, usage.cache_write, usage.reasoning], [most; 5]);
+    assert_eq!((batch.spent.cost_nanos, batch.spent.unpriced), (i64::MAX, 0));
+    assert_eq!((t.item(id, "key-0").usage.input, t.item(id, "key-0").cost_nanos), (most, Some(i64::MAX)));
+    sound(t.client());
+}

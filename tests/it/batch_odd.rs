@@ -1,10 +1,11 @@
 //! What nobody expects of providers and of requests: counts without bound, lists that are not there, replies of many lines.
 
 use jobmill::provider::{Finish, ItemError, ItemOutcome, Usage};
-use jobmill::{Batches, Price, PriceTable, Status};
+use jobmill::{BatchItem, Batches, Price, PriceTable, Status};
 use serde_json::value::RawValue;
+use serde_json::json;
 
-use crate::support::scene::{Scene, batch};
+use crate::support::scene::{Scene, batch, item};
 use crate::support::sound;
 
 fn prices(input: f64, output: f64) -> PriceTable {
@@ -38,4 +39,18 @@ fn usage_without_bound_loses_no_result() {
     assert_eq!((batch.spent.cost_nanos, batch.spent.unpriced), (i64::MAX, 0));
     assert_eq!((t.item(id, "key-0").usage.input, t.item(id, "key-0").cost_nanos), (most, Some(i64::MAX)));
     sound(t.client());
+}
+
+/// Two requests whose output had no bound came to a sum that no number holds, and their batch was never planned to its end.
+#[test]
+fn requests_that_may_say_anything_are_planned_to_the_last() -> jobmill::Result<()> {
+    let t = Scene::with(Batches::new().prices(prices(1.0, 1e6)));
+    t.fake.inside().limits.items = 1;
+    let item = |n: usize| BatchItem::new(&json!({ "model": "m", "max_tokens": u64::MAX, "n": n }));
+    let id = t.client().submit(batch(), (0..4).map(item))?.id();
+    t.drain()?;
+    assert_eq!(t.fake.count("create"), 4);
+    t.complete(600);
+    assert_eq!(t.batch(id).items.completed, 4);
+    Ok(())
 }

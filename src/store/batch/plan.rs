@@ -323,10 +323,10 @@ impl Turn<'_> {
 
 /// What the open requests of a batch may come to.
 fn reserved(conn: &Connection, batch: JobId) -> rusqlite::Result<i64> {
-    conn.prepare_cached(
-        "SELECT coalesce(sum(reserved_nanos), 0) FROM jobmill_batch_request WHERE batch = :batch AND state < 5",
-    )?
-    .query_row(named_params! { ":batch": batch }, |row| row.get(0))
+    // The database's own sum fails where no number holds it.
+    conn.prepare_cached("SELECT reserved_nanos FROM jobmill_batch_request WHERE batch = :batch AND state < 5")?
+        .query_map(named_params! { ":batch": batch }, |row| row.get::<_, i64>(0))?
+        .try_fold(0_i64, |sum, nanos| nanos.map(|nanos| sum.saturating_add(nanos)))
 }
 
 /// The ways of a batch's items.

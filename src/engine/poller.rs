@@ -412,6 +412,12 @@ impl<'a> Task<'a> {
                     Vec::new()
                 }
                 Err(error) => {
+                // Not to have a list, or none that can be read, says nothing of any batch.
+                Err(error) if !is_for_now(&error) => {
+                    log::warn!("{}: batches are asked about one by one, without a list: {error}", rows[0].account);
+                    left.extend(rows.into_iter().map(|row| Task::One(provider, Box::new(row))));
+                    Vec::new()
+                }
                     let failed = |row| Told { row, answer: Err(error.clone()), limits: provider.limits() };
                     rows.into_iter().map(failed).collect()
                 }
@@ -437,6 +443,15 @@ fn asked<T>(ask: impl FnOnce() -> CallResult<T>) -> CallResult<T> {
 }
 
 fn not_here(why: String) -> CallError {
+/// Whether a list may be had later, and its provider should not be asked more often meanwhile.
+fn is_for_now(error: &CallError) -> bool {
+    match error.class {
+        CallClass::Account | CallClass::RateLimited | CallClass::Transport => true,
+        CallClass::Server => error.status.is_some(),
+        _ => false,
+    }
+}
+
     CallError::new(crate::provider::Fate::NotSent, CallClass::Account, why)
 }
 

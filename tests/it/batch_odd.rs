@@ -1,12 +1,12 @@
 //! What nobody expects of providers and of requests: counts without bound, lists that are not there, replies of many lines.
 
-use jobmill::provider::{Finish, ItemError, ItemOutcome, Usage};
-use jobmill::{BatchItem, Batches, Price, PriceTable, Status};
+use jobmill::provider::{CallClass, CallError, Fate, Finish, ItemError, ItemOutcome, Usage};
+use jobmill::{BatchItem, Batches, Price, PriceTable, RequestStatus, Status};
 use serde_json::value::RawValue;
 use serde_json::json;
 
 use crate::support::scene::{Scene, batch, item};
-use crate::support::sound;
+use crate::support::{secs, sound};
 
 fn prices(input: f64, output: f64) -> PriceTable {
     PriceTable::new("1", "EUR").model("*", Price::new(input, output))
@@ -53,4 +53,54 @@ fn requests_that_may_say_anything_are_planned_to_the_last() -> jobmill::Result<(
     t.complete(600);
     assert_eq!(t.batch(id).items.completed, 4);
     Ok(())
+}
+
+/// That a server has no list was taken for its word on each batch: after a day they were all given up.
+#[test]
+fn a_provider_without_the_list_that_it_ought_to_have_is_asked_about_each_batch() {
+    for (fate, class, status) in [
+        (Fate::Rejected, CallClass::NotFound, Some(404)),
+        (Fate::Rejected, CallClass::Unsupported, Some(405)),
+        (Fate::Rejected, CallClass::Invalid, Some(400)),
+        // It has one, which nobody can read.
+        (Fate::Ambiguous, CallClass::Server, None),
+    ] {
+        let t = Scene::with(Batches::new().lost_after(secs(60)));
+        {
+            let mut inside = t.fake.inside();
+            (inside.limits.items, inside.limits.list_page, inside.lists) = (1, 100, true);
+            let mut error = CallError::new(fate, class, "as the test wants");
+            error.status = status;
+            inside.list_fails = Some(error);
+        }
+        let id = t.send(5);
+        for _ in 0..5 {
+            t.advance(secs(60));
+            t.poll_now();
+        }
+        assert_eq!(t.request_statuses(id), [RequestStatus::Running; 5], "{class:?}");
+        t.complete(1200);
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 5));
+        assert!(t.fake.count("list") > 0);
+    }
+}
+
+/// A provider that is overwhelmed is not asked for each of a thousand batches instead of for all.
+#[test]
+fn a_list_that_fails_for_now_is_asked_for_again() {
+    let t = Scene::new();
+    {
+        let mut inside = t.fake.inside();
+        (inside.limits.items, inside.limits.list_page, inside.lists) = (1, 100, true);
+        inside.list_fails = Some(CallError::new(Fate::Rejected, CallClass::RateLimited, "slowly"));
+    }
+    let id = t.send(5);
+    for _ in 0..5 {
+        t.advance(secs(60));
+        t.poll_now();
+    }
+    assert_eq!((t.fake.count("list"), t.fake.count("poll")), (5, 0));
+    t.fake.inside().list_fails = None;
+    t.complete(1200);
+    assert_eq!(t.batch(id).items.completed, 5);
 }

@@ -56,6 +56,10 @@ pub(crate) struct Inside {
     pub(crate) calls: Vec<&'static str>,
     pub(crate) deleted: Vec<String>,
     pub(crate) lists: bool,
+    /// What its list answers instead.
+    pub(crate) list_fails: Option<CallError>,
+    /// The number of an item for which each creation is refused.
+    pub(crate) refuses: Option<u64>,
     /// After how many deletions one fails, once. 0: none does.
     pub(crate) deletions: usize,
     /// Lists lag: what was made is not found yet.
@@ -116,6 +120,8 @@ impl Fake {
             calls: Vec::new(),
             deleted: Vec::new(),
             lists: false,
+            list_fails: None,
+            refuses: None,
             deletions: 0,
             lags: false,
             on_poll: None,
@@ -311,6 +317,9 @@ impl Provider for Fake {
         Ok(Some(inside.batches.iter().filter(|held| held.created_at >= since).map(Held::remote).collect()))
     }
 
+        if let Some(error) = inside.list_fails.clone() {
+            return Err(error);
+        }
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
         if let Some(meanwhile) = { self.inside().on_results.take() } {
             meanwhile();

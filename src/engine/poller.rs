@@ -124,10 +124,11 @@ impl Poller {
             },
         )?;
         let mut cycle = PollCycle { started_at, total: due.len() as u64, ..PollCycle::default() };
-        cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         if due.is_empty() {
             return Ok(cycle);
         }
+        // By a cycle that is kept.
+        cycle.items_updated = self.agency.items_updated.swap(0, Ordering::Relaxed);
         let (mut tasks, strange) = self.tasks(due, &mut cycle);
         for row in strange {
             let why = format!("the account {} is not here", row.account);
@@ -411,13 +412,13 @@ impl<'a> Task<'a> {
                     left.extend(rows.into_iter().map(|row| Task::One(provider, Box::new(row))));
                     Vec::new()
                 }
-                Err(error) => {
                 // Not to have a list, or none that can be read, says nothing of any batch.
                 Err(error) if !is_for_now(&error) => {
                     log::warn!("{}: batches are asked about one by one, without a list: {error}", rows[0].account);
                     left.extend(rows.into_iter().map(|row| Task::One(provider, Box::new(row))));
                     Vec::new()
                 }
+                Err(error) => {
                     let failed = |row| Told { row, answer: Err(error.clone()), limits: provider.limits() };
                     rows.into_iter().map(failed).collect()
                 }
@@ -442,7 +443,6 @@ fn asked<T>(ask: impl FnOnce() -> CallResult<T>) -> CallResult<T> {
     })
 }
 
-fn not_here(why: String) -> CallError {
 /// Whether a list may be had later, and its provider should not be asked more often meanwhile.
 fn is_for_now(error: &CallError) -> bool {
     match error.class {
@@ -452,6 +452,7 @@ fn is_for_now(error: &CallError) -> bool {
     }
 }
 
+fn not_here(why: String) -> CallError {
     CallError::new(crate::provider::Fate::NotSent, CallClass::Account, why)
 }
 

@@ -104,3 +104,18 @@ fn a_list_that_fails_for_now_is_asked_for_again() {
     t.complete(1200);
     assert_eq!(t.batch(id).items.completed, 5);
 }
+
+/// The cycles between, which had nothing to ask, had taken the count with them.
+#[test]
+fn every_item_that_is_updated_is_told_by_a_cycle() -> jobmill::Result<()> {
+    let t = Scene::new();
+    t.send(3);
+    t.complete(120);
+    t.send(1);
+    t.complete(60);
+    t.send(1);
+    t.complete(60);
+    let told: Vec<u64> = t.client().poll_cycles(100)?.iter().map(|cycle| cycle.items_updated).collect();
+    assert_eq!(told, [1, 3, 0]);
+    Ok(())
+}

@@ -305,6 +305,8 @@ impl Client {
         for result in self.batch_results(id)? {
             let mut line = serde_json::to_vec(&result?)
                 .map_err(|error| Error::with_source(ErrorKind::Storage, "a result does not serialize", error))?;
+            // A reply stands there as it came. Outside its texts, no line needs to end.
+            line.retain(|byte| !matches!(byte, b'\n' | b'\r'));
             line.push(b'\n');
             to.write_all(&line).map_err(broken)?;
             count += 1;

@@ -3,7 +3,7 @@
 use jobmill::provider::{CallClass, CallError, Fate, Finish, ItemError, ItemOutcome, Usage};
 use jobmill::{BatchItem, Batches, Price, PriceTable, RequestStatus, Status};
 use serde_json::value::RawValue;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::scene::{Scene, batch, item};
 use crate::support::{secs, sound};
@@ -103,6 +103,25 @@ fn a_list_that_fails_for_now_is_asked_for_again() {
     t.fake.inside().list_fails = None;
     t.complete(1200);
     assert_eq!(t.batch(id).items.completed, 5);
+}
+
+/// JSON may be written on many lines, and some servers do.
+#[test]
+fn each_result_is_one_line_however_its_reply_was_written() -> jobmill::Result<()> {
+    let t = Scene::new();
+    t.fake.answer(|_, _| {
+        let reply = RawValue::from_string("{\r\n  \"text\": \"a\\nb\"\n}".to_owned()).expect("JSON");
+        Some(ItemOutcome::Succeeded { reply, finish: Finish::Stop, usage: Usage::default() })
+    });
+    let id = t.send(2);
+    t.complete(60);
+    let mut file = Vec::new();
+    assert_eq!(t.client().write_batch_results(id, &mut file)?, 2);
+    let text = String::from_utf8(file).expect("UTF-8");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("a result")).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[1]["output"], json!({ "text": "a\nb" }));
+    Ok(())
 }
 
 /// The cycles between, which had nothing to ask, had taken the count with them.

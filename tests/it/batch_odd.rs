@@ -5,6 +5,7 @@ use jobmill::{BatchItem, Batches, Price, PriceTable, RequestStatus, Status};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use crate::support::fake::Creation;
 use crate::support::scene::{Scene, batch, item};
 use crate::support::{secs, sound};
 
@@ -122,6 +123,21 @@ fn each_result_is_one_line_however_its_reply_was_written() -> jobmill::Result<()
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[1]["output"], json!({ "text": "a\nb" }));
     Ok(())
+}
+
+/// The repetition alone was refused, and all items paid for it with their results, or were sent once more.
+#[test]
+fn a_repetition_that_will_never_be_taken_leaves_the_first_sending_to_be_found() {
+    for class in [CallClass::Invalid, CallClass::TooLarge, CallClass::NotFound, CallClass::Unsupported] {
+        let t = Scene::new();
+        t.fake.inside().limits.idempotent = true;
+        t.fake.inside().creations.extend([Creation::AnswerLost, Creation::Fails(Fate::Rejected, class)]);
+        let id = t.submit(2);
+        t.pass(600);
+        t.complete(600);
+        assert_eq!((t.status(id), t.batch(id).items.completed), (Status::Completed, 2), "{class:?}");
+        assert_eq!(t.sizes(), [2], "{class:?}");
+    }
 }
 
 /// The cycles between, which had nothing to ask, had taken the count with them.

@@ -201,6 +201,7 @@ impl Submission<'_> {
     fn changed(&self) -> Next {
         if self.row.state == RequestState::Sent {
             // It had been sent before, as it was then.
+            self.write(|turn, row| turn.end_lease(&row.account, row.id))?;
             return self.look();
         }
         let why = "its items have changed since it was planned";
@@ -242,6 +243,10 @@ impl Submission<'_> {
             true => turn.request_failed(row, text),
             false => turn.not_sent(row, text),
         };
+        if again && error.class != CallClass::Account && !error.is_retryable() {
+            self.write(move |turn, row| turn.request_failed(row, &text))?;
+            return self.look();
+        }
         match error.class {
             CallClass::Account => {
                 let wait = error.retry_after;
@@ -256,7 +261,7 @@ impl Submission<'_> {
                 self.release(&text, Learnt { items: Some(half), tokens: None })
             }
             // A list may lag behind an upload, and a file be deleted. Nothing was run, and no item is to blame.
-            CallClass::NotFound if self.row.file.is_some() && !again && self.row.attempt < UPLOADS_MAX => {
+            CallClass::NotFound if self.row.file.is_some() && self.row.attempt < UPLOADS_MAX => {
                 self.write(move |turn, row| {
                     turn.not_sent(row, &text)?;
                     turn.forget_upload(row.id)

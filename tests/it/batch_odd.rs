@@ -140,6 +140,21 @@ fn a_repetition_that_will_never_be_taken_leaves_the_first_sending_to_be_found() 
     }
 }
 
+/// A provider may look at the items at once, and refuse them all for one.
+#[test]
+fn an_item_for_which_a_creation_is_refused_fails_alone() {
+    let t = Scene::new();
+    t.fake.inside().refuses = Some(11);
+    let id = t.send_as(batch().max_attempts(1), 16);
+    t.complete(600);
+    let batch = t.batch(id);
+    assert_eq!((batch.job.status, batch.items.completed, batch.items.failed), (Status::Completed, 15, 1));
+    let failed = t.item(id, "key-11");
+    assert_eq!((failed.error_class.as_deref(), failed.error.as_deref()), (Some("invalid"), Some("not that one")));
+    assert_eq!(t.item(id, "key-10").attempt, 1, "what was not run is no attempt");
+    sound(t.client());
+}
+
 /// The cycles between, which had nothing to ask, had taken the count with them.
 #[test]
 fn every_item_that_is_updated_is_told_by_a_cycle() -> jobmill::Result<()> {

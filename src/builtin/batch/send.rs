@@ -256,6 +256,11 @@ impl Submission<'_> {
                 })?;
                 Ok(Some(Outcome::Snooze(until(until_at, self.now()))))
             }
+            // One of the items may be to blame. Whoever reads what a request came to parts them.
+            CallClass::Invalid if self.row.items > 1 && self.row.file.is_none() => {
+                self.write(move |turn, row| turn.refused_at_once(row, &text))?;
+                Ok(Some(Outcome::Done(())))
+            }
             CallClass::TooLarge if self.row.items > 1 => {
                 let half = self.row.items / 2;
                 self.release(&text, Learnt { items: Some(half), tokens: None })

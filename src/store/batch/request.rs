@@ -259,6 +259,22 @@ impl Turn<'_> {
         if ended == 1 { self.harvest_later(id) } else { Ok(()) }
     }
 
+    /// The provider has refused a request as a whole when it was to be created, so that nothing of it was run.
+    pub(crate) fn refused_at_once(&mut self, row: &RequestRow, why: &str) -> rusqlite::Result<()> {
+        self.end_lease(&row.account, row.id)?;
+        let end = RemoteEnd::Invalid(why.to_owned());
+        let refused = self
+            .conn
+            .prepare_cached(
+                "UPDATE jobmill_batch_request SET state = 4, remote_end = :end, ended_at = :now
+                 WHERE id = :id AND state IN (1, 2) AND remote_id IS NULL",
+            )?
+            .execute(named_params! {
+                ":id": row.id, ":now": self.now, ":end": serde_json::to_string(&end).unwrap_or_default(),
+            })?;
+        if refused == 1 { self.harvest_later(row.id) } else { Ok(()) }
+    }
+
     /// A request was looked for at its provider, which does not know it, or keeps its results no more. Tells how often that
     /// was so in a row, and for how long.
     pub(crate) fn missed(&mut self, id: BatchRequestId) -> rusqlite::Result<(u32, Duration)> {

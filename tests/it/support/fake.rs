@@ -264,6 +264,9 @@ impl Provider for Fake {
             cancelled: false,
         };
         assert_eq!(held.requests.len() as u64, new.items);
+        if held.requests.iter().any(|(_, body)| inside.refuses.is_some() && body["n"].as_u64() == inside.refuses) {
+            return Err(CallError::new(Fate::Rejected, CallClass::Invalid, "not that one"));
+        }
         let remote = held.remote();
         inside.batches.push(held);
         match creation {
@@ -314,12 +317,12 @@ impl Provider for Fake {
             return Ok(None);
         }
         inside.calls.push("list");
-        Ok(Some(inside.batches.iter().filter(|held| held.created_at >= since).map(Held::remote).collect()))
-    }
-
         if let Some(error) = inside.list_fails.clone() {
             return Err(error);
         }
+        Ok(Some(inside.batches.iter().filter(|held| held.created_at >= since).map(Held::remote).collect()))
+    }
+
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
         if let Some(meanwhile) = { self.inside().on_results.take() } {
             meanwhile();

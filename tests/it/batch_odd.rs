@@ -155,6 +155,22 @@ fn an_item_for_which_a_creation_is_refused_fails_alone() {
     sound(t.client());
 }
 
+/// It was taken for one of which nothing waits, and lay there until somebody tidied up.
+#[test]
+fn an_item_for_which_there_is_too_little_room_waits_for_it() -> jobmill::Result<()> {
+    let t = Scene::with(Batches::new().tokens_in_flight(15));
+    let first = t.send(1);
+    let second = t.send(1);
+    assert_eq!((t.fake.count("create"), t.batch(second).items.waiting), (1, 1));
+    let why = format!("{:?}", t.client().explain(second)?);
+    assert!(why.contains("as much as is allowed is under way"), "{why}");
+    t.complete(60);
+    assert_eq!((t.status(first), t.fake.count("create")), (Status::Completed, 2));
+    t.complete(60);
+    assert_eq!(t.status(second), Status::Completed);
+    Ok(())
+}
+
 /// The cycles between, which had nothing to ask, had taken the count with them.
 #[test]
 fn every_item_that_is_updated_is_told_by_a_cycle() -> jobmill::Result<()> {

@@ -27,6 +27,7 @@ const WAIT_FOR_TURN: Duration = Duration::from_secs(1);
 /// How long items wait for room at an account, or for a provider that is not here.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(10);
 const WAIT_FOR_PROVIDER: Duration = Duration::from_secs(60);
+const TOO_LITTLE_ROOM: &str = "as much as is allowed is under way at the account";
 /// How often items look whether the block of their account was lifted before its time.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 
@@ -327,7 +328,8 @@ impl Planner {
             call(desk, move |turn| turn.drop_empty(request))?;
             return match full {
                 Some(Full::Budget) => self.over_budget(batch, state, &items, ctx),
-                _ => Ok(Planned::Nothing),
+                Some(Full::Room) => Ok(Planned::Wait(WAIT_FOR_ROOM, TOO_LITTLE_ROOM.to_owned())),
+                None => Ok(Planned::Nothing),
             };
         }
         if call(desk, move |turn| turn.seal(batch, request, &sealed, &allowance.room))? {
@@ -372,7 +374,7 @@ impl Planner {
         let tokens = room.tokens.saturating_sub(of_model.tokens).min(learnt.tokens.unwrap_or(u64::MAX));
         let alone = of_model.tokens == 0;
         if items == 0 || (tokens == 0 && !alone) {
-            return Ok(Err((WAIT_FOR_ROOM, "as much as is allowed is under way at the account".to_owned())));
+            return Ok(Err((WAIT_FOR_ROOM, TOO_LITTLE_ROOM.to_owned())));
         }
         Ok(Ok((Allowance { room, items, tokens, alone }, tag)))
     }

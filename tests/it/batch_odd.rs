@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::fake::Creation;
 use crate::support::scene::{Scene, batch, item};
-use crate::support::{secs, sound};
+use crate::support::{secs, sound, tamper};
 
 fn prices(input: f64, output: f64) -> PriceTable {
     PriceTable::new("1", "EUR").model("*", Price::new(input, output))
@@ -168,6 +168,26 @@ fn an_item_for_which_there_is_too_little_room_waits_for_it() -> jobmill::Result<
     assert_eq!((t.status(first), t.fake.count("create")), (Status::Completed, 2));
     t.complete(60);
     assert_eq!(t.status(second), Status::Completed);
+    Ok(())
+}
+
+/// What was reserved when a plan began may be free again when it ends.
+#[test]
+fn nothing_fails_for_a_budget_that_has_become_free_meanwhile() -> jobmill::Result<()> {
+    let t = Scene::with(Batches::new().prices(prices(0.0, 1000.0)));
+    t.fake.inside().limits.items = 1;
+    // 5 tokens each: 2.5 thousandths, and room for one at a time.
+    let id = t.send_as(batch().budget(0.004), 2);
+    assert_eq!((t.fake.count("create"), t.batch(id).items.waiting), (1, 1));
+    let client = t.client().clone();
+    t.fake.inside().on_encode = Some(Box::new(move || {
+        tamper(&client, "UPDATE jobmill_batch_request SET state = 5, reserved_nanos = 0 WHERE state = 3");
+        tamper(&client, "UPDATE jobmill_batch_item SET state = 3 WHERE state = 1");
+        tamper(&client, "UPDATE jobmill_batch SET sent = 0, completed = 1");
+    }));
+    t.advance(secs(10));
+    t.drain()?;
+    assert_eq!((t.fake.count("create"), t.batch(id).items.failed), (2, 0));
     Ok(())
 }
 

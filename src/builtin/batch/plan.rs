@@ -408,8 +408,14 @@ impl Planner {
     /// What does not fit into the budget waits while something may come back of what is reserved, and fails then.
     fn over_budget(&self, batch: JobId, state: &PlanState, items: &[WaitingItem], ctx: &Context) -> Result<Planned> {
         let desk = ctx.client().desk();
-        if call(desk, move |turn| turn.has_open_requests(batch))? {
+        let (is_open, committed) =
+            call(desk, move |turn| Ok((turn.has_open_requests(batch)?, turn.committed(batch)?)))?;
+        if is_open {
             return Ok(Planned::Wait(WAIT_FOR_ROOM, "the batch's budget is reserved".to_owned()));
+        }
+        if committed < state.committed_nanos {
+            // What was reserved when this plan began has come to its end meanwhile, and cost less.
+            return Ok(Planned::Request);
         }
         let left = state.budget_nanos.unwrap_or(i64::MAX).saturating_sub(state.committed_nanos);
         let model = |item: &WaitingItem| state.routes.iter().find(|route| route.id == item.route);

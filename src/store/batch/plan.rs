@@ -117,20 +117,26 @@ impl Turn<'_> {
                 return Ok(Begin::Busy);
             }
         }
-        let (budget_nanos, paid, request_items) = self
+        let (budget_nanos, request_items) = self
             .conn
-            .prepare_cached("SELECT budget_nanos, cost_nanos, request_items FROM jobmill_batch WHERE job = :batch")?
-            .query_row(named_params! { ":batch": batch }, |row| {
-                Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, Option<i64>>(2)?))
-            })?;
-        let reserved = reserved(self.conn, batch)?;
+            .prepare_cached("SELECT budget_nanos, request_items FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?)))?;
         Ok(Begin::Go(PlanState {
             routes: routes(self.conn, batch)?,
             budget_nanos,
             request_items: request_items.map(i64::cast_unsigned),
-            committed_nanos: paid.saturating_add(reserved),
+            committed_nanos: self.committed(batch)?,
             left: left.map(|(id, _)| id),
         }))
+    }
+
+    /// What is paid of a batch, and what its open requests may come to.
+    pub(crate) fn committed(&self, batch: JobId) -> rusqlite::Result<i64> {
+        let paid: i64 = self
+            .conn
+            .prepare_cached("SELECT cost_nanos FROM jobmill_batch WHERE job = :batch")?
+            .query_row(named_params! { ":batch": batch }, |row| row.get(0))?;
+        Ok(paid.saturating_add(reserved(self.conn, batch)?))
     }
 
     /// Opens a request, whose items are still to come. None: the batch is closed.

@@ -140,12 +140,17 @@ impl BatchItem {
 struct Peek<'a> {
     #[serde(borrow, default)]
     model: Option<std::borrow::Cow<'a, str>>,
+    #[serde(borrow, default)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_output_tokens: Option<&'a RawValue>,
+    /// How many answers are asked for, in a request with these messages.
+    #[serde(borrow, default)]
+    n: Option<&'a RawValue>,
     #[serde(default)]
-    max_tokens: Option<u64>,
-    #[serde(default)]
-    max_completion_tokens: Option<u64>,
-    #[serde(default)]
-    max_output_tokens: Option<u64>,
+    messages: Option<serde::de::IgnoredAny>,
 }
 
 impl<'a> Peek<'a> {
@@ -153,16 +158,31 @@ impl<'a> Peek<'a> {
     fn at(field: &str, body: &'a str) -> Result<Self> {
         let rule = "must be a JSON object, whose `model` is a string if it has one";
         // A list would be taken for the fields in their order.
-        let known = Some(body).filter(|body| body.starts_with('{')).map(serde_json::from_str::<Self>);
-        let known = known.and_then(std::result::Result::ok).ok_or_else(|| Error::invalid(field, rule))?;
+        let object = Some(body).filter(|body| body.starts_with('{')).ok_or_else(|| Error::invalid(field, rule))?;
+        let known: Self = serde_json::from_str(object).map_err(|error| {
+            let is_twice = error.to_string().starts_with("duplicate field");
+            Error::invalid(field, if is_twice { "must name each field once" } else { rule })
+        })?;
         if body.len() > MAX_REQUEST_BYTES {
             return Err(Error::invalid(field, format_args!("must have at most {MAX_REQUEST_BYTES} bytes")));
         }
         Ok(known)
     }
 
+    /// The longest that all its answers may be together, if it says so. Each shape has a name for it; what is no count is
+    /// for whoever runs the request.
     fn max_output(&self) -> Option<u64> {
-        self.max_tokens.or(self.max_completion_tokens).or(self.max_output_tokens)
+        let count = |text: &RawValue| -> Option<u64> {
+            let number: serde_json::Number = serde_json::from_str(text.get()).ok()?;
+            number.as_u64().or_else(|| number.as_f64().filter(|number| *number >= 0.0).map(|number| number as u64))
+        };
+        let limits = [self.max_tokens, self.max_completion_tokens, self.max_output_tokens];
+        let longest = limits.into_iter().flatten().filter_map(count).max();
+        let answers = self.messages.and(self.n).and_then(count).unwrap_or(1).max(1);
+        if longest.is_none() && answers == 1 {
+            return None;
+        }
+        Some(longest.unwrap_or(OUTPUT_GUESS).saturating_mul(answers))
     }
 }
 

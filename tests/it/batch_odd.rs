@@ -1,7 +1,7 @@
 //! What nobody expects of providers and of requests: counts without bound, lists that are not there, replies of many lines.
 
 use jobmill::provider::{CallClass, CallError, Fate, Finish, ItemError, ItemOutcome, Usage};
-use jobmill::{BatchItem, Batches, Price, PriceTable, RequestStatus, Status};
+use jobmill::{BatchItem, Batches, Estimate, Price, PriceTable, RequestStatus, Status};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
@@ -203,5 +203,32 @@ fn every_item_that_is_updated_is_told_by_a_cycle() -> jobmill::Result<()> {
     t.complete(60);
     let told: Vec<u64> = t.client().poll_cycles(100)?.iter().map(|cycle| cycle.items_updated).collect();
     assert_eq!(told, [1, 3, 0]);
+    Ok(())
+}
+
+/// Some endpoints write no bound as a negative number, and a function takes what it likes.
+#[test]
+fn a_request_may_say_what_it_will_of_its_output() -> jobmill::Result<()> {
+    let most = |body: Value| Estimate::of([BatchItem::new(&body)], None).map(|estimate| estimate.output);
+    for (body, expected) in [
+        (json!({ "max_tokens": -1 }), 4096),
+        (json!({ "max_tokens": "many" }), 4096),
+        (json!({ "max_tokens": null }), 4096),
+        (json!({ "max_tokens": 100.0 }), 100),
+        (json!({ "max_output_tokens": 7 }), 7),
+        // Whichever counts, it is no more than that.
+        (json!({ "max_tokens": 10, "max_completion_tokens": 200 }), 200),
+        // So many answers to one question, each as long.
+        (json!({ "messages": [], "max_tokens": 10, "n": 3 }), 30),
+        (json!({ "messages": [], "n": 2 }), 8192),
+        (json!({ "messages": [], "max_tokens": 10, "n": "a" }), 10),
+        (json!({ "messages": [], "max_tokens": u64::MAX, "n": u64::MAX }), u64::MAX),
+        (json!({ "max_tokens": 10, "n": 3 }), 10),
+    ] {
+        assert_eq!(most(body.clone())?, expected, "{body}");
+    }
+    let twice = BatchItem::new(&RawValue::from_string(r#"{"model":"m","model":"n"}"#.to_owned()).expect("JSON"));
+    let error = Estimate::of([twice], None).expect_err("a refusal").to_string();
+    assert!(error.ends_with("items[0].body: must name each field once"), "{error}");
     Ok(())
 }

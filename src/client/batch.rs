@@ -514,7 +514,7 @@ impl Iterator for BatchResults {
             let read = self.client.of_batch(batch, |conn| read::results(conn, batch, after, RESULTS_CHUNK).map(Some));
             match read {
                 Ok(results) => {
-                    self.done = results.len() < RESULTS_CHUNK;
+                    self.done = results.is_empty();
                     self.after = results.last().map_or(after, |(id, _)| *id);
                     self.ready.extend(results.into_iter().map(|(_, result)| result));
                 }

@@ -5,7 +5,7 @@ use jobmill::{BatchItem, Batches, Estimate, Price, PriceTable, RequestStatus, St
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::support::fake::Creation;
+use crate::support::fake::{Creation, succeeded};
 use crate::support::scene::{Scene, batch, item};
 use crate::support::{secs, sound, tamper};
 
@@ -230,5 +230,23 @@ fn a_request_may_say_what_it_will_of_its_output() -> jobmill::Result<()> {
     let twice = BatchItem::new(&RawValue::from_string(r#"{"model":"m","model":"n"}"#.to_owned()).expect("JSON"));
     let error = Estimate::of([twice], None).expect_err("a refusal").to_string();
     assert!(error.ends_with("items[0].body: must name each field once"), "{error}");
+    Ok(())
+}
+
+/// Two hundred of them at a time would have been more than a small machine has.
+#[test]
+fn requests_and_results_of_megabytes_go_their_way() -> jobmill::Result<()> {
+    let t = Scene::new();
+    t.fake.inside().limits.bytes = 64 << 20;
+    let long = "x".repeat(1 << 20);
+    let item = |n: usize| item(n).state(&json!(n));
+    let big = |n: usize| BatchItem::new(&json!({ "model": "m", "n": n, "long": long })).key(format!("big-{n}"));
+    t.fake.answer(|_, body| Some(succeeded(body)));
+    let id = t.client().submit(batch(), (0..30).map(big).chain((0..30).map(item)))?.id();
+    t.drain()?;
+    t.complete(60);
+    assert_eq!((t.status(id), t.sizes()), (Status::Completed, vec![60]));
+    let results = t.client().batch_results(id)?.collect::<jobmill::Result<Vec<_>>>()?;
+    assert_eq!((results.len(), results[59].key.as_str()), (60, "key-29"));
     Ok(())
 }

@@ -130,7 +130,7 @@ impl<'a> BodyReader<'a> {
             self.encoder.took();
             self.after = item.id;
         }
-        if items.len() < CHUNK {
+        if items.is_empty() {
             self.closed = true;
             self.buffer.extend_from_slice(self.encoder.close().as_bytes());
         }
@@ -223,7 +223,7 @@ impl<'a> OpenItems<'a> {
         let (request, after) = (self.request, self.after);
         let reader = self.ctx.client().reader();
         let items = reader.snapshot("cannot read the items", |conn| plan::bound(conn, request, after, CHUNK))?;
-        self.is_read = items.len() < CHUNK;
+        self.is_read = items.is_empty();
         for item in items {
             self.after = item.id;
             let model = self.encoder.model(&item).to_owned();

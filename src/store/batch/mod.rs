@@ -222,6 +222,26 @@ impl Mark {
     }
 }
 
+/// How many bytes of bodies and replies are read at a time: as few as exceed that, for one alone may.
+const READ_BYTES: usize = 4 << 20;
+
+/// The first of these rows, as many as memory has room for. None: there are no more.
+fn some_of<T>(
+    rows: impl Iterator<Item = rusqlite::Result<T>>,
+    bytes: impl Fn(&T) -> usize,
+) -> rusqlite::Result<Vec<T>> {
+    let (mut some, mut sum) = (Vec::new(), 0);
+    for row in rows {
+        let row = row?;
+        sum += bytes(&row);
+        some.push(row);
+        if sum > READ_BYTES {
+            break;
+        }
+    }
+    Ok(some)
+}
+
 /// The number that tells this file from every other: a part of what leaves it.
 pub(crate) fn file_tag(conn: &Connection) -> rusqlite::Result<Option<i64>> {
     conn.prepare_cached("SELECT value FROM jobmill_meta WHERE key = 'file_tag'")?

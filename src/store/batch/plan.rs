@@ -9,7 +9,7 @@ use crate::model::id::{BatchItemId, BatchRequestId, JobId, digits, row_after};
 use crate::model::limit::THROTTLE_MAX;
 use crate::model::time::Timestamp;
 use crate::store::Turn;
-use crate::store::batch::{Change, ItemState, RequestState, make_file_tag};
+use crate::store::batch::{Change, ItemState, RequestState, make_file_tag, some_of};
 
 /// Where items of a batch go.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -354,7 +354,7 @@ pub(crate) const PLAN_WAITING: &str = "SELECT item.id, route, step_number, sends
      WHERE batch = :batch AND item.state = 0 AND item.id > :after
          AND route IN (SELECT value FROM json_each(:routes)) ORDER BY item.id LIMIT :limit";
 
-/// Items that wait to go one of these ways, in their order, behind one of them.
+/// Items that wait to go one of these ways, in their order, behind one of them: up to `limit`, and fewer if they are large.
 pub(crate) fn waiting(
     conn: &Connection,
     batch: JobId,
@@ -363,12 +363,9 @@ pub(crate) fn waiting(
     limit: usize,
 ) -> rusqlite::Result<Vec<WaitingItem>> {
     let routes = serde_json::to_string(routes).unwrap_or_default();
-    conn.prepare_cached(PLAN_WAITING)?
-        .query_map(
-            named_params! { ":batch": batch, ":routes": routes, ":after": after, ":limit": limit as i64 },
-            waiting_item,
-        )?
-        .collect()
+    let mut statement = conn.prepare_cached(PLAN_WAITING)?;
+    let values = named_params! { ":batch": batch, ":routes": routes, ":after": after, ":limit": limit as i64 };
+    some_of(statement.query_map(values, waiting_item)?, |item| item.body.get().len())
 }
 
 fn waiting_item(row: &rusqlite::Row<'_>) -> rusqlite::Result<WaitingItem> {
@@ -412,16 +409,16 @@ pub(crate) const PLAN_BOUND: &str = "SELECT item.id, route, step_number, sends, 
      JOIN jobmill_batch_body AS body ON body.item = item.id
      WHERE request = :request AND item.state = 1 AND item.id > :after ORDER BY item.id LIMIT :limit";
 
-/// Items of a request that have no result, in their order, behind one of them.
+/// Items of a request that have no result, in their order, behind one of them: up to `limit`, and fewer if they are large.
 pub(crate) fn bound(
     conn: &Connection,
     request: BatchRequestId,
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<WaitingItem>> {
-    conn.prepare_cached(PLAN_BOUND)?
-        .query_map(named_params! { ":request": request, ":after": after, ":limit": limit as i64 }, waiting_item)?
-        .collect()
+    let mut statement = conn.prepare_cached(PLAN_BOUND)?;
+    let values = named_params! { ":request": request, ":after": after, ":limit": limit as i64 };
+    some_of(statement.query_map(values, waiting_item)?, |item| item.body.get().len())
 }
 
 /// Whether nothing is planned before this moment, and why. What goes beyond the longest time is of a clock that was set back
@@ -477,4 +474,41 @@ pub(crate) fn refusals(conn: &Connection, batch: JobId) -> rusqlite::Result<usiz
 pub(crate) fn was_bound(conn: &Connection, item: BatchItemId, request: BatchRequestId) -> rusqlite::Result<bool> {
     conn.prepare_cached("SELECT 1 FROM jobmill_batch_item WHERE id = :item AND request = :request")?
         .exists(named_params! { ":item": item, ":request": request })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::Store;
+    use crate::store::connect::Durability;
+
+    /// Hundreds of requests with a picture in each would be more than a small machine has room for.
+    #[test]
+    fn large_bodies_are_read_a_few_at_a_time() -> rusqlite::Result<()> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("jobs.db");
+        let store =
+            Store::open(&path, Durability::Normal, Duration::ZERO, std::sync::Arc::new(crate::clock::SystemClock))
+                .expect("a store");
+        let conn = store.connection();
+        let long = format!("\"{}\"", "x".repeat(1 << 20));
+        for id in 1..=12 {
+            let (state, body) = (i64::from(id > 6), if id % 6 == 0 { "\"x\"" } else { long.as_str() });
+            conn.execute(
+                "INSERT INTO jobmill_batch_item (id, batch, state, route, tokens, key, request)
+                 VALUES (?1, 7, ?2, 1, 1, ?1, 8)",
+                params![id, state],
+            )?;
+            conn.execute("INSERT INTO jobmill_batch_body (item, body) VALUES (?1, ?2)", params![id, body])?;
+        }
+        let routes = HashSet::from([1]);
+        let ids = |items: Vec<WaitingItem>| items.into_iter().map(|item| item.id.raw()).collect::<Vec<_>>();
+        let waiting = |after| waiting(conn, JobId::from_raw(7), &routes, BatchItemId::from_raw(after), 200).map(ids);
+        assert_eq!([waiting(0)?, waiting(4)?, waiting(6)?], [vec![1, 2, 3, 4], vec![5, 6], vec![]]);
+        let bound = |after| bound(conn, BatchRequestId::from_raw(8), BatchItemId::from_raw(after), 200).map(ids);
+        assert_eq!([bound(0)?, bound(10)?, bound(12)?], [vec![7, 8, 9, 10], vec![11, 12], vec![]]);
+        Ok(())
+    }
 }

@@ -12,7 +12,7 @@ use crate::model::limit::THROTTLE_MAX;
 use crate::model::time::Timestamp;
 use crate::model::usage::Usage;
 use crate::provider::RemoteBatch;
-use crate::store::batch::{ItemState, RequestState};
+use crate::store::batch::{ItemState, RequestState, some_of};
 use crate::store::row::json;
 
 /// What stands in a batch's own row.
@@ -214,15 +214,17 @@ pub(crate) fn item_by_key(conn: &Connection, batch: JobId, key: &str) -> rusqlit
         .optional()
 }
 
-/// Results of a batch's items that have ended, in the order of the batch, behind one of them.
+/// Results of a batch's items that have ended, in the order of the batch, behind one of them: up to `limit`, and fewer if
+/// they are large.
 pub(crate) fn results(
     conn: &Connection,
     batch: JobId,
     after: BatchItemId,
     limit: usize,
 ) -> rusqlite::Result<Vec<(BatchItemId, ItemResult)>> {
-    conn.prepare_cached(PLAN_RESULTS)?
-        .query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, |row| {
+    let mut statement = conn.prepare_cached(PLAN_RESULTS)?;
+    let found =
+        statement.query_map(named_params! { ":batch": batch, ":after": after, ":limit": limit as i64 }, |row| {
             let state: ItemState = row.get(2)?;
             let unpriced: i64 = row.get(15)?;
             let step_number: u32 = row.get(7)?;
@@ -239,8 +241,8 @@ pub(crate) fn results(
                 cost_nanos: if unpriced == 0 { row.get(14)? } else { None },
             };
             Ok((row.get(0)?, result))
-        })?
-        .collect()
+        })?;
+    some_of(found, |(_, result)| result.output.as_ref().map_or(0, |output| output.get().len()))
 }
 
 /// Reads requests of a batch.

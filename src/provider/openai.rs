@@ -288,13 +288,9 @@ impl Provider for OpenAi {
 
     fn results(&self, batch: &RemoteBatch, _: &mut dyn Todo, sink: &mut Sink<'_>) -> CallResult<()> {
         let mut known = Cow::Borrowed(batch);
-        if files(&batch.raw).is_empty() {
-            // Lists, and what is known from before the end, may name none.
+        if files(&batch.raw).is_empty() || lacks_output(batch) {
+            // Lists, and what is known from before the end, may name none, or one of two.
             known = Cow::Owned(self.poll(&batch.id)?);
-            let has_results = known.counts.succeeded.is_some_and(|succeeded| succeeded > 0);
-            if files(&known.raw).is_empty() && has_results {
-                return Err(unreadable("the provider has results and names no file of them"));
-            }
         }
         let mut gone = None;
         for (name, id) in files(&known.raw) {
@@ -312,6 +308,9 @@ impl Provider for OpenAi {
             if give(answer.lines(), least, sink, line::parse)?.is_break() {
                 return Ok(());
             }
+        }
+        if lacks_output(&known) {
+            return Err(unreadable("the provider has results and names no file of them"));
         }
         gone.map_or(Ok(()), Err)
     }
@@ -419,6 +418,15 @@ fn files(raw: &str) -> Vec<(&'static str, String)> {
         [OUTPUT, ERRORS].into_iter().filter_map(|name| Some((name, text(&said[name])?.to_owned()))).collect();
     files.dedup_by(|one, other| one.1 == other.1);
     files
+}
+
+/// Whether requests have succeeded and no file of what they came to is named.
+fn lacks_output(batch: &RemoteBatch) -> bool {
+    let RemoteCounts { total, succeeded, failed } = batch.counts;
+    // Some count what has failed among what is completed.
+    let at_most = total.zip(failed).map_or(u64::MAX, |(total, failed)| total.saturating_sub(failed));
+    succeeded.is_some_and(|succeeded| succeeded.min(at_most) > 0)
+        && !files(&batch.raw).iter().any(|(name, _)| *name == OUTPUT)
 }
 
 fn read(answer: Answer) -> CallResult<RemoteBatch> {

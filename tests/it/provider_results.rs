@@ -62,6 +62,28 @@ fn results_that_are_not_kept_any_more_are_not_found() {
     assert_eq!(results(&*provider, &batch).1.expect_err("no address").class, CallClass::Server);
 }
 
+/// A batch whose file of errors was there before the other lost what had succeeded, and it was paid again.
+#[test]
+fn results_that_succeeded_and_whose_file_is_not_named_yet_are_not_missing() {
+    let (server, provider) = start(Shape::OpenAi);
+    server.decide(|item| match item.custom_id.as_str() {
+        "k-0" => Outcome::Fail(400, "c".to_owned(), "m".to_owned()),
+        _ => Outcome::Say("x".to_owned()),
+    });
+    let mut batch = ended(&server, &*provider, 2);
+    let whole: serde_json::Value = serde_json::from_str(&batch.raw).expect("JSON");
+    let mut half = whole.clone();
+    half["output_file_id"] = json!(null);
+    assert!(half["error_file_id"].is_string(), "{half}");
+    batch.raw = half.to_string();
+    let mut all = results(&*provider, &batch);
+    all.0.sort();
+    assert_eq!(all, (vec!["k-0 Invalid".to_owned(), "k-1 good".to_owned()], Ok(())), "it is asked once more");
+    server.fault(Route::Poll, Fault::Answer(200, Vec::new(), half.to_string()));
+    let (lines, end) = results(&*provider, &batch);
+    assert_eq!((lines, end.expect_err("a half").class), (vec!["k-0 Invalid".to_owned()], CallClass::Server));
+}
+
 #[test]
 fn results_come_in_any_order_and_form() {
     for shape in SHAPES {

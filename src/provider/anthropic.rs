@@ -119,12 +119,12 @@ impl Anthropic {
             let told = self.http.get(&path).send()?.success(explain)?.whole()?;
             let list: List<'_> =
                 serde_json::from_str(&told.text).map_err(|_| unreadable("the list is not what was promised"))?;
-            let entries = list.data.into_iter().filter_map(|raw| {
-                // One that cannot be read hides no other.
-                batch(raw.get(), None, &told).ok()
-            });
-            let next = list.last_id.filter(|_| list.has_more.unwrap_or(false)).map(Cow::into_owned);
-            Ok(ListPage { entries: entries.collect(), next })
+            // One that cannot be read hides no other.
+            let entries: Vec<RemoteBatch> =
+                list.data.into_iter().filter_map(|raw| batch(raw.get(), None, &told).ok()).collect();
+            let last = list.last_id.map(Cow::into_owned).or_else(|| entries.last().map(|batch| batch.id.clone()));
+            let next = last.filter(|_| list.has_more.unwrap_or(false));
+            Ok(ListPage { entries, next })
         };
         pages(page, |batch: &RemoteBatch| &batch.id, |page| wire::all_before(page, &since))
     }

@@ -6,11 +6,14 @@ use jobmill::Timestamp;
 use jobmill::provider::{Body, CallClass, Create, Fate, Provider, Quirks, RemoteState, Sought};
 use serde_json::json;
 
-use crate::support::http::CLOSED_PORT;
+use crate::support::http::{CLOSED_PORT, Server};
 use crate::support::provider::{SHAPES, anthropic, create, openai, refused, sought, start, try_create};
 use crate::support::provider_server::ProviderServer;
 use crate::support::provider_server::script::{Fault, Route, Shape};
 use crate::support::secs;
+
+/// The moment about which batches are sought.
+const NOW: &str = "2026-01-01T00:00:00Z";
 
 #[test]
 fn a_batch_arrives_as_it_was_encoded() {
@@ -287,4 +290,22 @@ fn a_repeated_creation_makes_no_second_batch_where_that_is_honoured() {
         assert_eq!(server.state().batches.len(), batches, "{name}");
         server.forget();
     }
+}
+
+/// What lies behind the first page was not found, and would have been sent again.
+#[test]
+fn a_list_that_says_that_it_goes_on_and_not_where_goes_on_behind_its_last() {
+    let server = Server::start(|_, connection| {
+        let Some(request) = connection.request() else { return };
+        let entry = |id: &str| json!({ "id": id, "processing_status": "in_progress", "created_at": NOW });
+        let page = match request.line.contains("after_id=b-2") {
+            false => json!({ "data": [entry("b-1"), entry("b-2")], "has_more": true, "last_id": null }),
+            true => json!({ "data": [entry("b-3")], "has_more": false, "last_id": "b-3" }),
+        };
+        connection.answer(200, &[("Connection", "close")], &page.to_string());
+    });
+    let provider = anthropic(server.url("")).build().expect("good settings");
+    let found = provider.find(&sought("k", None, 1)).expect("a list");
+    let ids: Vec<&str> = found.iter().map(|candidate| candidate.batch.id.as_str()).collect();
+    assert_eq!(ids, ["b-1", "b-2", "b-3"]);
 }

@@ -155,6 +155,18 @@ fn an_item_for_which_a_creation_is_refused_fails_alone() {
     sound(t.client());
 }
 
+/// The items are not to blame one by one for what is wrong with all of them.
+#[test]
+fn creations_that_are_refused_whatever_they_hold_are_not_sent_for_ever() {
+    let t = Scene::new();
+    (t.fake.inside().limits.items, t.fake.inside().limits.bytes) = (1000, 1 << 30);
+    t.fake.inside().creations.extend(vec![Creation::Fails(Fate::Rejected, CallClass::Invalid); 2000]);
+    let id = t.send(1000);
+    let batch = t.batch(id);
+    assert_eq!((batch.job.status, batch.items.failed), (Status::Failed, 1000));
+    assert!((64..=200).contains(&t.fake.count("create")), "{}", t.fake.count("create"));
+}
+
 /// It was taken for one of which nothing waits, and lay there until somebody tidied up.
 #[test]
 fn an_item_for_which_there_is_too_little_room_waits_for_it() -> jobmill::Result<()> {

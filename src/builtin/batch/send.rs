@@ -257,7 +257,7 @@ impl Submission<'_> {
                 Ok(Some(Outcome::Snooze(until(until_at, self.now()))))
             }
             // One of the items may be to blame. Whoever reads what a request came to parts them.
-            CallClass::Invalid if self.row.items > 1 && self.row.file.is_none() => {
+            CallClass::Invalid if error.fate == Fate::Rejected && self.row.items > 1 && self.row.file.is_none() => {
                 self.write(move |turn, row| turn.refused_at_once(row, &text))?;
                 Ok(Some(Outcome::Done(())))
             }
